@@ -1,0 +1,209 @@
+"""What every extractor is: pixels in, records out. It opens no file but its weights and prints nothing.
+
+Adding one is one file and one line in `extractors/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extractors.images import ImageError, resize_shortest_edge
+from extractors.resnet import ResNetConfig
+from extractors.weights import Checkpoint
+from storage.errors import TriptychError
+from storage.records import Record
+from storage.spec import Spec
+
+DECODE_POLICY = "upright 8-bit RGB, alpha dropped, v1"  # extractors/images.py says what it covers
+FLOAT16_MAX = 65504.0
+
+
+class ConfigError(TriptychError):
+    """Settings that contradict each other, or the machine."""
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What both views share. Field comments are the help texts of the command line."""
+
+    weights: str | None = None
+    """A file, a published name, reference:FOLDER, or random:SEED (for trying things out). Default: the published
+    weights of the model."""
+    shorter: int = 600
+    """Resize the shorter side to this many pixels ..."""
+    longer: int = 1000
+    """... unless the longer side would pass this many."""
+    width_divisor: int = 1
+    """Divide all widths of the network by this: quick trials with random weights only, marked in the store."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: the GPU where there is one, said at the start."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type the network computes in."""
+    store_dtype: Literal["float16", "float32"] = "float16"
+    """Number type features are stored in."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shorter <= self.longer:
+            raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
+        if self.width_divisor < 1:
+            raise ConfigError(f"--width-divisor {self.width_divisor} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image on its way to the device.
+
+    key         names the image
+    image_size  (height, width) of the upright original
+    pixels      (3, h, w) BGR, resized: uint8, or float32 with the mean taken off already (Caffe's order)
+    scale       resized pixels per original pixel
+    boxes       (N, 4) float32 given by the user, in original pixels, or None
+    """
+
+    key: str
+    image_size: tuple[int, int]
+    pixels: Tensor
+    scale: float
+    boxes: Tensor | None = None
+
+
+class Extractor(ABC):
+    """One network on one device.
+
+    Attributes:
+        spec: what decides the numbers.
+        vocabulary: names of the classes and attributes, where the network knows any.
+    """
+
+    spec: Spec
+    vocabulary: dict[str, list[str]]
+    device: torch.device
+
+    @abstractmethod
+    def prepare(self, key: str, image: np.ndarray) -> Prepared:
+        """Resize on the CPU; runs in decode threads.
+
+        Args:
+            key: names the image.
+            image: uint8 (H, W, 3) RGB, upright.
+
+        Raises:
+            ImageError: this image cannot be used.
+        """
+
+    @abstractmethod
+    def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
+        """Run images of equal resized size; one result each, in order."""
+
+    def extract(self, batch: Sequence[Prepared]) -> list[Record | ImageError]:
+        """Run images of any sizes, neighbours of equal size together; one result each, in order.
+
+        No image is padded, so its features do not depend on its batch.
+        """
+        results: list[Record | ImageError] = []
+        with torch.inference_mode(), self._autocast():
+            for _, group in groupby(batch, key=lambda image: image.pixels.shape):
+                results += self.forward(list(group))
+        return results
+
+    def __call__(self, image: np.ndarray, key: str = "image") -> Record:
+        """The record of one image.
+
+        Args:
+            image: uint8 (H, W, 3) RGB, upright, as `extractors.read_image` gives it.
+
+        Raises:
+            ImageError: this image cannot be used.
+        """
+        [result] = self.extract([self.prepare(key, image)])
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def _autocast(self) -> Any:
+        dtype = getattr(torch, self.spec.model["dtype"])
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def to_numpy(self, features: Tensor) -> np.ndarray:
+        """Features in the stored dtype.
+
+        Raises:
+            ImageError: a value is not finite, or too large for the stored dtype.
+        """
+        dtype = self.spec.layout.dtype
+        limit = FLOAT16_MAX if dtype == "float16" else torch.finfo(torch.float32).max
+        if not bool((features.abs() <= limit).all()):
+            raise ImageError(
+                "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
+            )
+        return features.to(getattr(torch, dtype)).cpu().numpy()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name means on this machine.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none: no silent fallback.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name!r} is not known; choose cpu, cuda, cuda:N or auto.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here; "
+            "pass --device cpu, or check the driver."
+        )
+    return device
+
+
+def narrowed(body: ResNetConfig, config: ExtractorConfig, checkpoint: Checkpoint) -> ResNetConfig:
+    """A body with divided widths.
+
+    Raises:
+        ConfigError: real weights were to be narrowed.
+    """
+    if config.width_divisor > 1 and checkpoint.tensors is not None:
+        raise ConfigError("--width-divisor goes with random weights only; trained ones have the width they have.")
+    return body.narrowed(config.width_divisor) if config.width_divisor > 1 else body
+
+
+def model_facts(config: ExtractorConfig, checkpoint: Checkpoint, digest: str) -> dict[str, object]:
+    """The `model` part of a spec."""
+    return {
+        "name": getattr(config, "model", ""),
+        "weights": {"origin": checkpoint.origin, "sha256": digest},
+        "width_divisor": config.width_divisor,
+        "dtype": config.dtype,
+    }
+
+
+def pil_facts(config: ExtractorConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
+    """The `preprocess` part of a spec, for images resized as bytes."""
+    return {
+        "decode": DECODE_POLICY,
+        "resize": "pil-bilinear",
+        "shorter": config.shorter,
+        "longer": config.longer,
+        "colour": "BGR",
+        "mean": mean,
+        "std": std,
+    }
+
+
+def prepare_pil(key: str, image: np.ndarray, config: ExtractorConfig) -> Prepared:
+    """detectron2's way: resize the bytes with Pillow, take the mean off later, on the device."""
+    resized = resize_shortest_edge(image, config.shorter, config.longer)
+    pixels = torch.from_numpy(np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1)))
+    height, width = image.shape[:2]
+    return Prepared(key, (height, width), pixels, min(resized.shape[:2]) / min(height, width))

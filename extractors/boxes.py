@@ -1,0 +1,142 @@
+"""Box arithmetic: anchors, decoding, clipping and suppression, in both conventions of pixel width.
+
+Boxes are (N, 4) float32, x1 y1 x2 y2. `plus` is 1 in Caffe's convention, where a box from pixel 3 to pixel 5 is 3
+wide, and 0 in detectron2's. Ties are broken by row everywhere: descending sorts are stable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import nms as torchvision_nms
+
+SCALE_CLAMP = math.log(1000.0 / 16)  # detectron2 `modeling/box_regression.py`: no box grows past 62.5 times its anchor
+
+
+def detectron2_anchors(sizes: Sequence[float] = (64, 128, 256, 512)) -> Tensor:
+    """(12, 4) anchors around (0, 0), size slowest: detectron2 `modeling/anchor_generator.py`."""
+    rows = []
+    for size in sizes:
+        for ratio in (0.5, 1.0, 2.0):
+            width = math.sqrt(size**2 / ratio)
+            height = ratio * width
+            rows.append([-width / 2, -height / 2, width / 2, height / 2])
+    return torch.tensor(rows)
+
+
+def caffe_anchors(scales: Sequence[float] = (4, 8, 16, 32)) -> Tensor:
+    """(12, 4) anchors on the 16-pixel base (0, 0, 15, 15), ratio slowest, sides rounded before they are scaled.
+
+    Source: peteanderson80/bottom-up-attention `lib/rpn/generate_anchors.py`.
+    """
+    rows = []
+    for ratio in (0.5, 1.0, 2.0):
+        width = np.round(np.sqrt(256 / ratio))
+        height = np.round(width * ratio)
+        for scale in scales:
+            half = np.array([width * scale - 1, height * scale - 1]) / 2
+            rows.append([*(7.5 - half), *(7.5 + half)])
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def shifted_anchors(cell: Tensor, map_size: tuple[int, int], stride: int = 16) -> Tensor:
+    """Anchors of every cell of a map (height, width), (height * width * A, 4): row, column, anchor, slowest first."""
+    height, width = map_size
+    x = torch.arange(0, width * stride, stride, dtype=torch.float32, device=cell.device)
+    y = torch.arange(0, height * stride, stride, dtype=torch.float32, device=cell.device)
+    ys, xs = torch.meshgrid(y, x, indexing="ij")
+    shifts = torch.stack([xs, ys, xs, ys], dim=-1).reshape(-1, 1, 4)
+    return (shifts + cell).reshape(-1, 4)
+
+
+def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float], plus: int) -> Tensor:
+    """Move boxes by predicted deltas.
+
+    Args:
+        deltas: (N, C * 4), C boxes predicted from each.
+        boxes: (N, 4) they start from.
+        weights: by which dx, dy, dw, dh were multiplied in training.
+
+    Returns:
+        (N, C * 4), not clipped. As in both official codes, a width of w ends at centre + w / 2, without the -1.
+    """
+    width, height = boxes[:, 2] - boxes[:, 0] + plus, boxes[:, 3] - boxes[:, 1] + plus
+    x, y = boxes[:, 0] + 0.5 * width, boxes[:, 1] + 0.5 * height
+    dx, dy, dw, dh = (deltas[:, i::4] / weight for i, weight in enumerate(weights))
+    new_x, new_y = dx * width[:, None] + x[:, None], dy * height[:, None] + y[:, None]
+    new_width = torch.exp(dw.clamp(max=SCALE_CLAMP)) * width[:, None]
+    new_height = torch.exp(dh.clamp(max=SCALE_CLAMP)) * height[:, None]
+    half_w, half_h = 0.5 * new_width, 0.5 * new_height
+    return torch.stack([new_x - half_w, new_y - half_h, new_x + half_w, new_y + half_h], dim=-1).flatten(1)
+
+
+def clip(boxes: Tensor, height: float, width: float, plus: int = 0) -> Tensor:
+    """Boxes (..., 4) cut to the image: [0, size] or, in Caffe's convention, [0, size - 1]."""
+    limit = boxes.new_tensor([width - plus, height - plus, width - plus, height - plus])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def nonempty(boxes: Tensor) -> Tensor:
+    """(N,) bool: wider and higher than nothing."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float, plus: int = 0, limit: int | None = None) -> Tensor:
+    """Rows that survive greedy suppression, best score first, at most `limit`.
+
+    Without `plus`, a box with IoU > threshold falls (torchvision's rule); with it, IoU >= threshold, on inclusive
+    widths: MILVLG/bottom-up-attention.pytorch's compiled CPU kernel, and Caffe's CPU NMS.
+    """
+    if not plus:
+        return torchvision_nms(boxes, scores, threshold)[:limit]
+    order = scores.sort(descending=True, stable=True).indices
+    kept = _greedy_inclusive(boxes[order].cpu().numpy(), np.float32(threshold), limit)
+    return order[torch.from_numpy(kept).to(order.device)]
+
+
+def _greedy_inclusive(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.ndarray:
+    """Rows of sorted boxes that survive; only a kept box's overlaps are computed, and the search stops at `limit`."""
+    kept: list[int] = []
+    open_rows = np.arange(len(boxes))
+    while len(open_rows) and (limit is None or len(kept) < limit):
+        best, open_rows = open_rows[0], open_rows[1:]
+        kept.append(int(best))
+        open_rows = open_rows[_iou_inclusive(boxes[best], boxes[open_rows]) < threshold]
+    return np.array(kept, np.int64)
+
+
+def _iou_inclusive(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    one = np.float32(1)
+    wide = np.minimum(box[..., 2], others[..., 2]) - np.maximum(box[..., 0], others[..., 0]) + one
+    high = np.minimum(box[..., 3], others[..., 3]) - np.maximum(box[..., 1], others[..., 1]) + one
+    overlap = np.maximum(wide, 0) * np.maximum(high, 0)
+    return overlap / (_area(box) + _area(others) - overlap)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    one = np.float32(1)
+    return (boxes[..., 2] - boxes[..., 0] + one) * (boxes[..., 3] - boxes[..., 1] + one)
+
+
+def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Caffe's per-class NMS on shared boxes: (N, C) bool, where box n survives in class c.
+
+    All classes rank the same N boxes, so one IoU matrix serves them all and the greedy walk runs down every class's
+    ranking at once: N steps instead of C suppressions.
+    """
+    pixels = boxes.cpu().numpy()
+    over = torch.from_numpy(_iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)).to(scores.device)
+    order = scores.sort(dim=0, descending=True, stable=True).indices  # (N, C): order[r, c] is class c's r-th best box
+    alive = torch.ones_like(scores, dtype=torch.bool)
+    rank = torch.empty_like(order)
+    rank.scatter_(0, order, torch.arange(len(order), device=order.device)[:, None].expand_as(order))
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    for place in range(len(order)):
+        best = order[place]
+        falls = over[:, best] & (rank > place) & alive[best, classes]
+        alive &= ~falls
+    return alive

@@ -1,0 +1,238 @@
+"""The bottom-up attention detector: Faster R-CNN, ResNet-101 C4, with object and attribute heads.
+
+Two published variants share the network and differ in conventions (Anderson et al. 2018, "Bottom-Up and Top-Down
+Attention"): MILVLG/bottom-up-attention.pytorch keeps those of the original Caffe code, airsplay/py-bottom-up-attention
+moved the weights to detectron2's. Module names are detectron2's, so that both checkpoints load by name.
+
+Shapes in this file: R proposals, K object classes, M attributes, A anchors a cell, C channels of res4, D of res5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_pool
+
+from extractors import boxes as box_ops
+from extractors.resnet import ResNet, ResNetConfig, make_stage
+
+STRIDE = 16
+POOL = 14
+ROIS_AT_ONCE = 50  # what measured fastest on a CPU; also bounds memory to about 0.2 GB of activations
+PRE_NMS, PROPOSAL_NMS = 6000, 0.7
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What the two variants disagree on.
+
+    plus              1 where widths count both end pixels
+    background_first  class 0 and attribute 0 mean "none"; else the last ones do
+    paired_logits     the RPN has a background and a foreground logit an anchor, compared by softmax
+    box_weights       by which the box head's deltas are multiplied
+    min_side          proposals narrower than this, in pixels of the original image, are dropped before ranking
+    resize            "pil-bilinear" on bytes, mean after; or "cv2-linear" on floats, mean before
+    """
+
+    name: str
+    plus: int
+    background_first: bool
+    paired_logits: bool
+    box_weights: tuple[float, float, float, float]
+    min_side: int
+    resize: str
+
+
+CAFFE = Conventions("caffe", 1, True, True, (1.0, 1.0, 1.0, 1.0), 16, "cv2-linear")
+PY_BOTTOM_UP = Conventions("py-bottom-up-attention", 0, False, False, (10.0, 10.0, 5.0, 5.0), 0, "pil-bilinear")
+
+
+R101_C4 = ResNetConfig(depth=101, ceil_pool=True, last_stage=4)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """One detector; the defaults are the published one's."""
+
+    conventions: Conventions = CAFFE
+    body: ResNetConfig = R101_C4
+    rpn_channels: int = 512
+    classes: int = 1600
+    attributes: int = 400
+    embedding: int = 256
+    attribute_hidden: int = 512
+    proposals: int = 300
+
+
+class Predictions(NamedTuple):
+    """What the heads say of R boxes. Background and "no attribute" are sorted out: ids count real classes only.
+
+    class_probs      (R, K + 1) float32, background last
+    box_deltas       (R, K * 4) float32, of the K object classes
+    attribute_probs  (R, M) float32
+    """
+
+    class_probs: Tensor
+    box_deltas: Tensor
+    attribute_probs: Tensor
+
+
+class RPNHead(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        channels, anchors = config.body.out_channels(4), 12
+        self.conv = nn.Conv2d(channels, config.rpn_channels, 3, padding=1)
+        self.objectness_logits = nn.Conv2d(
+            config.rpn_channels, anchors * (2 if config.conventions.paired_logits else 1), 1
+        )
+        self.anchor_deltas = nn.Conv2d(config.rpn_channels, anchors * 4, 1)
+
+    def forward(self, res4: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu_(self.conv(res4))
+        return self.objectness_logits(hidden), self.anchor_deltas(hidden)
+
+
+class AnchorGenerator(nn.Module):
+    """The anchors of one cell, (A, 4), as a buffer: the checkpoint's win over the variant's own."""
+
+    def __init__(self, conventions: Conventions) -> None:
+        super().__init__()
+        cell = box_ops.caffe_anchors() if conventions.plus else box_ops.detectron2_anchors()
+        self.cell_anchors = nn.Module()
+        self.cell_anchors.register_buffer("0", cell)
+
+    @property
+    def cell(self) -> Tensor:
+        return self.cell_anchors.get_buffer("0")
+
+
+class ProposalGenerator(nn.Module):
+    """Ranks and suppresses anchors into at most `proposals` boxes."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rpn_head = RPNHead(config)
+        self.anchor_generator = AnchorGenerator(config.conventions)
+
+    def rank(self, logits: Tensor) -> Tensor:
+        """One image's logits (1, A or 2A, h, w) to scores (h * w * A,): a logit, or Caffe's foreground probability."""
+        if self.config.conventions.paired_logits:
+            background, foreground = logits[0].chunk(2)
+            logits = torch.stack([background, foreground]).softmax(0)[1][None]
+        return logits[0].permute(1, 2, 0).flatten()
+
+    def propose(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
+        """Proposals of one image.
+
+        Args:
+            logits: (1, A or 2A, h, w) float32.
+            deltas: (1, 4A, h, w) float32.
+            size: (height, width) of the network's input, in pixels.
+            scale: input pixels per pixel of the original image.
+
+        Returns:
+            boxes (R, 4) in input pixels, best first, and their scores (R,).
+        """
+        rules = self.config.conventions
+        anchors = box_ops.shifted_anchors(self.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
+        moves = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
+        scores = self.rank(logits)
+        if not rules.plus:  # detectron2 cuts to the best 6000 first, Caffe after it dropped the small ones
+            scores, rows = _best(scores, PRE_NMS)
+            anchors, moves = anchors[rows], moves[rows]
+        boxes = box_ops.clip(box_ops.decode(moves, anchors, (1.0, 1.0, 1.0, 1.0), rules.plus), *size, rules.plus)
+        good = box_ops.nonempty(boxes)
+        if rules.min_side:
+            sides = boxes[:, 2:] - boxes[:, :2] + rules.plus
+            good &= (sides > rules.min_side * scale).all(dim=1)
+        boxes, scores = boxes[good], scores[good]
+        if rules.plus:
+            scores, rows = _best(scores, PRE_NMS)
+            boxes = boxes[rows]
+        kept = box_ops.nms(boxes, scores, PROPOSAL_NMS, rules.plus, self.config.proposals)
+        return boxes[kept], scores[kept]
+
+
+class BoxPredictor(nn.Module):
+    """Classes, box deltas and attributes of pooled features; the latter also from the best class's embedding."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        width, classes = config.body.out_channels(5), config.classes + 1
+        self.background_first = config.conventions.background_first
+        self.cls_score = nn.Linear(width, classes)
+        self.bbox_pred = nn.Linear(width, 4 * (classes if self.background_first else config.classes))
+        self.cls_embedding = nn.Embedding(classes, config.embedding)
+        self.fc_attr = nn.Linear(width + config.embedding, config.attribute_hidden)
+        self.attr_score = nn.Linear(config.attribute_hidden, config.attributes + 1)
+
+    def logits(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(R, D) to class logits (R, K + 1), box deltas (R, ...), attribute logits (R, M + 1), in checkpoint order."""
+        classes = self.cls_score(features)
+        # The arg-max runs over all classes, background included, in both official codes.
+        embedded = self.cls_embedding(classes.argmax(dim=1))
+        hidden = F.relu(self.fc_attr(torch.cat([features, embedded], dim=1)))
+        return classes, self.bbox_pred(features), self.attr_score(hidden)
+
+    def forward(self, features: Tensor) -> Predictions:
+        classes, deltas, attributes = self.logits(features)
+        probs = classes.softmax(dim=1)
+        if self.background_first:
+            # Caffe's softmax runs over "no attribute" too; py-bottom-up-attention drops that column first.
+            return Predictions(probs.roll(-1, dims=1), deltas[:, 4:], attributes.softmax(dim=1)[:, 1:])
+        return Predictions(probs, deltas, attributes[:, :-1].softmax(dim=1))
+
+
+class RoIHeads(nn.Module):
+    """RoIPool 14x14, res5 with stride 1 and dilation 2, mean."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.res5 = make_stage(config.body, 5, stride=1, dilation=2)
+        self.box_predictor = BoxPredictor(config)
+
+    def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
+        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14)."""
+        return roi_pool(res4, [boxes], POOL, 1.0 / STRIDE)
+
+    def features(self, res4: Tensor, boxes: Tensor) -> Tensor:
+        """One pooled feature a box, (R, D) float32."""
+        if not len(boxes):
+            return res4.new_zeros(0, 2 * res4.shape[1])
+        parts = [self._mean_of_res5(self.pool(res4, part)) for part in boxes.split(ROIS_AT_ONCE)]
+        return torch.cat(parts).float()
+
+    def _mean_of_res5(self, rois: Tensor) -> Tensor:
+        return self.res5(rois.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+
+
+class BottomUpDetector(nn.Module):
+    """The whole network; its stages are called in this order: backbone, propose, features, predictor."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.body)
+        self.proposal_generator = ProposalGenerator(config)
+        self.roi_heads = RoIHeads(config)
+
+    def propose(self, res4: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+        """Proposals (R, 4) of one image in input pixels, best first."""
+        logits, deltas = self.proposal_generator.rpn_head(res4)
+        return self.proposal_generator.propose(logits.float(), deltas.float(), size, scale)[0]
+
+    def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
+        """Class-specific boxes (R, K, 4) in input pixels, not clipped."""
+        rules = self.config.conventions
+        return box_ops.decode(deltas, proposals, rules.box_weights, rules.plus).unflatten(1, (-1, 4))
+
+
+def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest scores and their rows, descending; equal scores in row order."""
+    ordered, rows = scores.sort(descending=True, stable=True)
+    return ordered[:count], rows[:count]

@@ -1,0 +1,197 @@
+"""ResNet and ResNeXt bodies, laid out and named as detectron2 lays them out, so that its checkpoints load by name.
+
+Sources of every rule: detectron2 `modeling/backbone/resnet.py`; the ceil-mode pool and the dilated head from
+airsplay/py-bottom-up-attention and MILVLG/bottom-up-attention.pytorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """One body.
+
+    depth            50, 101 or 152
+    groups           of the 3x3 convolutions; above 1 it is a ResNeXt
+    width_per_group  channels of one group in res2; doubles with every stage
+    stem_channels    after the 7x7 convolution
+    res2_channels    at the end of res2; doubles with every stage
+    deform_stages    stages (4, 5) whose 3x3 convolutions are deformable, version 1
+    ceil_pool        the Caffe stem pool: no padding, sizes rounded up
+    last_stage       5 for grid networks, 4 where res5 is the box head
+    """
+
+    depth: int = 101
+    groups: int = 1
+    width_per_group: int = 64
+    stem_channels: int = 64
+    res2_channels: int = 256
+    deform_stages: tuple[int, ...] = ()
+    ceil_pool: bool = False
+    last_stage: int = 5
+
+    def narrowed(self, divisor: int) -> ResNetConfig:
+        """The same body with all widths divided: for trying things out, never for features to keep."""
+        bottleneck = max(1, self.groups * self.width_per_group // divisor)
+        groups = gcd(self.groups, bottleneck)
+        return replace(
+            self,
+            groups=groups,
+            width_per_group=bottleneck // groups,
+            stem_channels=max(1, self.stem_channels // divisor),
+            res2_channels=max(1, self.res2_channels // divisor),
+        )
+
+    @property
+    def stride_in_1x1(self) -> bool:
+        """ResNets carry a stage's stride in the first 1x1, as Caffe did; ResNeXts in the 3x3."""
+        return self.groups == 1
+
+    def out_channels(self, stage: int) -> int:
+        return self.res2_channels * 2 ** (stage - 2)
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias, followed by batch normalisation with fixed statistics (eps 1e-5)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
+    ):
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
+        self.norm = FrozenBatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class DeformConvNorm(ConvNorm):
+    """A ConvNorm whose taps are moved by offsets; outside the image reads as zero."""
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+        y = deform_conv2d(x, offsets, self.weight, None, self.stride, self.padding, self.dilation)
+        return self.norm(y)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths and steps of one bottleneck block."""
+
+    in_channels: int
+    bottleneck: int
+    out_channels: int
+    stride: int
+    dilation: int = 1
+    groups: int = 1
+    stride_in_1x1: bool = True
+    deformable: bool = False
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut; a deformable block predicts 18 offsets, (dy, dx) a tap, from the 3x3's input."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        first, second = (shape.stride, 1) if shape.stride_in_1x1 else (1, shape.stride)
+        self.shortcut: nn.Module | None = None
+        if shape.in_channels != shape.out_channels:
+            self.shortcut = ConvNorm(shape.in_channels, shape.out_channels, 1, shape.stride)
+        width, dilation = shape.bottleneck, shape.dilation
+        self.conv1 = ConvNorm(shape.in_channels, width, 1, first)
+        middle = DeformConvNorm if shape.deformable else ConvNorm
+        self.conv2 = middle(width, width, 3, second, dilation, shape.groups)
+        self.conv2_offset: nn.Conv2d | None = None
+        if shape.deformable:
+            self.conv2_offset = nn.Conv2d(width, 18, 3, second, dilation, dilation)
+        self.conv3 = ConvNorm(width, shape.out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.conv1(x))
+        y = self.conv2(y) if self.conv2_offset is None else self.conv2(y, self.conv2_offset(y))
+        y = self.conv3(F.relu_(y))
+        y += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(y)
+
+
+def make_stage(config: ResNetConfig, stage: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    """The blocks of one stage (2 to 5); only the first one strides and widens."""
+    out_channels = config.out_channels(stage)
+    shape = BlockShape(
+        in_channels=config.stem_channels if stage == 2 else config.out_channels(stage - 1),
+        bottleneck=config.groups * config.width_per_group * 2 ** (stage - 2),
+        out_channels=out_channels,
+        stride=stride,
+        dilation=dilation,
+        groups=config.groups,
+        stride_in_1x1=config.stride_in_1x1,
+        deformable=stage in config.deform_stages,
+    )
+    rest = replace(shape, in_channels=out_channels, stride=1)
+    count = BLOCKS[config.depth][stage - 2]
+    return nn.Sequential(*(Bottleneck(shape if index == 0 else rest) for index in range(count)))
+
+
+class Stem(nn.Module):
+    """7x7 with stride 2, then a 3x3 max-pool with stride 2."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(3, config.stem_channels, 7, stride=2)
+        self.ceil_pool = config.ceil_pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(x, 3, stride=2, padding=0 if self.ceil_pool else 1, ceil_mode=self.ceil_pool)
+
+
+class ResNet(nn.Module):
+    """Images (B, 3, h, w), normalised, to the last stage's map (B, C, h / 16 or h / 32, ...), each step rounded up."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config)
+        for stage in range(2, config.last_stage + 1):
+            self.add_module(f"res{stage}", make_stage(config, stage, stride=1 if stage == 2 else 2))
+
+    def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Every stage's output by name, from "stem" on."""
+        for name, stage in self.named_children():
+            x = stage(x)
+            yield name, x
+
+    def forward(self, x: Tensor) -> Tensor:
+        *_, (_, last) = self.stages(x)
+        return last
+
+
+def infer_config(shapes: dict[str, torch.Size], last_stage: int, ceil_pool: bool) -> ResNetConfig:
+    """Read a body's widths off the tensor shapes of its checkpoint (names without the `backbone.` prefix).
+
+    Raises:
+        KeyError: a tensor every body has is missing.
+    """
+    res4 = len({name.split(".")[1] for name in shapes if name.startswith("res4.")})
+    depth = {blocks[2]: depth for depth, blocks in BLOCKS.items()}[res4]
+    bottleneck, per_group = shapes["res2.0.conv2.weight"][:2]
+    return ResNetConfig(
+        depth=depth,
+        groups=bottleneck // per_group,
+        width_per_group=per_group,
+        stem_channels=shapes["stem.conv1.weight"][0],
+        res2_channels=shapes["res2.0.conv3.weight"][0],
+        deform_stages=tuple(s for s in (2, 3, 4, 5) if f"res{s}.0.conv2_offset.weight" in shapes),
+        ceil_pool=ceil_pool,
+        last_stage=last_stage,
+    )

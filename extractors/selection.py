@@ -1,0 +1,179 @@
+"""Which of a detector's boxes are kept: the published rules, one function each.
+
+All of them take one image's proposals and predictions and give `Selected`, in the order the official code gives.
+Shapes: R proposals, K classes, N kept. Boxes come out in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extractors import boxes as box_ops
+from extractors.faster_rcnn import Conventions, Predictions
+
+
+class Frame(NamedTuple):
+    """Where an image's pixels lie: sizes are (height, width), `scale` is input pixels per original pixel (Caffe)."""
+
+    input_size: tuple[int, int]
+    image_size: tuple[int, int]
+    scale: float
+
+    def to_original(self, boxes: Tensor) -> Tensor:
+        """Input pixels to original pixels, an axis at a time; cut to the image as detectron2's postprocessing does."""
+        return box_ops.clip(boxes * self._factors(boxes), *self.image_size)
+
+    def to_input(self, boxes: Tensor) -> Tensor:
+        return boxes / self._factors(boxes)
+
+    def _factors(self, boxes: Tensor) -> Tensor:
+        (height, width), (raw_height, raw_width) = self.input_size, self.image_size
+        return boxes.new_tensor([raw_width / width, raw_height / height] * 2)
+
+
+class Selected(NamedTuple):
+    """rows (N,) int64 into the proposals, boxes (N, 4) original pixels, class_ids (N,) int64, class_scores (N,)."""
+
+    rows: Tensor
+    boxes: Tensor
+    class_ids: Tensor
+    class_scores: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A rule with its thresholds.
+
+    rule             "10-100", "class-aware", "class-agnostic" or "given"
+    min_boxes        10-100: at least so many, by confidence where fewer reach the threshold
+    max_boxes        at most so many; the number the two loops aim for
+    score_threshold  10-100 and class-aware
+    nms_threshold    where the loops start; the loops rise by 0.1 to below 1
+    """
+
+    rule: str
+    min_boxes: int
+    max_boxes: int
+    score_threshold: float
+    nms_threshold: float
+
+
+DEFAULTS = {
+    "10-100": Selection("10-100", 10, 100, 0.2, 0.3),
+    "class-aware": Selection("class-aware", 0, 36, 0.2, 0.5),
+    "class-agnostic": Selection("class-agnostic", 0, 36, 0.0, 0.3),
+}
+DEFAULT_RULE = {"caffe": "10-100", "py-bottom-up-attention": "class-aware"}
+
+
+def ten_to_hundred(boxes: Tensor, class_probs: Tensor, rule: Selection) -> tuple[Tensor, Tensor]:
+    """The 10-100 rule: every confident box, in proposal order, but no fewer than min and no more than max.
+
+    Source: peteanderson80/bottom-up-attention `tools/generate_tsv.py`; MILVLG/bottom-up-attention.pytorch
+    `utils/extract_utils.py` save_roi_features.
+
+    Args:
+        boxes: (R, 4), the proposals in original pixels.
+        class_probs: (R, K) without background.
+
+    Returns:
+        rows (N,) int64 and every proposal's confidence (R,): its best probability among the classes it survives in.
+    """
+    survivors = box_ops.class_survivors(boxes, class_probs, rule.nms_threshold)
+    confidence = torch.where(survivors, class_probs, 0).amax(dim=1)
+    rows = (confidence >= rule.score_threshold).nonzero()[:, 0]
+    ranked = confidence.argsort(descending=True, stable=True)
+    if len(rows) < rule.min_boxes:
+        rows = ranked[: rule.min_boxes]
+    elif len(rows) > rule.max_boxes:
+        rows = ranked[: rule.max_boxes]
+    return rows, confidence
+
+
+def by_confidence(proposals: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+    """10-100 on one image: proposals over the scale, not regressed and not clipped, with their arg-max classes."""
+    boxes = proposals / frame.scale
+    rows, _ = ten_to_hundred(boxes, found.class_probs[:, :-1], rule)
+    scores, classes = found.class_probs[rows, :-1].max(dim=1)
+    return Selected(rows, boxes[rows], classes, scores)
+
+
+def class_aware(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+    """Exactly max_boxes where the suppression can be relaxed to give them; a proposal may appear as several classes.
+
+    Source: airsplay/py-bottom-up-attention `demo/demo_feature_extraction_attr.ipynb`: scores above the threshold,
+    per-class NMS at 0.5, 0.6, ... 0.9 until exactly max_boxes are left; otherwise the last threshold's boxes stand.
+    Unlike there, a box that is empty after rescaling goes together with its feature.
+
+    Args:
+        regressed: (R, K, 4) class-specific boxes in input pixels.
+    """
+    rows, classes = (found.class_probs[:, :-1] > rule.score_threshold).nonzero(as_tuple=True)
+    boxes = box_ops.clip(regressed[rows, classes], *frame.input_size)
+    scores = found.class_probs[rows, classes]
+    kept = rows[:0]
+    for threshold in np.arange(rule.nms_threshold, 1.0, 0.1):
+        kept = _per_class_nms(boxes, scores, classes, float(threshold))[: rule.max_boxes]
+        if len(kept) == rule.max_boxes:
+            break
+    return _in_original(Selected(rows[kept], boxes[kept], classes[kept], scores[kept]), frame)
+
+
+def class_agnostic(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+    """The best class of each proposal, suppressed across classes; no score threshold.
+
+    Source: airsplay/py-bottom-up-attention `demo/detectron2_mscoco_proposal_maxnms.py` (LXMERT's features): NMS at
+    0.3, 0.4, ... 0.9 until at least max_boxes are left.
+    """
+    scores, classes = found.class_probs[:, :-1].max(dim=1)
+    everyone = torch.arange(len(scores), device=scores.device)
+    boxes = box_ops.clip(regressed[everyone, classes], *frame.input_size)
+    kept = everyone[:0]
+    for threshold in np.arange(rule.nms_threshold, 1.0, 0.1):
+        kept = box_ops.nms(boxes, scores, float(threshold))[: rule.max_boxes]
+        if len(kept) == rule.max_boxes:
+            break
+    return _in_original(Selected(kept, boxes[kept], classes[kept], scores[kept]), frame)
+
+
+def given(boxes: Tensor, regressed: Tensor | None, found: Predictions, frame: Frame) -> Selected:
+    """The user's boxes in the user's order, each with its best class; regressed boxes where asked for.
+
+    Source: airsplay/py-bottom-up-attention `demo/demo_feature_extraction_attr_given_box.ipynb`.
+
+    Args:
+        boxes: (N, 4) in original pixels.
+        regressed: (N, K, 4) in input pixels, or None to keep the boxes as given.
+    """
+    scores, classes = found.class_probs[:, :-1].max(dim=1)
+    rows = torch.arange(len(boxes), device=scores.device)
+    if regressed is not None:
+        boxes = frame.to_original(box_ops.clip(regressed[rows, classes], *frame.input_size))
+    return Selected(rows, boxes, classes, scores)
+
+
+def whole_image_box(size: tuple[int, int], conventions: Conventions) -> Tensor:
+    """(1, 4): one RoI over the network's whole input, inclusive of the last pixel in Caffe's convention."""
+    height, width = size
+    return torch.tensor([[0.0, 0.0, width - conventions.plus, height - conventions.plus]])
+
+
+def _per_class_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """Rows that survive within their class, best first. True per-class suppression: shifting the classes apart, as
+    torchvision's `batched_nms` may, rounds coordinates to 1/8 pixel at 1600 classes."""
+    kept = [box_ops.nms(boxes[mine], scores[mine], threshold) for mine in (classes == c for c in classes.unique())]
+    members = [(classes == c).nonzero()[:, 0] for c in classes.unique()]
+    rows = torch.cat([member[keep] for member, keep in zip(members, kept, strict=True)]) if kept else classes[:0]
+    rows = rows.sort().values  # ties in score go by row
+    return rows[scores[rows].argsort(descending=True, stable=True)]
+
+
+def _in_original(selected: Selected, frame: Frame) -> Selected:
+    moved = selected._replace(boxes=frame.to_original(selected.boxes))
+    good = box_ops.nonempty(moved.boxes)
+    return Selected(*(each[good] for each in moved))

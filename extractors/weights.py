@@ -1,0 +1,332 @@
+"""Where a network's weights come from: published names, files, `random:SEED`, and the containers they lie in.
+
+Every container ends as one flat mapping of detectron2's tensor names to float32 tensors. Nothing is unpickled that
+could run code, and nothing that is missing is made up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from storage.errors import TriptychError
+
+Tensors = dict[str, Tensor]
+
+
+class WeightsError(TriptychError):
+    """Weights that are missing, unreadable, or of another network."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint somebody published: its file, where to download it, and the page that links it."""
+
+    file: str
+    url: str | None
+    page: str
+
+
+_GRID = "https://dl.fbaipublicfiles.com/grid-feats-vqa"
+_GRID_PAGE = "github.com/facebookresearch/grid-feats-vqa"
+_BUA_PAGE = "github.com/MILVLG/bottom-up-attention.pytorch (its README links a file share)"
+_PY_PAGE = "github.com/airsplay/py-bottom-up-attention"
+PUBLISHED = {
+    "grid-r50": Published("R-50.pth", f"{_GRID}/R-50/R-50.pth", _GRID_PAGE),
+    "grid-x101": Published("X-101.pth", f"{_GRID}/X-101/X-101.pth", _GRID_PAGE),
+    "grid-x152": Published("X-152.pth", f"{_GRID}/X-152/X-152.pth", _GRID_PAGE),
+    "grid-x152pp": Published("X-152pp.pth", f"{_GRID}/X-152pp/X-152pp.pth", _GRID_PAGE),
+    "butd-r101": Published("bua-caffe-frcn-r101-k10-100.pth", None, _BUA_PAGE),
+    "butd-r101-k36": Published("bua-caffe-frcn-r101-k36.pth", None, _BUA_PAGE),
+    "butd-r101-py": Published(
+        "faster_rcnn_from_caffe_attr.pkl", "http://nlp.cs.unc.edu/models/faster_rcnn_from_caffe_attr.pkl", _PY_PAGE
+    ),
+    "butd-r101-py-10-100": Published(
+        "faster_rcnn_from_caffe_attr_original.pkl",
+        "http://nlp.cs.unc.edu/models/faster_rcnn_from_caffe_attr_original.pkl",
+        _PY_PAGE,
+    ),
+}
+
+# MILVLG/bottom-up-attention.pytorch names three layers otherwise than airsplay/py-bottom-up-attention.
+_RENAMES = {
+    "roi_heads.box_predictor.cls_embed.": "roi_heads.box_predictor.cls_embedding.",
+    "roi_heads.box_predictor.attr_linear1.": "roi_heads.box_predictor.fc_attr.",
+    "roi_heads.box_predictor.attr_linear2.": "roi_heads.box_predictor.attr_score.",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights as found. `tensors` is None for random ones, which are made when the network is known.
+
+    origin       "checkpoint" or "random:SEED"; part of the spec, so that random features are never taken for real ones
+    description  where they came from, for people
+    is_reference True for a folder of tiny official weights, whose widths differ from the published network's
+    """
+
+    origin: str
+    description: str
+    tensors: Tensors | None
+    is_reference: bool = False
+    by_suffix: bool = False
+
+
+def find_weights(weights: str) -> Checkpoint:
+    """Read what `--weights` names.
+
+    Args:
+        weights: a file, a published name, `reference:FOLDER`, or `random:SEED`.
+
+    Raises:
+        WeightsError: with what was found and where to put the file.
+    """
+    kind, _, rest = weights.partition(":")
+    if kind == "random":
+        return Checkpoint(f"random:{_seed(rest)}", f"random numbers, seed {rest}: for trying things out", None)
+    if kind == "reference":
+        path = Path(rest) / "weights.safetensors"
+        if not path.is_file():
+            raise WeightsError(f"reference:{rest} needs the file {path}; give a folder that holds weights.safetensors.")
+        return Checkpoint("checkpoint", str(path), _named(_read_safetensors(path)), is_reference=True)
+    path = _published_file(weights) if weights in PUBLISHED else Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"--weights {weights}: no such file, and not a published name ({', '.join(sorted(PUBLISHED))}); "
+            "give a file, one of those names, or random:SEED for trying things out."
+        )
+    return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a `.safetensors`, `.pth`/`.pt`/`.bin` (torch.save) or `.pkl` (detectron2, Caffe2 style) file.
+
+    Raises:
+        WeightsError: the file is of another kind, damaged, or holds objects that only code could rebuild.
+    """
+    by_suffix = False
+    if path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt", ".bin"):
+        tensors = _read_torch(path)
+    elif path.suffix == ".pkl":
+        tensors, by_suffix = _read_pickle(path)
+    else:
+        raise WeightsError(f"{path}: weights of kind {path.suffix!r} are not read; give .pth, .pkl or .safetensors.")
+    return Checkpoint("checkpoint", str(path), _named(tensors), by_suffix=by_suffix)
+
+
+def weights_folder() -> Path:
+    """Where downloaded weights are kept: $TRIPTYCH_WEIGHTS, or ~/.cache/triptych/weights."""
+    return Path(os.environ.get("TRIPTYCH_WEIGHTS", "~/.cache/triptych/weights")).expanduser()
+
+
+def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
+    """Put a checkpoint's tensors into a network, strictly: all that it needs, in its shapes.
+
+    Args:
+        what: the network's name, for messages.
+
+    Returns:
+        SHA-256 of the tensors the network now holds: equal for equal weights, whatever container they came in.
+
+    Raises:
+        WeightsError: a tensor is missing or of another shape.
+    """
+    if checkpoint.tensors is None:
+        randomise(module, _seed(checkpoint.origin.partition(":")[2]))
+        return tensors_sha256(module)
+    found = dict(checkpoint.tensors)
+    wanted = module.state_dict()
+    if checkpoint.by_suffix:
+        found = _match_suffixes(found, wanted)
+    # Anchors are a rule, not a weight: an export without them means the variant's own, which the network has.
+    optional = {name for name in wanted if "cell_anchors" in name}
+    missing = sorted(wanted.keys() - found.keys() - optional)
+    if missing:
+        raise WeightsError(
+            f"{checkpoint.description} does not fit {what}: {len(missing)} of {len(wanted)} tensors are missing, "
+            f"the first is {missing[0]}; choose the --model these weights were made for."
+        )
+    for name in wanted.keys() & found.keys():
+        if found[name].shape != wanted[name].shape:
+            raise WeightsError(
+                f"{checkpoint.description} does not fit {what}: {name} is {list(found[name].shape)}, "
+                f"{list(wanted[name].shape)} was wanted; choose the --model (and --width-divisor) it was made for."
+            )
+    module.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
+    return tensors_sha256(module)
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Fill a network with seeded numbers whose activations stay within float16's range at any depth.
+
+    Convolutions and linear layers get He's scale; the last normalisation of each residual branch is damped, since
+    without it 50 blocks would multiply the activations by 2 ** 25. The stem brings pixels of +-128 to about one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in module.named_modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            torch.nn.init.normal_(layer.weight, 0.0, _he(layer), generator=generator)
+            if layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding):
+            torch.nn.init.normal_(layer.weight, 0.0, 1.0, generator=generator)
+        elif weight is not None and name.endswith("conv3.norm"):
+            weight.fill_(0.2)
+        elif weight is not None and name.endswith("stem.conv1.norm"):
+            weight.fill_(1 / 64)
+
+
+def tensors_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all parameters and buffers, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _he(layer: nn.Conv2d | nn.Linear) -> float:
+    return math.sqrt(2 / layer.weight[0].numel())
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise WeightsError(f"random weights need a seed, a number from 0 up; found {text!r}; write random:0.")
+    return int(text)
+
+
+def _published_file(name: str) -> Path:
+    published = PUBLISHED[name]
+    path = weights_folder() / published.file
+    if path.is_file():
+        return path
+    how = f"Get it from {published.page} and put it at {path}, or pass --weights FILE."
+    if published.url is None:
+        raise WeightsError(f"the weights {name!r} are not on this machine and have no direct download. {how}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(published.url, str(path))
+    except (URLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise WeightsError(
+            f"the weights {name!r} could not be downloaded from {published.url} ({reason}). {how}"
+        ) from error
+    return path
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}).") from error
+
+
+def _read_torch(path: Path) -> Tensors:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path} is not a checkpoint of plain tensors ({first}); nothing else is unpickled."
+        ) from error
+    state = _state_of(content, path)
+    versions = getattr(state, "_metadata", None) or {}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return _undo_old_frozen_norms(tensors, versions)
+
+
+def _undo_old_frozen_norms(tensors: Tensors, versions: Mapping[str, Any]) -> Tensors:
+    """detectron2 `layers/batch_norm.py`: FrozenBatchNorm2d before version 3 stored running_var with eps added."""
+    for name in tensors:
+        layer, _, last = name.rpartition(".")
+        version = (versions.get(layer) or {}).get("version")
+        frozen = f"{layer}.num_batches_tracked" not in tensors
+        if last == "running_var" and frozen and version is not None and version < 3:
+            tensors[name] = tensors[name] - 1e-5
+    return tensors
+
+
+def _read_pickle(path: Path) -> tuple[Tensors, bool]:
+    try:
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise WeightsError(f"{path} is not a pickle of plain arrays ({error}); nothing else is unpickled.") from error
+    state = _state_of(content, path)
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+    return tensors, isinstance(content, dict) and bool(content.get("matching_heuristics"))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Rebuilds numpy arrays and plain containers; any other class in the file is refused before it is imported."""
+
+    ALLOWED = {  # noqa: RUF012
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("collections", "OrderedDict"): OrderedDict,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in ("_reconstruct", "scalar") and module.endswith("core.multiarray") and module.startswith("numpy"):
+            return getattr(np._core.multiarray, name)  # type: ignore[attr-defined]
+        if name == "_frombuffer" and module in ("numpy._core.numeric", "numpy.core.numeric"):
+            return np._core.numeric._frombuffer  # type: ignore[attr-defined]
+        if (module, name) == ("_codecs", "encode"):  # how Python 2 protocol files spell bytes
+            return _latin1
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _state_of(content: Any, path: Path) -> Mapping[str, Any]:
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise WeightsError(f"{path} holds {type(content).__name__}, not a mapping of names to tensors.")
+    return state
+
+
+def _named(tensors: Tensors) -> Tensors:
+    """Names as the networks here use them; floats as float32; training's counters dropped."""
+    named = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("module.")
+        for old, new in _RENAMES.items():
+            name = name.replace(old, new)
+        if not name.endswith("num_batches_tracked"):
+            named[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return named
+
+
+def _match_suffixes(found: Tensors, wanted: Mapping[str, Tensor]) -> Tensors:
+    """detectron2's `matching_heuristics`: a name fits the wanted name that ends with it, the longest wins."""
+    matched = {}
+    for name in wanted:
+        fits = [other for other in found if name == other or name.endswith(f".{other}")]
+        if fits:
+            matched[name] = found[max(fits, key=len)]
+    return matched

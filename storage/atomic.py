@@ -1,0 +1,138 @@
+"""Files that appear whole or not at all, small sealed JSON documents, and the lock around a commit."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from storage.errors import StoreError
+from storage.spec import canonical_json
+
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating-system error into one line that says what is safe and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}. What was committed before is kept; "
+            "make room or set the permission, then run the same command again."
+        ) from error
+
+
+def partial_path(final: Path) -> Path:
+    """A sibling to write to; its name tells which process on which host is writing it."""
+    return final.with_name(f".{final.name}~{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}{PARTIAL}")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished, synced file its final name, and make the name itself survive a power cut."""
+    partial.replace(final)
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_stale_partials(folder: Path) -> list[Path]:
+    """Delete what processes of this host left half-written when they died; files of live ones stay."""
+    stale = []
+    for path in folder.glob(f".*{PARTIAL}"):
+        parts = path.name.split("~")
+        if len(parts) == 4 and parts[1] == socket.gethostname() and not _alive(int(parts[2])):
+            path.unlink(missing_ok=True)
+            stale.append(path)
+    return stale
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, as another user
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` while the block runs; it goes with the process, however that ends."""
+    with writing(path), path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """A JSON document that carries the XXH3-128 of its own content, one line each."""
+    return b'{"xxh3_128":"%s",\n"content":%s}\n' % (_digest(content).encode(), canonical_json(content))
+
+
+def unseal(data: bytes, path: Path) -> dict[str, Any]:
+    """The content of a sealed document.
+
+    Raises:
+        StoreError: the document is not what was written.
+    """
+    try:
+        document = json.loads(data)
+        content: dict[str, Any] = document["content"]
+        intact = document["xxh3_128"] == _digest(content) and seal(content) == data
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise StoreError(f"{path} is damaged (its checksum does not fit); `triptych verify` lists what else is.")
+    return content
+
+
+def write_sealed(path: Path, content: dict[str, Any], *, replace: bool = True) -> None:
+    """Write a sealed document atomically.
+
+    Raises:
+        FileExistsError: `replace` is False and the file is there already.
+        StoreError: the disk refuses.
+    """
+    partial = partial_path(path)
+    try:
+        with writing(path):
+            with partial.open("wb") as handle:
+                handle.write(seal(content))
+                handle.flush()
+                os.fsync(handle.fileno())
+            if replace:
+                publish(partial, path)
+                return
+        try:
+            os.link(partial, path)  # unlike rename, fails where another writer was first
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}.") from error
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    return unseal(path.read_bytes(), path)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return str(xxhash.xxh3_128_hexdigest(canonical_json(content)))

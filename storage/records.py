@@ -1,0 +1,135 @@
+"""What an image's features are: shapes, dtypes, units and order. A record that disagrees with itself cannot be built.
+
+Shapes in this file: N boxes, D feature width, C classes, H x W grid cells, B images of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class RegionRecord:
+    """The boxes a detector kept in one image, in the detector's order (the user's own order for given boxes).
+
+    key               str                        names the image in its store
+    image_size        (height, width)            of the upright original, in pixels
+    boxes             (N, 4) float32             x1 y1 x2 y2, in pixels of the original image
+    features          (N, D) float16 or float32  one pooled feature a box
+    whole_image       (D,)   as `features`       feature of one RoI that covers the whole image
+    class_ids         (N,)   int32               0-based, background not counted
+    class_scores      (N,)   float32             probability of that class
+    attribute_ids     (N,)   int32               0-based, "no attribute" not counted; -1 where the model has none
+    attribute_scores  (N,)   float32             probability of that attribute
+    class_probs       (N, C) float16, or None    all class probabilities, background last; only when asked for
+
+    Raises:
+        ValueError: the arrays do not agree in length, width or dtype.
+    """
+
+    key: str
+    image_size: tuple[int, int]
+    boxes: np.ndarray
+    features: np.ndarray
+    whole_image: np.ndarray
+    class_ids: np.ndarray
+    class_scores: np.ndarray
+    attribute_ids: np.ndarray
+    attribute_scores: np.ndarray
+    class_probs: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2:
+            raise ValueError(f"{self.key}: region features must be (N, D), found {self.features.shape}")
+        rows, width = self.features.shape
+        _require(self.key, "boxes", self.boxes, (rows, 4), np.float32)
+        _require(self.key, "whole_image", self.whole_image, (width,), self.features.dtype)
+        for name, dtype in PER_BOX.items():
+            _require(self.key, name, getattr(self, name), (rows,), dtype)
+        if self.class_probs is not None:
+            _require(self.key, "class_probs", self.class_probs, (rows, self.class_probs.shape[-1]), np.float16)
+
+
+PER_BOX = {
+    "class_ids": np.int32,
+    "class_scores": np.float32,
+    "attribute_ids": np.int32,
+    "attribute_scores": np.float32,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class GridRecord:
+    """The last feature map of one image.
+
+    key         str                           names the image in its store
+    image_size  (height, width)               of the upright original, in pixels
+    features    (H, W, D) float16 or float32  row-major over the image, top-left cell first
+
+    Raises:
+        ValueError: the features are not three-dimensional.
+    """
+
+    key: str
+    image_size: tuple[int, int]
+    features: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3:
+            raise ValueError(f"{self.key}: grid features must be (H, W, D), found {self.features.shape}")
+
+
+Record = RegionRecord | GridRecord
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Several records end to end; image i owns rows `offsets[i]:offsets[i + 1]`.
+
+    keys         B strings
+    values       (sum N, D) as stored   features; grid cells row by row
+    offsets      (B + 1,) int64
+    image_sizes  (B, 2) int32           height, width of the upright originals, in pixels
+    boxes        (sum N, 4) float32     regions only
+    grid_shapes  (B, 2) int32           grid only: cells down, cells across
+    """
+
+    keys: list[str]
+    values: np.ndarray
+    offsets: np.ndarray
+    image_sizes: np.ndarray
+    boxes: np.ndarray | None = None
+    grid_shapes: np.ndarray | None = None
+
+
+def pack(records: Sequence[Record]) -> PackedBatch:
+    """Copy records of one view into one packed batch.
+
+    Raises:
+        ValueError: no record was given.
+    """
+    if not records:
+        raise ValueError("a batch needs at least one key")
+    rows = [record.features.reshape(-1, record.features.shape[-1]) for record in records]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(each) for each in rows], out=offsets[1:])
+    regions = [record for record in records if isinstance(record, RegionRecord)]
+    grids = [record for record in records if isinstance(record, GridRecord)]
+    return PackedBatch(
+        keys=[record.key for record in records],
+        values=np.concatenate(rows),
+        offsets=offsets,
+        image_sizes=np.array([record.image_size for record in records], np.int32),
+        boxes=np.concatenate([record.boxes for record in regions]) if regions else None,
+        grid_shapes=np.array([record.features.shape[:2] for record in grids], np.int32) if grids else None,
+    )
+
+
+def _require(key: str, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: object) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(
+            f"{key}: {name} is {array.dtype} {array.shape}, but the features ask for {np.dtype(dtype)} {shape}"  # type: ignore[call-overload]
+        )

@@ -1,0 +1,17 @@
+"""Fixtures that many tests share: where the shared reference data lies, and small records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference tensors and real data that lies beside a checkout; tests without it skip."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared reference data is not at {SHARED}")
+    return SHARED
