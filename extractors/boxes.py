@@ -125,18 +125,25 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Caffe's per-class NMS on shared boxes: (N, C) bool, where box n survives in class c.
 
-    All classes rank the same N boxes, so one IoU matrix serves them all and the greedy walk runs down every class's
-    ranking at once: N steps instead of C suppressions.
+    All classes rank the same N boxes, so one IoU matrix serves them all: the boxes that one box suppresses are the
+    bits of one integer, and a class is one walk down its ranking.
     """
     pixels = boxes.cpu().numpy()
-    over = torch.from_numpy(_iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)).to(scores.device)
-    order = scores.sort(dim=0, descending=True, stable=True).indices  # (N, C): order[r, c] is class c's r-th best box
-    alive = torch.ones_like(scores, dtype=torch.bool)
-    rank = torch.empty_like(order)
-    rank.scatter_(0, order, torch.arange(len(order), device=order.device)[:, None].expand_as(order))
-    classes = torch.arange(scores.shape[1], device=scores.device)
-    for place in range(len(order)):
-        best = order[place]
-        falls = over[:, best] & (rank > place) & alive[best, classes]
-        alive &= ~falls
-    return alive
+    over = _iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)
+    np.fill_diagonal(over, False)
+    spares = [~int.from_bytes(row.tobytes(), "little") for row in np.packbits(over, axis=1, bitorder="little")]
+    order = scores.t().argsort(dim=1, descending=True, stable=True).tolist()
+    alive = b"".join(_walk(ranking, spares) for ranking in order)
+    bits = np.frombuffer(alive, np.uint8).reshape(len(order), -1)
+    survivors = np.unpackbits(bits, axis=1, count=len(pixels), bitorder="little").astype(bool)
+    return torch.from_numpy(survivors).t().to(scores.device)
+
+
+def _walk(ranking: list[int], spares: list[int]) -> bytes:
+    """One class's survivors as bits. A box still alive at its turn overlaps no kept one, so the boxes it now
+    suppresses are all ranked below it or dead already."""
+    alive = (1 << len(ranking)) - 1
+    for row in ranking:
+        if alive >> row & 1:
+            alive &= spares[row]
+    return alive.to_bytes((len(ranking) + 7) // 8, "little")

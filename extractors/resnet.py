@@ -73,7 +73,12 @@ class ConvNorm(nn.Conv2d):
         self.norm = FrozenBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
+        return self.normalise(super().forward(x))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The norm in one pass over memory; the module's own forward takes two, and convolutions wait for memory."""
+        norm = self.norm
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 class DeformConvNorm(ConvNorm):
@@ -81,7 +86,7 @@ class DeformConvNorm(ConvNorm):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
         y = deform_conv2d(x, offsets, self.weight, None, self.stride, self.padding, self.dilation)
-        return self.norm(y)
+        return self.normalise(y)
 
 
 @dataclass(frozen=True)

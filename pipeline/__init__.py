@@ -1,0 +1,1 @@
+"""From image sources to committed shards, on one machine or a Ray cluster."""

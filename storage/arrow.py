@@ -139,9 +139,11 @@ class ArrowShard:
             if not reader.schema.equals(shard_schema(spec), check_metadata=True):
                 raise StoreError(f"{path} has another schema than its store; `triptych verify` tells more.")
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
+            for batch in batches:  # lengths and offsets only; without it, a damaged offset reads outside the map
+                batch.validate(full=True)
+            self._batches = [_Views(batch, mapped) for batch in batches]
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise StoreError(f"{path} cannot be read ({error}); `triptych verify` tells more.") from error
-        self._batches = [_Views(batch, mapped) for batch in batches]
         self._starts = [0]
         for batch in batches:
             self._starts.append(self._starts[-1] + batch.num_rows)

@@ -1,0 +1,188 @@
+"""One unit in, one shard and one report out: the function that every engine runs.
+
+Reading, decoding and resizing run ahead in threads, at most a window's worth; the network and the shard belong to the
+calling thread. One bad image becomes an error row and the others go on.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import cv2
+import torch
+
+from extractors import Extractor, ImageError, Prepared, decode
+from pipeline.plan import Unit
+from pipeline.sources import ImageRef, Source
+from storage import ErrorRow, Record, StoreWriter
+
+STAGES = ("read", "decode", "model", "write")
+OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
+
+
+@dataclass
+class UnitReport:
+    """What became of one unit; small, so that it can travel.
+
+    seconds   by stage; "read" and "decode" are summed over threads, "wait" is the model waiting for them
+    peak_rss  the process's largest resident memory so far, in bytes
+    """
+
+    images: int = 0
+    records: int = 0
+    rows: int = 0
+    bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_rss: int = 0
+
+    def __add__(self, other: UnitReport) -> UnitReport:
+        return UnitReport(
+            images=self.images + other.images,
+            records=self.records + other.records,
+            rows=self.rows + other.rows,
+            bytes=self.bytes + other.bytes,
+            reasons=self.reasons + other.reasons,
+            seconds=_summed(self.seconds, other.seconds),
+            peak_rss=max(self.peak_rss, other.peak_rss),
+        )
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds = _summed(self.seconds, {stage: time.perf_counter() - start})
+
+
+@dataclass
+class Worker:
+    """What runs units: one process's source, network and way into the store.
+
+    Its settings change how fast it goes, never what comes out.
+    """
+
+    source: Source
+    extractor: Extractor
+    store: StoreWriter
+    batch_size: int = 1
+    decode_threads: int = 2
+
+    def __post_init__(self) -> None:
+        cv2.setNumThreads(1)  # the decode threads are the parallelism; more would only contend
+        self._threads = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+
+    def run(self, unit: Unit, on_images: OnImages = lambda images, failed: None) -> UnitReport:
+        """Extract a unit and commit it.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        report = UnitReport(images=len(unit.refs))
+        with self.store.unit(unit.keys) as shard:
+            for batch in self._batches(unit, report):
+                for result in self._extract(batch, report):
+                    with report.timing("write"):
+                        if isinstance(result, ErrorRow):
+                            shard.fail(result)
+                            report.reasons[result.reason] += 1
+                        else:
+                            shard.append(result)
+                            report.records += 1
+                    on_images(1, int(isinstance(result, ErrorRow)))
+            with report.timing("write"):
+                entry = shard.commit({"seconds": report.seconds})
+        if entry and entry.shard:
+            report.rows, report.bytes = entry.shard.rows, entry.shard.bytes
+        report.peak_rss = peak_rss()
+        return report
+
+    def close(self) -> None:
+        """Let the decode threads go without finishing what is queued."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[_Loaded]]:
+        """Loaded images in the unit's order, `batch_size` at a time, while later ones are being loaded."""
+        coming = iter(unit.refs)
+        window: deque[Future[_Loaded]] = deque()
+        batch: list[_Loaded] = []
+        try:
+            while True:
+                ahead = self.decode_threads + self.batch_size
+                window.extend(self._threads.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
+                if not window:
+                    break
+                with report.timing("wait"):
+                    loaded = window.popleft().result()
+                report.seconds = _summed(report.seconds, loaded.seconds)
+                batch.append(loaded)
+                if len(batch) == self.batch_size:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+        finally:
+            for future in window:
+                future.cancel()
+
+    def _load(self, ref: ImageRef) -> _Loaded:
+        """Runs in a decode thread: bytes to a resized image, or to the error row that stands for it."""
+        timed = UnitReport()
+        try:
+            with timed.timing("read"):
+                data = self.source.read(ref.uri)
+            with timed.timing("decode"):
+                ready: Prepared | ImageError = self.extractor.prepare(ref.key, decode(data))
+        except ImageError as error:
+            ready = error
+        return _Loaded(ref, ready, timed.seconds)
+
+    def _extract(self, batch: list[_Loaded], report: UnitReport) -> list[Record | ErrorRow]:
+        good = [loaded.ready for loaded in batch if isinstance(loaded.ready, Prepared)]
+        with report.timing("model"):
+            results = iter(self._forward(good) if good else [])
+        outcomes = [next(results) if isinstance(each.ready, Prepared) else each.ready for each in batch]
+        return [
+            _error_row(loaded.ref, outcome) if isinstance(outcome, ImageError) else outcome
+            for loaded, outcome in zip(batch, outcomes, strict=True)
+        ]
+
+    def _forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
+        """Run the network; a batch that does not fit in the device's memory is halved until it does."""
+        try:
+            return self.extractor.extract(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                return [ImageError("out_of_memory", f"the device has no room for it: {error}".splitlines()[0], "model")]
+        middle = len(batch) // 2
+        return self._forward(batch[:middle]) + self._forward(batch[middle:])
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    ref: ImageRef
+    ready: Prepared | ImageError
+    seconds: dict[str, float]
+
+
+def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in sorted(first.keys() | second.keys())}
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _error_row(ref: ImageRef, error: ImageError) -> ErrorRow:
+    return ErrorRow(ref.key, ref.uri, error.stage, error.reason, str(error))

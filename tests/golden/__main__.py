@@ -1,0 +1,108 @@
+"""`python -m tests.golden FOLDER...`: check reference folders, made by official code, against the extractors.
+
+A folder holds config.json, weights.safetensors, inputs.safetensors and outputs.safetensors; a folder above such
+folders stands for all of them. Prints a line a tensor. Exit status: 0 all within tolerance, 1 something past it,
+2 a folder that cannot be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from storage.errors import TriptychError
+from tests.golden import bua_selection, butd_regions, grid_feats
+from tests.golden.compare import CannotCheckError, Folder, Report, read_config
+
+CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # upstream.repo of config.json -> its checker
+    "facebookresearch/grid-feats-vqa": grid_feats.check,
+    "airsplay/py-bottom-up-attention": butd_regions.check,
+    "MILVLG/bottom-up-attention.pytorch": bua_selection.check,
+}
+UNDERSTOOD = f"understood are folders of {', '.join(CHECKERS)}"
+PASSED, FAILED, NOT_CHECKED = 0, 1, 2
+WORDS = {PASSED: "passed", FAILED: "failed", NOT_CHECKED: "not checked"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the folders named on the command line; gives the exit status, the worst of theirs."""
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a reference folder, or one above some")
+    with torch.inference_mode():
+        statuses = [status for folder in parser.parse_args(argv).folders for status in check_named(folder)]
+    counts = [f"{statuses.count(status)} {words}" for status, words in WORDS.items()]
+    print(f"{len(statuses)} folders: {', '.join(counts)}")
+    return max(statuses)
+
+
+def check_named(named: Path) -> list[int]:
+    """Check a folder, or all below it: a status each. Models not covered are passed over where others are there."""
+    below = [named] if (named / "config.json").is_file() else folders_below(named)
+    covered = [path for path in below if is_covered(path)]
+    if not below:
+        found = "no config.json in it or below" if named.is_dir() else "no such folder"
+        complain(f"no checker for {named}: found {found}; {UNDERSTOOD}.")
+    for path in below:
+        if path not in covered:
+            complain(f"no checker for {path}: found {project(path)} in its config.json; {UNDERSTOOD}.")
+    return [check_folder(path) for path in covered] or [NOT_CHECKED]
+
+
+def folders_below(named: Path) -> list[Path]:
+    """Folders with a config.json anywhere below this one."""
+    return sorted(path.parent for path in named.rglob("config.json"))
+
+
+def is_covered(path: Path) -> bool:
+    """Whether a checker knows the folder's project. A config.json that cannot be read is for the check to tell."""
+    try:
+        return upstream_repo(path) in CHECKERS
+    except CannotCheckError:
+        return True
+
+
+def project(path: Path) -> str:
+    repo = upstream_repo(path)
+    return "no upstream.repo" if repo is None else f"upstream.repo {repo!r}"
+
+
+def upstream_repo(path: Path) -> str | None:
+    """What a folder's config.json names as the official code, if it does.
+
+    Raises:
+        CannotCheckError: config.json cannot be read.
+    """
+    upstream = read_config(path).get("upstream")
+    repo = upstream.get("repo") if isinstance(upstream, dict) else None
+    return repo if isinstance(repo, str) else None
+
+
+def check_folder(path: Path) -> int:
+    """Check one reference folder and print its report; where the check breaks off, what was compared until then."""
+    report, problem = Report(), None
+    try:
+        folder = Folder.read(path)
+        CHECKERS[folder.setting("upstream", "repo")](folder, report)
+        report.fail_unhandled(folder)
+    except TriptychError as error:
+        problem = str(error)
+    except (RuntimeError, IndexError) as error:  # torch's words for tensors whose shapes do not go together
+        problem = f"its tensors do not fit the model ({str(error).splitlines()[0]})"
+    print(*report.comparisons, sep="\n", end="\n" if report.comparisons else "")
+    if problem is not None:
+        complain(f"{path} cannot be checked: {problem}")
+        return NOT_CHECKED
+    print(f"{path}: {len(report.comparisons)} comparisons, {len(report.failures)} past the tolerance")
+    return FAILED if report.failures else PASSED
+
+
+def complain(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
