@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -51,10 +51,22 @@ class ExtractorConfig:
     """Number type features are stored in."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         if not 1 <= self.shorter <= self.longer:
             raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
         if self.width_divisor < 1:
             raise ConfigError(f"--width-divisor {self.width_divisor} must be at least 1.")
+
+
+def _check_choices(config: ExtractorConfig) -> None:
+    """The command line keeps to the declared choices by itself; this holds Python callers to them, too."""
+    for name, kind in get_type_hints(type(config)).items():
+        parts = (kind, *get_args(kind))  # a choice may be optional
+        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        value = getattr(config, name)
+        if choices and value not in choices and not (value is None and type(None) in parts):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} {value!r} is not known; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -155,10 +167,13 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unknown = f"--device {name!r} is not known; choose cpu, cuda, cuda:N or auto."
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"--device {name!r} is not known; choose cpu, cuda, cuda:N or auto.") from error
+        raise ConfigError(unknown) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(unknown)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device {name} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here; "

@@ -78,16 +78,19 @@ def read_boxes(path: str, box_format: str, units: str) -> BoxTable:
 
 
 def _to_xyxy(path: str, key: str, rows: object, box_format: str) -> np.ndarray:
+    wrong = f"--boxes {path}: {key!r} is not a list of four numbers a box."
     try:
-        boxes = np.asarray(rows, np.float32).reshape(-1, 4) if rows else np.empty((0, 4), np.float32)
+        boxes = np.asarray(rows, np.float32) if rows != [] else np.empty((0, 4), np.float32)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"--boxes {path}: {key!r} is not a list of four numbers a box.") from error
+        raise ConfigError(wrong) from error
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ConfigError(wrong)
     if box_format == "xywh":
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     bad = ~((boxes[:, 2:] > boxes[:, :2]).all(axis=1) & np.isfinite(boxes).all(axis=1))
     if bad.any():
         row = int(bad.argmax())
-        found = np.asarray(rows, np.float32).reshape(-1, 4)[row].tolist()
+        found = np.asarray(rows, np.float32)[row].tolist()
         other = "xywh" if box_format == "xyxy" else "xyxy"
         raise ConfigError(
             f"--boxes {path}: box {row} of {key!r} is {found}, which as {box_format} has no area; is it {other}?"

@@ -208,8 +208,11 @@ def _he(layer: nn.Conv2d | nn.Linear) -> float:
 
 
 def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise WeightsError(f"random weights need a seed, a number from 0 up; found {text!r}; write random:0.")
+    if not text.isdecimal() or len(text) > 18:  # torch takes 63 bits
+        found = text if len(text) < 30 else f"{len(text)} characters"
+        raise WeightsError(
+            f"random weights need a seed, a number from 0 up of at most 18 digits; found {found!r}; write random:0."
+        )
     return int(text)
 
 
@@ -242,10 +245,9 @@ def _read_safetensors(path: Path) -> Tensors:
 def _read_torch(path: Path) -> Tensors:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # damaged pickles raise nearly any type, from KeyError to struct.error
         raise WeightsError(
-            f"{path} is not a checkpoint of plain tensors ({first}); nothing else is unpickled."
+            f"{path} is not a checkpoint of plain tensors ({_first_line(error)}); nothing else is unpickled."
         ) from error
     state = _state_of(content, path)
     versions = getattr(state, "_metadata", None) or {}
@@ -267,12 +269,20 @@ def _undo_old_frozen_norms(tensors: Tensors, versions: Mapping[str, Any]) -> Ten
 def _read_pickle(path: Path) -> tuple[Tensors, bool]:
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a pickle of plain arrays ({error}); nothing else is unpickled.") from error
-    state = _state_of(content, path)
-    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+        state = _state_of(content, path)
+        arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+        tensors = {name: torch.from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
+    except WeightsError:
+        raise
+    except Exception as error:  # as above
+        raise WeightsError(
+            f"{path} is not a pickle of plain arrays ({_first_line(error)}); nothing else is unpickled."
+        ) from error
     return tensors, isinstance(content, dict) and bool(content.get("matching_heuristics"))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class _ArraysOnly(pickle.Unpickler):

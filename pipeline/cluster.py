@@ -33,6 +33,7 @@ from pipeline.unit import OnImages, UnitReport, Worker
 from storage import StoreWriter, TriptychError
 
 FATAL = "fatal"
+ACTORS_WITHIN = 900  # seconds until the pool must stand; nodes that have to be started first take minutes
 
 
 class RayEngine:
@@ -139,6 +140,7 @@ def _connect(address: str | None) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = 0
+    context.wait_for_min_actors_s = ACTORS_WITHIN
 
 
 def _device(job: ExtractJob) -> str:

@@ -1,11 +1,12 @@
 """Arrow IPC shards: many images in one immutable file that is mapped, not loaded.
 
-Schema and sizes follow the measurements in storage/README.md: no body compression (it costs the memory map),
-256 region images or 16 grids in a record batch, features as `list<fixed_size_list<half, D>>`.
+storage/README.md describes them column by column. No body compression (it costs the memory map), 256 region images or
+16 grids in a record batch, features as `list<fixed_size_list<half, D>>`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from bisect import bisect_right
@@ -86,7 +87,8 @@ class ArrowShardWriter:
         return self._file.finish()
 
     def abort(self) -> None:
-        self._file.handle.close()
+        with contextlib.suppress(OSError):  # closing flushes, and on a full disk fails once more
+            self._file.handle.close()
 
     def _flush(self) -> None:
         self._writer.write_batch(_record_batch(self._waiting, self._schema))
@@ -168,13 +170,16 @@ class _Views:
         self.columns = {name: mapped.ragged(batch.column(name)) for name in lists}
         for name, (offsets, _) in self.columns.items():
             if not np.array_equal(offsets, self.columns["features"][0]):
-                raise StoreError(f"column {name!r} has other list lengths than the features; the shard is damaged.")
+                raise ValueError(f"column {name!r} has other list lengths than the features")
+        cells = self.scalars["grid_h"].astype(np.int64) * self.scalars["grid_w"]
+        if "boxes" not in names and not np.array_equal(cells, np.diff(self.columns["features"][0])):
+            raise ValueError("its grid shapes are not those of the features")
         self.whole = mapped.matrix(batch.column("whole_image")) if "whole_image" in names else None
 
     def record(self, row: int, spec: Spec) -> Record:
         size = (int(self.scalars["height"][row]), int(self.scalars["width"][row]))
         if spec.view == "grid":
-            shape = (int(self.scalars["grid_h"][row]), int(self.scalars["grid_w"][row]), -1)
+            shape = (int(self.scalars["grid_h"][row]), int(self.scalars["grid_w"][row]), spec.layout.dim)
             return GridRecord(self.keys[row], size, self._rows("features", row).reshape(shape))
         assert self.whole is not None  # the schema was checked: region shards have the column
         return RegionRecord(

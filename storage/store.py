@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, KeysView, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from storage.spec import Spec
 from storage.writer import RUN, read_head
 
 
-class FeatureStore:
-    """The committed records of one store, by key.
+class FeatureStore(Mapping[str, Record]):
+    """The committed records of one store: a mapping from keys, in shard order, to records.
 
-    Picklable and safe under fork and spawn: shards are mapped when they are first asked for, in each process.
+    Going through it reads each shard once and in order. Picklable, and safe under fork and spawn: shards are mapped
+    when they are first asked for, in each process.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,9 +43,11 @@ class FeatureStore:
     def __contains__(self, key: object) -> bool:
         return key in self._place
 
-    def keys(self) -> KeysView[str]:
-        """Keys in shard order."""
-        return self._place.keys()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
+    __eq__ = object.__eq__  # a mapping's own would read and compare every array
+    __hash__ = object.__hash__
 
     def __getitem__(self, key: str) -> Record:
         """One record; its arrays are views of the memory map.
@@ -58,10 +61,6 @@ class FeatureStore:
         except KeyError:
             raise KeyError(self._why_absent(key)) from None
         return self._shard(unit)[row]
-
-    def __iter__(self) -> Iterator[Record]:
-        """Every record, shard by shard, so that each file is read once and in order."""
-        return (self._shard(unit)[row] for unit, row in self._place.values())
 
     def batch(self, keys: Sequence[str]) -> PackedBatch:
         """Records end to end, in the order asked for: values (sum N, D), offsets (B + 1,), boxes, image sizes."""

@@ -69,6 +69,8 @@ def _check_run(root: Path, found: Verification) -> None:
 
 
 def _entries(root: Path, found: Verification) -> Iterator[Entry]:
+    if not (root / FOLDER).is_dir():
+        found.problems.append(Problem(FOLDER, "missing: without it no shard is found"))
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
             entry = read_entry(path)
@@ -132,7 +134,7 @@ def _leftovers(root: Path, entries: list[Entry], damaged: bool) -> Iterator[str]
     if partial:
         yield f"{len(partial)} half-written files of a running or killed job; the next job removes what is dead"
     known = {entry.shard.file for entry in entries if entry.shard}
-    orphans = [path for path in (root / SHARDS).iterdir() if not path.name.startswith(".")]
+    orphans = [path for path in (root / SHARDS).glob("*") if not path.name.startswith(".")]
     orphans = [path for path in orphans if f"{SHARDS}/{path.name}" not in known]
     if orphans and not damaged:  # with a damaged manifest, a shard without its entry may be the damaged entry's
         yield f"{len(orphans)} shards that were never committed (a job was killed); nothing reads them"

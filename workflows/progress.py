@@ -66,7 +66,8 @@ def opening_lines(start: JobStart) -> list[str]:
     plan, listing = start.plan, start.listing
     lines = [f"{plan.images} images in {start.job.source.images}, {plan.done} of them done, on {start.device}"]
     if listing.passed_over:
-        lines.append(f"{listing.passed_over} other files passed over (--all-files takes them)")
+        files = "file" if listing.passed_over == 1 else "files"
+        lines.append(f"{listing.passed_over} other {files} passed over (--all-files takes every file)")
     if listing.repeated:
         lines.append(f"{listing.repeated} repeats of a listed image left out")
     if start.weights_origin != "checkpoint":

@@ -90,8 +90,8 @@ def check_folder(path: Path) -> int:
         report.fail_unhandled(folder)
     except TriptychError as error:
         problem = str(error)
-    except (RuntimeError, IndexError) as error:  # torch's words for tensors whose shapes do not go together
-        problem = f"its tensors do not fit the model ({str(error).splitlines()[0]})"
+    except (RuntimeError, LookupError) as error:  # shapes that do not go together, settings that are not there
+        problem = f"its tensors or settings do not fit the model ({type(error).__name__}: {str(error).splitlines()[0]})"
     print(*report.comparisons, sep="\n", end="\n" if report.comparisons else "")
     if problem is not None:
         complain(f"{path} cannot be checked: {problem}")

@@ -69,14 +69,14 @@ def check_stages(folder: Folder, report: Report, extractor: RegionExtractor, cas
 
 def check_heads(folder: Folder, report: Report, extractor: RegionExtractor, index: str) -> None:
     """The predictor on the stored features; ours puts background last and leaves "no attribute" out."""
-    pooled, predictor = folder.outputs[f"feature_pooled_{index}"], extractor.detector.roi_heads.box_predictor
+    outputs, predictor = folder.outputs, extractor.detector.roi_heads.box_predictor
+    pooled = outputs[f"feature_pooled_{index}"]
     found = predictor(pooled)
     no_attribute = predictor.logits(pooled)[2].softmax(dim=1)[:, :1]
     attributes = torch.cat([no_attribute, found.attribute_probs], dim=1)
-    report.compare(
-        f"cls_probs_{index}", found.class_probs.roll(1, dims=1), folder.outputs[f"cls_probs_{index}"], FEATURES
-    )
-    report.compare(f"attr_probs_{index}", attributes, folder.outputs[f"attr_probs_{index}"], FEATURES)
+    classes = found.class_probs.roll(1, dims=1)
+    report.compare(f"cls_probs_{index}", classes, outputs[f"cls_probs_{index}"], FEATURES)
+    report.compare(f"attr_probs_{index}", attributes, outputs[f"attr_probs_{index}"], FEATURES)
 
 
 def stored_predictions(folder: Folder, index: str) -> Predictions:
@@ -87,12 +87,9 @@ def stored_predictions(folder: Folder, index: str) -> Predictions:
 
 def check_confidence(folder: Folder, report: Report, case: Case) -> None:
     """Every proposal's best surviving probability, from the stored ones."""
-    index = case.index
-    boxes, probs = (
-        folder.outputs[f"proposals_{index}"] / case.frame.scale,
-        stored_predictions(folder, index).class_probs,
-    )
-    confidence = rules.ten_to_hundred(boxes, probs[:, :-1], ten_to_hundred(folder, 10, 100, 0.2))[1]
+    index, found = case.index, stored_predictions(folder, case.index)
+    boxes = folder.outputs[f"proposals_{index}"] / case.frame.scale
+    confidence = rules.ten_to_hundred(boxes, found.class_probs[:, :-1], ten_to_hundred(folder, 10, 100, 0.2))[1]
     report.compare(f"max_conf_{index}", confidence, folder.outputs[f"max_conf_{index}"], EXACT)
 
 
@@ -104,8 +101,7 @@ def check_selection(folder: Folder, report: Report, case: Case, rule: rules.Sele
         name = f"{FIELDS.get(field, 'sel_ids')}_{suffix}"
         report.compare(name, tensor, outputs[name], DECODED if field == "boxes" else EXACT)
     wanted = detector.official(folder, FIELDS, suffix)
-    rows = outputs[f"sel_ids_{suffix}"]
-    wanted["features"] = (f"end_to_end sel_features_{suffix}", outputs[f"feature_pooled_{case.index}"][rows])
+    wanted["features"] = (f"end_to_end sel_features_{suffix}", outputs[f"feature_pooled_{case.index}"][kept.rows])
     thresholds = {"score_threshold": rule.score_threshold, "nms_threshold": rule.nms_threshold}
     production = load(folder, selection="10-100", min_boxes=rule.min_boxes, max_boxes=rule.max_boxes, **thresholds)
     detector.check_boxes(report, detector.fields_of(production, case.prepared), wanted)

@@ -23,7 +23,6 @@ FEATURES = 1e-4  # feature maps, box features and what the network computes from
 DECODED = 1e-4  # pixels; boxes decoded from stored deltas: exp's last bit, which is the processor's, moves a corner
 SOFTMAX = 1e-6  # probabilities of stored logits: again exp's last bit
 MATCHED = 1e-2  # pixels; end to end, by how much a box may differ and still be the same one
-ROUNDING = 1e-5  # an equal-sized batch mate may make the convolution library add up in another order
 
 FILES = ("config.json", "weights.safetensors", "inputs.safetensors", "outputs.safetensors")
 PREPROCESSED = ("resized_", "network_input_")

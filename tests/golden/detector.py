@@ -18,7 +18,7 @@ from extractors import load_extractor
 from extractors.base import Prepared
 from extractors.regions import RegionExtractor
 from extractors.selection import Frame
-from tests.golden.capture import captured, extract_last
+from tests.golden.capture import arrays_of, captured, extract_last
 from tests.golden.compare import EXACT, FEATURES, MATCHED, Folder, Report
 
 TOLERANCES = {  # of a record's arrays, end to end
@@ -80,9 +80,9 @@ def cases(folder: Folder, extractor: RegionExtractor) -> list[Case]:
     return found
 
 
-def settings_of(folder: Folder, stem: str) -> list[tuple[str, ...]]:
-    """The groups of the pattern `stem` in every output it fits: how a list's name spells its settings."""
-    fits = (re.fullmatch(stem, name) for name in folder.outputs)
+def settings_of(folder: Folder, pattern: str) -> list[tuple[str, ...]]:
+    """The groups of a pattern in every output it fits: how a list's name spells its settings."""
+    fits = (re.fullmatch(pattern, name) for name in folder.outputs)
     return sorted(each.groups() for each in fits if each)
 
 
@@ -140,15 +140,14 @@ def check_boxes(report: Report, found: Fields, wanted: Mapping[str, tuple[str, T
         if len(rows.unique()) < len(rows):
             report.fail(name, "two official boxes have the same nearest one of ours", MATCHED)
             return
-        found = {field: tensor[rows] for field, tensor in found.items()}
+        found = {field: found[field][rows] for field in wanted}
     for field, (name, tensor) in wanted.items():
         report.compare(name, found[field][: len(tensor)], tensor, TOLERANCES[field])
 
 
 def fields_of(extractor: RegionExtractor, prepared: Prepared) -> Fields:
     """The arrays of a production record as tensors, by field."""
-    record = extract_last(extractor, prepared)
-    return {field: torch.from_numpy(getattr(record, field)) for field in TOLERANCES}
+    return arrays_of(extract_last(extractor, prepared))
 
 
 def official(folder: Folder, names: Mapping[str, str], suffix: str) -> dict[str, tuple[str, Tensor]]:

@@ -37,7 +37,7 @@ def check(folder: Folder, report: Report) -> None:
         check_stages(folder, report, extractor, index)
         check_end_to_end(folder, report, extractor, prepared)
         check_repeatable(report, extractor, prepared)
-    for batch in folder.setting("batches"):
+    for batch in folder.config.get("batches", []):
         check_batch(folder, report, extractor, batch)
 
 

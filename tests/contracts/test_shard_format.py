@@ -1,0 +1,245 @@
+"""What every shard format must do: whoever joins FORMATS inherits these tests."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+
+from storage import GridRecord, Record, RegionRecord, Spec, StoreError
+from storage.arrow import IMAGES_PER_BATCH, SUFFIX, ArrowShard, ArrowShardWriter
+from tests.unit.storage.samples import GRID, REGIONS, assert_same, grid_record, region_record, with_layout
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """One way of keeping records in a file: what writes it, what reads it, and how many images it keeps together."""
+
+    writer: Callable[[Path, Spec], Any]
+    reader: Callable[[Path, Spec], Any]
+    suffix: str
+    images_per_batch: dict[str, int]
+
+
+FORMATS = {"arrow": ShardFormat(ArrowShardWriter, ArrowShard, SUFFIX, IMAGES_PER_BATCH)}
+LAYOUTS = [(dtype, probs) for dtype in ("float16", "float32") for probs in (0, 5)]
+
+
+@pytest.fixture(params=FORMATS.values(), ids=FORMATS.keys())
+def shards(request: pytest.FixtureRequest, tmp_path: Path) -> Shards:
+    return Shards(request.param, tmp_path)
+
+
+class Shards:
+    """Writes records into a shard of one format and opens it again."""
+
+    def __init__(self, kind: ShardFormat, folder: Path) -> None:
+        self.kind = kind
+        self.path = folder / f"shard{kind.suffix}"
+
+    def write(self, records: Sequence[Record], spec: Spec) -> tuple[int, str]:
+        writer = self.kind.writer(self.path, spec)
+        for record in records:
+            writer.append(record)
+        return writer.close()
+
+    def written(self, records: Sequence[Record], spec: Spec) -> Any:
+        self.write(records, spec)
+        return self.kind.reader(self.path, spec)
+
+
+def assert_round_trip(shard: Any, records: Sequence[Record]) -> None:
+    assert len(shard) == len(records)
+    for row, record in enumerate(records):
+        assert_same(shard[row], record)
+
+
+def lies_in_a_map(array: np.ndarray) -> bool:
+    """True where an array's memory is a mapped file's."""
+    owner: object = array
+    while not isinstance(owner, mmap.mmap) and owner is not None:
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return isinstance(owner, mmap.mmap)
+
+
+@pytest.mark.parametrize(("dtype", "class_probs"), LAYOUTS)
+def test_region_records_come_back_bit_for_bit(shards: Shards, dtype: str, class_probs: int) -> None:
+    spec = with_layout(REGIONS, dtype=dtype, class_probs=class_probs)
+    records = [region_record(f"image{boxes}", boxes, spec) for boxes in (0, 1, 100, 0)]
+    assert_round_trip(shards.written(records, spec), records)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_grid_records_of_different_shapes_come_back_bit_for_bit(shards: Shards, dtype: str) -> None:
+    spec = with_layout(GRID, dtype=dtype)
+    shapes = [(1, 1), (19, 25), (25, 19), (1, 40), (0, 3)]
+    records = [grid_record(f"image{shape}", shape, spec) for shape in shapes]
+    assert_round_trip(shards.written(records, spec), records)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_values_that_compare_unequal_or_equal_by_accident_keep_their_bits(shards: Shards, dtype: type) -> None:
+    spec = with_layout(GRID, dim=6, dtype=np.dtype(dtype).name)
+    limits = np.finfo(dtype)
+    odd = np.array([np.nan, -0.0, np.inf, -np.inf, limits.max, limits.smallest_subnormal], dtype)
+    bits = odd.view(np.uint16 if dtype is np.float16 else np.uint32)
+    bits[0] |= 1  # a NaN with a payload of its own
+    records = [GridRecord("odd", (1, 1), odd.reshape(1, 1, 6))]
+    assert_round_trip(shards.written(records, spec), records)
+
+
+def test_a_shard_in_which_no_image_has_a_box_is_read(shards: Shards) -> None:
+    records = [region_record(key, 0) for key in ("a", "b")]
+    assert_round_trip(shards.written(records, REGIONS), records)
+
+
+def test_a_shard_without_records_is_empty(shards: Shards) -> None:
+    assert len(shards.written([], REGIONS)) == 0
+
+
+@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+def test_order_is_kept_across_batches(shards: Shards, spec: Spec) -> None:
+    count = 2 * shards.kind.images_per_batch[spec.view] + 3
+    keys = [f"{(7 * i) % count:04}" for i in range(count)]  # not sorted
+    make = region_record if spec.view == "regions" else grid_record
+    records = [make(key, spec=spec) for key in keys]
+    shard = shards.written(records, spec)
+    assert [shard[row].key for row in range(len(shard))] == keys
+    assert_round_trip(shard, records)
+
+
+def test_keys_of_every_script_come_back(shards: Shards) -> None:
+    keys = ["", "a/b c.jpg", "图像", "é\u0301", "😀", "line\nbreak", "x" * 1000]
+    records = [region_record(key, 1) for key in keys]
+    assert_round_trip(shards.written(records, REGIONS), records)
+
+
+def test_arrays_that_are_not_contiguous_are_written_as_they_read(shards: Shards) -> None:
+    wide = grid_record("wide", (4, 6))
+    turned = GridRecord("turned", (6, 4), wide.features.transpose(1, 0, 2)[::-1])
+    [found] = [shards.written([turned], GRID)[0]]
+    np.testing.assert_array_equal(found.features, turned.features)
+
+
+@pytest.mark.parametrize("record", [region_record("a", 5), grid_record("a", (3, 4))], ids=["regions", "grid"])
+def test_reading_copies_nothing(shards: Shards, record: Record) -> None:
+    spec = REGIONS if isinstance(record, RegionRecord) else GRID
+    shard = shards.written([grid_record("b") if spec is GRID else region_record("b", 2), record], spec)
+    for name, array in vars(shard[1]).items():
+        if isinstance(array, np.ndarray):
+            assert lies_in_a_map(array), name
+            assert np.shares_memory(array, getattr(shard[1], name)), name
+    assert not np.shares_memory(shard[0].features, shard[1].features)
+
+
+def test_writing_to_features_does_not_reach_the_file(shards: Shards) -> None:
+    record = region_record("a", 5)
+    shard = shards.written([record], REGIONS)
+    before = shards.path.read_bytes()
+    shard[0].features[:] = 0
+    shard[0].boxes[:] = 0
+    assert shards.path.read_bytes() == before
+    assert_same(shards.kind.reader(shards.path, REGIONS)[0], record)
+
+
+def test_close_tells_the_files_size_and_checksum(shards: Shards) -> None:
+    size, checksum = shards.write([region_record("a", 5)], REGIONS)
+    data = shards.path.read_bytes()
+    assert (size, checksum) == (len(data), xxhash.xxh3_128_hexdigest(data))
+
+
+def test_equal_records_make_equal_files(shards: Shards) -> None:
+    records = [region_record("a", 5), region_record("b", 0)]
+    assert shards.write(records, REGIONS) == shards.write(records, REGIONS)
+
+
+def test_rows_count_boxes_and_cells(shards: Shards) -> None:
+    regions = shards.kind.writer(shards.path, REGIONS)
+    for boxes in (0, 3, 4):
+        regions.append(region_record("a", boxes))
+    regions.close()
+    grid = shards.kind.writer(shards.path, GRID)
+    grid.append(grid_record("a", (3, 4)))
+    grid.close()
+    assert (regions.rows, grid.rows) == (7, 12)
+
+
+def test_opening_with_another_spec_is_refused(shards: Shards) -> None:
+    shards.write([region_record("a")], REGIONS)
+    for other in (GRID, with_layout(REGIONS, dtype="float32"), replace(REGIONS, model={"name": "other"})):
+        with pytest.raises(StoreError, match="another schema than its store"):
+            shards.kind.reader(shards.path, other)
+
+
+UNFIT = {
+    "width": (region_record("a", 2, with_layout(REGIONS, dim=9)), "width 9, float16"),
+    "dtype": (region_record("a", 2, with_layout(REGIONS, dtype="float32")), "width 8, float32"),
+    "view": (grid_record("a"), "GridRecord, width 8, float16"),
+}
+
+
+@pytest.mark.parametrize(("record", "found"), UNFIT.values(), ids=UNFIT.keys())
+def test_a_record_that_does_not_fit_the_store_is_refused_and_named(shards: Shards, record: Record, found: str) -> None:
+    writer = shards.kind.writer(shards.path, REGIONS)
+    with pytest.raises(StoreError) as refusal:
+        writer.append(record)
+    assert "record 'a'" in str(refusal.value) and found in str(refusal.value)
+    assert str(refusal.value).endswith("does not fit the store: regions, width 8, float16.")
+
+
+def test_a_region_record_does_not_fit_a_grid_store(shards: Shards) -> None:
+    with pytest.raises(StoreError, match="RegionRecord.*does not fit the store: grid"):
+        shards.kind.writer(shards.path, GRID).append(region_record("a"))
+
+
+@pytest.mark.parametrize("carried", [0, 4, 6])
+def test_a_record_with_another_number_of_class_probabilities_is_refused(shards: Shards, carried: int) -> None:
+    writer = shards.kind.writer(shards.path, with_layout(REGIONS, class_probs=5))
+    with pytest.raises(StoreError, match="'a' must carry 5 class probabilities"):
+        writer.append(region_record("a", 2, with_layout(REGIONS, class_probs=carried)))
+
+
+def test_a_refused_record_leaves_the_shard_usable(shards: Shards) -> None:
+    writer = shards.kind.writer(shards.path, REGIONS)
+    writer.append(region_record("a"))
+    with pytest.raises(StoreError):
+        writer.append(grid_record("b"))
+    writer.append(region_record("c"))
+    writer.close()
+    assert_round_trip(shards.kind.reader(shards.path, REGIONS), [region_record("a"), region_record("c")])
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * 999])
+def test_a_file_that_is_no_whole_shard_is_refused(shards: Shards, damage: Callable[[bytes], bytes]) -> None:
+    shards.write([region_record("a", 3)], REGIONS)
+    shards.path.write_bytes(damage(shards.path.read_bytes()))
+    with pytest.raises(StoreError, match=f"{shards.path.name} cannot be read"):
+        shards.kind.reader(shards.path, REGIONS)
+
+
+@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+def test_a_flipped_bit_is_refused_or_harmless_but_never_a_crash(shards: Shards, spec: Spec) -> None:
+    """Without a checksum nobody can tell a changed feature; but lengths and offsets must not lead outside the file."""
+    make = region_record if spec.view == "regions" else grid_record
+    shards.write([make(key, spec=spec) for key in ("a", "b", "c")], spec)
+    data = shards.path.read_bytes()
+    refused = 0
+    for place in range(0, len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << (place * 5 % 8)
+        shards.path.unlink()  # a new file: bytes of a mapped one must not change under earlier maps
+        shards.path.write_bytes(damaged)
+        try:
+            shard = shards.kind.reader(shards.path, spec)
+        except StoreError:
+            refused += 1
+            continue
+        found = [shard[row] for row in range(len(shard))]
+        assert all(isinstance(record, RegionRecord | GridRecord) for record in found)
+    assert refused > len(data) // 10

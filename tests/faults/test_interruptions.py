@@ -1,0 +1,75 @@
+"""Killed, interrupted and resumed: nothing lost, nothing doubled, and the end is the same as without."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from storage import open_store, verify_store
+from tests.helpers import TINY, differences, write_photos
+
+KILLS = 10
+
+
+def start(photos: Path, out: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own, as far as its first line, so that the clock starts with the work."""
+    flags = ["--images", str(photos), "--out", str(out), "--images-per-shard", "2", *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workflows.cli", "extract", "regions", *flags],
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while (line := process.stderr.readline()) and " images in " not in line:
+        pass
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_at_ten_random_moments_then_the_store_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 90)
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"")
+    began = time.monotonic()
+    assert start(tmp_path / "photos", tmp_path / "whole").wait() == 0
+    moments = random.Random(7)
+    longest = (time.monotonic() - began) / KILLS
+    hit, counts = 0, []
+    for _ in range(KILLS):
+        process = start(tmp_path / "photos", tmp_path / "killed")
+        time.sleep(moments.uniform(0, longest))
+        hit += process.poll() is None
+        process.kill()
+        process.wait()
+        assert verify_store(tmp_path / "killed").problems == []
+        counts.append(len(open_store(tmp_path / "killed")))
+    assert hit >= KILLS // 2, f"only {hit} of {KILLS} kills met a running job: {counts}"
+    assert counts == sorted(counts)
+    assert start(tmp_path / "photos", tmp_path / "killed").wait() == 0
+    assert differences(tmp_path / "killed", tmp_path / "whole") == []
+    found = verify_store(tmp_path / "killed")
+    assert found.problems == []
+    assert not list((tmp_path / "killed").rglob(".*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_keeps_what_is_committed_and_ends_with_130(how: signal.Signals, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 90)
+    process = start(tmp_path / "photos", tmp_path / "s")
+    while not list((tmp_path / "s" / "manifest").glob("*.json")):
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, _ = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted" in out
+    store = open_store(tmp_path / "s")
+    assert 0 < len(store) < 90
+    assert not store.run["complete"]
+    assert verify_store(tmp_path / "s").problems == []
+    assert not list((tmp_path / "s").rglob(".*.partial"))

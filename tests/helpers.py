@@ -1,0 +1,58 @@
+"""What integration tests share: small photographs, jobs on narrow networks, and the comparison of two stores."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from storage import open_store
+
+TINY = ["--weights", "random:0", "--width-divisor", "32", "--shorter", "64", "--longer", "100", "--device", "cpu"]
+
+
+def write_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
+    """Write `count` smooth random JPEGs of several sizes; returns their keys, sorted."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [f"{'ab'[index % 2]}/photo_{index:03}" for index in range(count)]
+    for key in keys:
+        path = folder / f"{key}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        small = rng.integers(0, 255, (6, 8, 3), np.uint8)
+        size = (int(rng.integers(80, 160)), int(rng.integers(60, 140)))
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+    return sorted(keys)
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """What tells two stores apart, record by record and bit by bit; shards may be cut differently."""
+    a, b = open_store(first), open_store(second)
+    found = [] if a.spec.id == b.spec.id else ["spec"]
+    found += [f"only in one: {key}" for key in sorted(a.keys() ^ b.keys())]
+    for key in sorted(a.keys() & b.keys()):
+        for each in fields(a[key]):
+            one, other = getattr(a[key], each.name), getattr(b[key], each.name)
+            if not (np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other):
+                found.append(f"{key}: {each.name}")
+    errors = [sorted((row.key, row.stage, row.reason) for row in store.errors()) for store in (a, b)]
+    return found + (["errors"] if errors[0] != errors[1] else [])
+
+
+def largest_differences(first: Path, second: Path) -> str:
+    """How far two stores are apart, in words: identical records, and the largest difference of each field."""
+    a, b = open_store(first), open_store(second)
+    far: dict[str, float] = {}
+    for key in sorted(a.keys() & b.keys()):
+        for each in fields(a[key]):
+            one, other = getattr(a[key], each.name), getattr(b[key], each.name)
+            if isinstance(one, np.ndarray) and not np.array_equal(one, other):
+                same_shape = one.shape == other.shape
+                gap = float(np.abs(one.astype(float) - other.astype(float)).max()) if same_shape else float("inf")
+                far[each.name] = max(far.get(each.name, 0.0), gap)
+    changed = {line.split(":")[0] for line in differences(first, second)}
+    apart = ", ".join(f"{name} {gap:.3g}" for name, gap in sorted(far.items()))
+    words = f"{len(a.keys() & b.keys()) - len(changed)} of {len(a.keys() | b.keys())} records identical to the last bit"
+    return words + (f"; largest differences: {apart}" if apart else "")

@@ -1,0 +1,275 @@
+"""The commands as a user types them, on narrow networks and small photographs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extractors import load_extractor, read_image
+from storage import RegionRecord, open_store
+from tests.helpers import TINY, differences, write_photos
+from workflows.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 6)
+    (folder / "notes.md").write_text("not an image")
+    whole = (folder / "a" / "photo_000.jpg").read_bytes()
+    (folder / "broken.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def extract(view: str, photos: Path, out: Path, *more: str) -> int:
+    model = ["--model", "r50"] if view == "grid" else []
+    return main(["extract", view, "--images", str(photos), "--out", str(out), *model, *TINY, *more])
+
+
+def info(store: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["info", str(store), "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+@pytest.mark.parametrize("view", ["regions", "grid"])
+def test_extract_accounts_for_every_image_and_tells_about_it(
+    view: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert extract(view, photos, out) == 0
+    told = capsys.readouterr()
+    assert "1 other file passed over" in told.err
+    assert "random:0" in told.err and "random:0" in told.out
+    for word in (
+        "images      7",
+        "records     6",
+        "errors      1",
+        "1  truncated",
+        "images/s",
+        "read",
+        "model waiting",
+    ):
+        assert word in told.out
+    facts = info(out, capsys)
+    assert {
+        "view",
+        "spec_id",
+        "spec",
+        "records",
+        "errors",
+        "errors_by_reason",
+        "shards",
+        "bytes",
+        "complete",
+    } <= facts.keys()
+    assert (facts["view"], facts["records"], facts["errors"], facts["complete"]) == (view, 6, 1, True)
+    assert facts["errors_by_reason"] == {"truncated": 1}
+    assert facts["spec"]["model"]["width_divisor"] == 32
+    assert main(["verify", str(out)]) == 0
+
+
+def test_errors_prints_one_row_per_failed_image(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("grid", photos, tmp_path / "s")
+    capsys.readouterr()
+    assert main(["errors", str(tmp_path / "s"), "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["key"], row["stage"], row["reason"]) == ("broken", "decode", "truncated")
+    assert row["uri"].endswith("broken.jpg") and row["message"]
+
+
+def test_the_same_command_again_reads_nothing_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("grid", photos, tmp_path / "s")
+
+    def must_not_read(*_: object) -> bytes:
+        raise AssertionError("a done image was read again")
+
+    monkeypatch.setattr("pipeline.sources.folder.FolderSource.read", must_not_read)
+    before = sorted((tmp_path / "s").rglob("*.arrow"))
+    assert extract("grid", photos, tmp_path / "s") == 0
+    assert sorted((tmp_path / "s").rglob("*.arrow")) == before
+    assert info(tmp_path / "s", capsys)["complete"]
+
+
+def test_new_images_of_the_folder_are_added(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 4)
+    extract("regions", tmp_path / "photos", tmp_path / "s")
+    write_photos(tmp_path / "photos", 7)
+    extract("regions", tmp_path / "photos", tmp_path / "s")
+    extract("regions", tmp_path / "photos", tmp_path / "once")
+    assert len(open_store(tmp_path / "s")) == 7
+    assert differences(tmp_path / "s", tmp_path / "once") == []
+
+
+def test_shards_and_threads_change_no_bit(photos: Path, tmp_path: Path) -> None:
+    extract("regions", photos, tmp_path / "one")
+    extract("regions", photos, tmp_path / "other", "--images-per-shard", "2", "--decode-workers", "4")
+    assert differences(tmp_path / "one", tmp_path / "other") == []
+
+
+def test_a_batch_of_equal_sizes_stays_within_rounding(tmp_path: Path) -> None:
+    """A convolution over several images may add up in another order than over one."""
+    (tmp_path / "photos").mkdir()
+    for index, key in enumerate(write_photos(tmp_path / "some", 4)):
+        Image.open(tmp_path / "some" / f"{key}.jpg").resize((90, 70)).save(tmp_path / "photos" / f"{index}.png")
+    extract("grid", tmp_path / "photos", tmp_path / "one")
+    extract("grid", tmp_path / "photos", tmp_path / "four", "--batch-size", "4")
+    one, four = open_store(tmp_path / "one"), open_store(tmp_path / "four")
+    for key in one:
+        np.testing.assert_allclose(one[key].features, four[key].features, rtol=2e-3, atol=2e-3)
+
+
+def test_another_spec_is_refused_field_by_field(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("grid", photos, tmp_path / "s")
+    capsys.readouterr()
+    assert extract("grid", photos, tmp_path / "s", "--shorter", "96") == 2
+    [line] = [each for each in capsys.readouterr().err.splitlines() if each]
+    assert "preprocess.shorter: 64 in the store, 96 in this job" in line
+    assert main(["verify", str(tmp_path / "s")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--images", "nowhere"], "does not exist"),
+        (["--weights", "nowhere.pth"], "random:SEED"),
+        (["--weights", "random:x"], "random:0"),
+        (["--device", "cuda:7"], "GPU"),
+        (["--shorter", "0"], "--shorter 0"),
+        (["--max-errors", "many"], "percentage"),
+        (["--workers", "2"], "--engine ray"),
+        (["--config", "nowhere.yaml"], "cannot be read"),
+    ],
+)
+def test_a_wrong_job_ends_with_one_line_and_status_2(
+    more: list[str], words: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract("grid", photos, tmp_path / "s", *more) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_missing_published_weights_say_where_to_put_the_file(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIPTYCH_WEIGHTS", str(tmp_path / "weights"))
+    assert main(["extract", "regions", "--images", str(photos), "--out", str(tmp_path / "s")]) == 2
+    assert str(tmp_path / "weights" / "bua-caffe-frcn-r101-k10-100.pth") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("allowed", "status"), [("1", 0), ("0", 3), ("20%", 0), ("5%", 3)])
+def test_max_errors_turns_bad_images_into_status_3(allowed: str, status: int, photos: Path, tmp_path: Path) -> None:
+    assert extract("grid", photos, tmp_path / "s", "--max-errors", allowed) == status
+    assert len(open_store(tmp_path / "s")) == 6
+
+
+def test_limit_and_all_files(photos: Path, tmp_path: Path) -> None:
+    extract("grid", photos, tmp_path / "few", "--limit", "2")
+    assert list(open_store(tmp_path / "few").keys()) == ["a/photo_000", "a/photo_002"]
+    extract("grid", photos, tmp_path / "all", "--all-files", "--exclude", "*.MD,b/*")
+    store = open_store(tmp_path / "all")
+    assert sorted([*store.keys(), *(row.key for row in store.errors())]) == [
+        "a/photo_000.jpg", "a/photo_002.jpg", "a/photo_004.jpg", "broken.jpg"
+    ]  # fmt: skip
+
+
+def test_a_yaml_file_fills_the_flags_and_flags_win(photos: Path, tmp_path: Path) -> None:
+    job = {"images": str(photos), "model": "r50", "limit": 3, "keep_extension": True, "out": str(tmp_path / "wrong")}
+    (tmp_path / "job.yaml").write_text("\n".join(f"{name}: {value}" for name, value in job.items()))
+    out = tmp_path / "s"
+    assert main(["extract", "grid", "--config", str(tmp_path / "job.yaml"), "--out", str(out), *TINY]) == 0
+    assert list(open_store(out).keys()) == ["a/photo_000.jpg", "a/photo_002.jpg", "a/photo_004.jpg"]
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_yaml_file_with_an_unknown_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.yaml").write_text("images: x\nout: y\nmodle: r50\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["extract", "grid", "--config", str(tmp_path / "job.yaml")])
+    assert stopped.value.code == 2
+    assert "--modle" in capsys.readouterr().err
+
+
+def test_own_boxes_keep_their_order_and_missing_ones_are_error_rows(tmp_path: Path) -> None:
+    first, second, *_ = write_photos(tmp_path / "photos", 3)
+    boxes = {first: [[30, 20, 25, 30], [0, 0, 40, 40]], second: [[0, 0, 5000, 10]]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    own = ["--boxes", str(tmp_path / "boxes.json"), "--box-format", "xywh", "--box-units", "pixels"]
+    assert extract("regions", tmp_path / "photos", tmp_path / "s", *own) == 0
+    store = open_store(tmp_path / "s")
+    record = store[first]
+    assert isinstance(record, RegionRecord)
+    assert record.boxes.tolist() == [[30, 20, 55, 50], [0, 0, 40, 40]]
+    assert {row.reason for row in store.errors()} == {"bad_boxes", "no_boxes"}
+
+
+def test_three_lines_of_python_equal_the_command(photos: Path, tmp_path: Path) -> None:
+    extract("regions", photos, tmp_path / "s")
+    extractor = load_extractor("regions", weights="random:0", width_divisor=32, shorter=64, longer=100, device="cpu")
+    record = extractor(read_image(photos / "a" / "photo_000.jpg"))
+    stored = open_store(tmp_path / "s")["a/photo_000"]
+    assert np.array_equal(record.features, stored.features)
+    assert isinstance(record, RegionRecord) and isinstance(stored, RegionRecord)
+    assert np.array_equal(record.boxes, stored.boxes)
+
+
+def test_every_source_gives_the_same_features(photos: Path, tmp_path: Path) -> None:
+    """A list file naming the folder's images; the other sources are compared in the source tests."""
+    listed = sorted(path for path in photos.rglob("photo_*.jpg"))
+    lines = [f"{path.relative_to(photos).with_suffix('')}\t{path}" for path in listed]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    extract("grid", photos, tmp_path / "folder", "--exclude", "broken*")
+    extract("grid", tmp_path / "list.txt", tmp_path / "list", "--image-root", str(photos))
+    assert differences(tmp_path / "folder", tmp_path / "list") == []
+
+
+def test_narrow_real_weights_are_refused(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "w.pth")
+    assert extract("grid", photos, tmp_path / "s", "--weights", str(tmp_path / "w.pth")) == 2
+    assert "--width-divisor goes with random weights only" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_makes_two_sound_stores_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    page = (tmp_path / "demo" / "index.html").read_text()
+    assert page.count("<svg") == 4 and page.count('class="heat"') == 4
+    assert page.count("data:image/jpeg") == 8 and "http" not in page
+    assert len(open_store(tmp_path / "demo" / "regions")) == len(open_store(tmp_path / "demo" / "grid")) == 4
+    assert capsys.readouterr().out.count("sound: 4 records") == 2
+
+
+@pytest.mark.slow
+def test_a_workflow_script_runs_from_any_folder(photos: Path, tmp_path: Path) -> None:
+    script = ROOT / "workflows" / "extract_grid.py"
+    flags = ["--images", str(photos), "--out", "s", "--engine", "local", "--model", "r50", "--limit", "2", *TINY]
+    done = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(open_store(tmp_path / "s")) == 2
+
+
+def test_a_rotated_photograph_keeps_upright_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (120, 80), "red").save(tmp_path / "photos" / "turned.jpg", exif=exif)
+    extract("grid", tmp_path / "photos", tmp_path / "s")
+    assert open_store(tmp_path / "s")["turned"].image_size == (120, 80)

@@ -1,0 +1,77 @@
+"""The Ray engine on a local cluster: the same stages, the same store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage import open_store, verify_store
+from tests.helpers import TINY, differences, write_photos
+from workflows.cli import main
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    from pipeline.cluster import ray  # first, since it sets what Ray reads from the environment when it is imported
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def extract(view: str, photos: Path, out: Path, *more: str) -> int:
+    model = ["--model", "r50"] if view == "grid" else []
+    return main(["extract", view, "--images", str(photos), "--out", str(out), *model, *TINY, *more])
+
+
+@pytest.mark.parametrize("view", ["regions", "grid"])
+def test_both_engines_make_the_same_store(view: str, cluster: None, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 10)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"GIF89a")
+    assert extract(view, tmp_path / "photos", tmp_path / "local") == 0
+    assert extract(view, tmp_path / "photos", tmp_path / "ray", "--engine", "ray", "--workers", "2") == 0
+    assert differences(tmp_path / "local", tmp_path / "ray") == []
+    store = open_store(tmp_path / "ray")
+    assert (len(store), len(store.errors()), store.run["complete"]) == (10, 1, True)
+    assert len(store.entries) > 2
+    assert verify_store(tmp_path / "ray").problems == []
+
+
+def test_each_engine_goes_on_where_the_other_stopped(cluster: None, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 8)
+    extract("grid", tmp_path / "photos", tmp_path / "s", "--limit", "3")
+    extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "1", "--limit", "6")
+    assert len(open_store(tmp_path / "s")) == 6
+    extract("grid", tmp_path / "photos", tmp_path / "s")
+    extract("grid", tmp_path / "photos", tmp_path / "once")
+    assert differences(tmp_path / "s", tmp_path / "once") == []
+
+
+def test_what_the_cluster_lacks_is_said_at_once(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "9") == 2
+    assert "the Ray cluster has 2" in capsys.readouterr().err
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--device", "cuda") == 2
+    assert "no GPU" in capsys.readouterr().err
+
+
+def test_a_job_wide_error_in_an_actor_is_one_line_and_status_2(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 4)
+    weights = tmp_path / "w"
+    weights.mkdir()
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", "--limit", "1") == 0
+    shards = tmp_path / "s" / "shards"
+    for shard in shards.iterdir():
+        shard.unlink()
+    shards.rmdir()
+    shards.write_text("a file where the folder should be")
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "1") == 2
+    assert "triptych: " in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""Cutting work into units."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.plan import CPU_SHARD_IMAGES, bytes_per_image, images_per_unit, make_plan
+from pipeline.sources import ImageRef, Listing
+from storage import FeatureLayout, Spec
+
+LISTING = Listing([ImageRef(f"k{index}", f"/x/k{index}.jpg") for index in range(10)])
+
+
+def region_spec(rule: str = "10-100", probs: int = 0) -> Spec:
+    selection = {"rule": rule, "max_boxes": 36}
+    return Spec("regions", FeatureLayout(2048, class_probs=probs), selection=selection)
+
+
+def test_units_hold_every_uncommitted_image_once_and_in_order() -> None:
+    plan = make_plan(LISTING, {"k3", "k8", "elsewhere"}, per_unit=3)
+    assert [unit.keys for unit in plan.units] == [["k0", "k1", "k2"], ["k4", "k5", "k6"], ["k7", "k9"]]
+    assert (plan.images, plan.done, plan.to_do) == (10, 2, 8)
+
+
+def test_a_limit_takes_the_first_images_done_or_not() -> None:
+    plan = make_plan(LISTING, {"k1"}, per_unit=5, limit=3)
+    assert [unit.keys for unit in plan.units] == [["k0", "k2"]]
+    assert (plan.images, plan.done) == (3, 1)
+
+
+def test_a_done_source_leaves_no_unit() -> None:
+    assert make_plan(LISTING, {ref.key for ref in LISTING.refs}, per_unit=5).units == []
+
+
+def test_a_unit_is_about_256_mib_on_a_gpu() -> None:
+    assert 1300 < images_per_unit(region_spec(), on_cpu=False) < 1500
+    grid = Spec("grid", FeatureLayout(2048), preprocess={"shorter": 600, "longer": 1000})
+    assert 115 < images_per_unit(grid, on_cpu=False) < 145
+
+
+def test_a_unit_is_small_on_a_cpu() -> None:
+    assert images_per_unit(region_spec(), on_cpu=True) == CPU_SHARD_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"), [(region_spec(probs=1601), region_spec()), (region_spec(), region_spec("class-aware"))]
+)
+def test_more_stored_numbers_make_an_image_larger(wide: Spec, narrow: Spec) -> None:
+    assert bytes_per_image(wide) > bytes_per_image(narrow)

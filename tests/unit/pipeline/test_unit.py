@@ -1,0 +1,145 @@
+"""One unit: every image accounted for, whatever it does."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from extractors import ImageError, Prepared
+from pipeline.plan import Unit
+from pipeline.sources import ImageRef
+from pipeline.unit import Worker
+from storage import FeatureLayout, GridRecord, Spec, StoreError, StoreWriter, open_store
+
+SPEC = Spec("grid", FeatureLayout(4), model={"dtype": "float32"})
+PNG = Path(__file__).parents[3] / "workflows" / "photos" / "chelsea.jpg"
+
+
+class FakeSource:
+    """Serves one photograph under any name; names that start with "gone" are missing."""
+
+    def __init__(self) -> None:
+        self.reading = self.most = 0
+        self._lock = threading.Lock()
+
+    def list(self) -> Any:
+        raise AssertionError("a unit never lists")
+
+    def read(self, uri: str) -> bytes:
+        with self._lock:
+            self.reading += 1
+        if uri.startswith("gone"):
+            raise ImageError("missing", "no such file", "read")
+        return b"not an image" if uri.startswith("text") else PNG.read_bytes()
+
+
+class FakeExtractor:
+    """Gives the image's number of letters as its feature; remembers its batches."""
+
+    spec, vocabulary, device = SPEC, {}, torch.device("cpu")
+
+    def __init__(self, room: int = 100) -> None:
+        self.room, self.batches = room, []
+
+    def prepare(self, key: str, image: np.ndarray) -> Prepared:
+        return Prepared(key, image.shape[:2], torch.zeros(3, 2, 2), 1.0)
+
+    def extract(self, batch: list[Prepared]) -> list[Any]:
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nmore text")
+        self.batches.append([image.key for image in batch])
+        return [
+            ImageError("not_representable", "too large", "model")
+            if image.key.startswith("huge")
+            else GridRecord(image.key, image.image_size, np.full((1, 1, 4), len(image.key), np.float16))
+            for image in batch
+        ]
+
+
+def run(tmp_path: Path, keys: list[str], extractor: FakeExtractor, batch_size: int = 1, source: Any = None) -> Any:
+    worker = Worker(source or FakeSource(), extractor, StoreWriter(tmp_path / "s", SPEC), batch_size)  # type: ignore[arg-type]
+    told: list[tuple[int, int]] = []
+    report = worker.run(
+        Unit(tuple(ImageRef(key, key) for key in keys)), lambda images, failed: told.append((images, failed))
+    )
+    worker.close()
+    return report, told
+
+
+def test_each_image_becomes_a_record_or_an_error_row(tmp_path: Path) -> None:
+    report, told = run(tmp_path, ["a", "gone1", "bb", "text1", "huge", "ccc"], FakeExtractor())
+    store = open_store(tmp_path / "s")
+    assert {key: int(store[key].features[0, 0, 0]) for key in store} == {"a": 1, "bb": 2, "ccc": 3}
+    rows = {row.key: (row.stage, row.reason) for row in store.errors()}
+    assert rows == {
+        "gone1": ("read", "missing"),
+        "text1": ("decode", "not_an_image"),
+        "huge": ("model", "not_representable"),
+    }
+    assert (report.images, report.records, dict(report.reasons)) == (
+        6, 3, {"missing": 1, "not_an_image": 1, "not_representable": 1}
+    )  # fmt: skip
+    assert (sum(i for i, _ in told), sum(f for _, f in told)) == (6, 3)
+
+
+def test_order_in_the_shard_is_the_units_whatever_thread_was_first(tmp_path: Path) -> None:
+    keys = [f"k{index}" for index in range(40)]
+    run(tmp_path, keys, FakeExtractor(), batch_size=3)
+    assert list(open_store(tmp_path / "s").keys()) == keys
+
+
+def test_the_network_gets_full_batches_and_a_rest(tmp_path: Path) -> None:
+    extractor = FakeExtractor()
+    run(tmp_path, ["a", "b", "gone", "c", "d", "e"], extractor, batch_size=4)
+    assert extractor.batches == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
+    extractor = FakeExtractor(room=1)
+    report, _ = run(tmp_path, ["a", "b", "c"], extractor, batch_size=3)
+    assert extractor.batches == [["a"], ["b"], ["c"]]
+    assert report.records == 3
+
+
+def test_an_image_that_does_not_fit_alone_is_an_error_row(tmp_path: Path) -> None:
+    run(tmp_path, ["a", "b"], FakeExtractor(room=0), batch_size=2)
+    rows = open_store(tmp_path / "s").errors()
+    assert {(row.key, row.stage, row.reason) for row in rows} == {
+        ("a", "model", "out_of_memory"),
+        ("b", "model", "out_of_memory"),
+    }
+    assert all("\n" not in row.message for row in rows)
+
+
+def test_reading_runs_ahead_by_a_window_only(tmp_path: Path) -> None:
+    source, seen = FakeSource(), []
+
+    class Watching(FakeExtractor):
+        def extract(self, batch: list[Prepared]) -> list[Any]:
+            seen.append(source.reading)
+            return super().extract(batch)
+
+    run(tmp_path, [f"k{index}" for index in range(30)], Watching(), source=source)
+    assert all(read <= index + 1 + 3 for index, read in enumerate(seen))  # 2 threads and a batch of 1 ahead
+
+
+def test_a_store_that_cannot_be_written_stops_the_unit_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StoreWriter(tmp_path / "s", SPEC)
+    worker = Worker(FakeSource(), FakeExtractor(), store)  # type: ignore[arg-type]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("storage.arrow.os.fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        worker.run(Unit((ImageRef("a", "a"),)))
+    monkeypatch.undo()
+    assert len(open_store(tmp_path / "s")) == 0
+    assert list((tmp_path / "s" / "shards").iterdir()) == []

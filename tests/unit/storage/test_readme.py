@@ -1,0 +1,105 @@
+"""The page about the format says what the code does: its tables, its snippet and its example."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import storage.arrow
+from storage import ErrorRow, FeatureLayout, Spec, StoreWriter, open_store
+from storage.arrow import IMAGES_PER_BATCH, shard_schema
+from storage.atomic import read_sealed
+from storage.manifest import Entry, ShardFacts
+from storage.writer import FORMAT_VERSION
+from tests.unit.storage.samples import GRID, REGIONS, make_store, with_layout
+
+README = (Path(storage.arrow.__file__).parent / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    [found] = re.findall(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def tables(title: str) -> list[list[list[str]]]:
+    """The tables of a section, each a list of rows of cells, without their headings."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", section(title), re.MULTILINE)
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()[2:]] for block in blocks]
+
+
+def names(table: list[list[str]]) -> list[str]:
+    return [row[0].strip("`") for row in table]
+
+
+def in_words(kind: Any) -> str:
+    """An Arrow type as the page spells it."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind):
+        rows = kind.value_type
+        return f"list of N {f'x {in_words(rows)}' if pa.types.is_fixed_size_list(rows) else rows}"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{ {8: 'D', 4: '4', 5: 'C'}[kind.list_size]} {kind.value_type}"
+    return str(kind)
+
+
+def test_the_table_of_columns_is_the_schema() -> None:
+    [table] = tables(r"shards/\<unit\>.arrow")
+    schema = shard_schema(with_layout(REGIONS, class_probs=5))
+    assert names(table) == schema.names
+    for name, kind, *_ in table:
+        assert kind.replace(" (or float)", "") == in_words(schema.field(name.strip("`")).type), name
+    in_grids = [name.strip("`") for name, _, place, _ in table if place == "both"]
+    assert in_grids == shard_schema(GRID).names
+    optional = [name.strip("`") for name, _, place, _ in table if "where asked for" in place]
+    assert [name for name in names(table) if name not in optional] == shard_schema(REGIONS).names
+
+
+def test_the_metadata_named_is_that_of_the_schema() -> None:
+    named = re.findall(r"`(triptych\.\w+)`", section(r"shards/\<unit\>.arrow"))
+    assert named == [name.decode() for name in shard_schema(REGIONS).metadata]
+
+
+def test_the_batch_sizes_named_are_those_of_the_code() -> None:
+    said = re.search(r"(\d+) images of a region store, (\d+) of a grid store", " ".join(README.split()))
+    assert said and {"regions": int(said[1]), "grid": int(said[2])} == IMAGES_PER_BATCH
+
+
+def test_the_fields_named_are_those_on_disk(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "store", [["a"]])
+    head, spec = tables("store.json")
+    assert sorted(names(head)) == sorted(read_sealed(path / "store.json"))
+    assert names(spec) == [field.name for field in fields(Spec)]
+    assert all(f"`{field.name}`" in spec[1][1] for field in fields(FeatureLayout))
+    [entry] = tables(r"Units and manifest/\<unit\>.json")
+    assert names(entry) == [field.name for field in fields(Entry)]
+    cells = dict(zip(names(entry), (row[1] for row in entry), strict=True))
+    assert all(f"`{field.name}`" in cells["errors"] for field in fields(ErrorRow))
+    assert all(f"`{field.name}`" in cells["shard"] for field in fields(ShardFacts))
+    assert f"version {FORMAT_VERSION}" in README.splitlines()[0]
+
+
+def test_the_files_named_are_those_of_a_store(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "store", [["a"]])
+    StoreWriter(path, REGIONS).write_run({})
+    [unit] = [entry.unit for entry in open_store(path).entries]
+    listed = README.split("```")[1]
+    for file in path.rglob("*"):
+        if file.is_file():
+            assert file.relative_to(path).as_posix().replace(unit, "<unit>") in listed
+
+
+@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+def test_the_snippet_reads_a_store_without_this_package(tmp_path: Path, spec: Spec) -> None:
+    path = make_store(tmp_path / "store", [["a", "b"]], spec)
+    [snippet] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "storage" not in snippet
+    found: dict[str, Any] = {}
+    exec(snippet.replace("features/regions", str(path)), found)
+    wanted = open_store(path)[found["entry"]["keys"][0]].features
+    np.testing.assert_array_equal(found["features"], wanted.reshape(-1, spec.layout.dim))

@@ -1,0 +1,196 @@
+"""Looking records up: by key, in batches, in other processes, while others commit, and where shards are damaged."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import FeatureStore, StoreError, StoreWriter, open_store
+from storage.records import pack
+from tests.unit.storage.samples import (
+    GRID,
+    REGIONS,
+    assert_same,
+    contents,
+    error_row,
+    grid_record,
+    make_store,
+    record_of,
+    region_record,
+    with_layout,
+    write_unit,
+)
+from tests.unit.storage.workers import checksums
+
+KEYS = ["b", "a", "d", "c", "e"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """Two units: b, a, d (a failed) and c, e."""
+    return open_store(make_store(tmp_path / "store", [["b", "a", "d"], ["c", "e"]], failed=["a"]))
+
+
+def test_records_are_found_by_key(store: FeatureStore) -> None:
+    assert len(store) == 4
+    assert set(store.keys()) == {"b", "c", "d", "e"}
+    for key in store.keys():
+        assert key in store
+        assert_same(store[key], region_record(key))
+    assert "a" not in store and "x" not in store and 5 not in store
+
+
+def test_iterating_gives_every_record_in_the_order_of_the_keys(store: FeatureStore) -> None:
+    assert [record.key for record in store.values()] == list(store.keys())
+    keys = list(store.keys())
+    assert keys.index("d") == keys.index("b") + 1 and keys.index("e") == keys.index("c") + 1  # shard by shard
+
+
+def test_a_store_tells_its_spec_its_vocabulary_and_its_last_run(tmp_path: Path) -> None:
+    spec = with_layout(REGIONS, class_probs=3)
+    writer = StoreWriter(tmp_path / "store", spec, {"classes": ["cat", "dog"]})
+    assert open_store(tmp_path / "store").run == {}
+    writer.write_run({"planned": 12})
+    store = open_store(str(tmp_path / "store"))
+    assert store.spec.id == spec.id and store.spec.layout == spec.layout
+    assert store.vocabulary == {"classes": ["cat", "dog"]}
+    assert store.run == {"planned": 12}
+    assert len(store) == 0 and store.entries == []
+
+
+def test_the_key_of_a_failed_image_says_how_it_failed(store: FeatureStore) -> None:
+    with pytest.raises(KeyError, match=r"'a' failed when it was extracted \(decode: truncated\): found half an image"):
+        store["a"]
+    assert store.errors() == [error_row("a")]
+
+
+def test_an_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
+    store = open_store(make_store(tmp_path / "store", [["train/000000039769", "other"]]))
+    with pytest.raises(KeyError, match=r"is not among the 2 keys of .*; the nearest is 'train/000000039769'"):
+        store["train/00000039769"]
+
+
+def test_a_key_like_no_other_names_none(store: FeatureStore) -> None:
+    with pytest.raises(KeyError, match="'zzzz' is not among the 4 keys") as caught:
+        store["zzzz"]
+    assert "nearest" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec) -> None:  # noqa: ANN001
+    store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], spec))
+    asked = ["e", "b", "e", "a"]
+    found, wanted = store.batch(asked), pack([record_of(key, spec) for key in asked])
+    assert found.keys == wanted.keys
+    for name in ("values", "offsets", "image_sizes", "boxes", "grid_shapes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+
+
+def test_a_batch_with_an_unknown_key_is_refused(store: FeatureStore) -> None:
+    with pytest.raises(KeyError, match="'x' is not among"):
+        store.batch(["b", "x"])
+
+
+def test_opening_reads_the_manifest_only(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "store", [["a"]])
+    shutil.rmtree(path / "shards")
+    assert list(open_store(path).keys()) == ["a"]
+
+
+def test_a_pickled_store_finds_the_same_records_and_carries_no_map(store: FeatureStore) -> None:
+    store["b"]
+    sent = pickle.dumps(store)
+    assert len(sent) < 10_000
+    back = pickle.loads(sent)
+    for key in store.keys():
+        assert_same(back[key], store[key])
+    assert back.errors() == store.errors()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_other_processes_read_the_same_bytes(store: FeatureStore, start: str) -> None:
+    mine = checksums(store)  # shards are mapped now, before the fork
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        assert pool.map(checksums, [store, store]) == [mine, mine]
+
+
+def test_refreshing_shows_what_others_committed(store: FeatureStore) -> None:
+    writer = StoreWriter(store.path, REGIONS)
+    write_unit(writer, ["new", "broken"], failed=["broken"])
+    assert "new" not in store
+    store.refresh()
+    assert_same(store["new"], region_record("new"))
+    assert {row.key for row in store.errors()} == {"a", "broken"}
+    assert_same(store["b"], region_record("b"))
+
+
+def test_records_outlive_their_store(tmp_path: Path) -> None:
+    record = open_store(make_store(tmp_path / "store", [["a"]]))["a"]
+    assert_same(record, region_record("a"))
+
+
+def test_a_missing_shard_is_refused_and_other_shards_are_read(store: FeatureStore) -> None:
+    [entry] = [entry for entry in store.entries if "c" in entry.keys]
+    (store.path / entry.shard.file).unlink()
+    with pytest.raises(StoreError, match=r"\.arrow is missing; `triptych verify`"):
+        store["c"]
+    assert_same(store["b"], region_record("b"))
+
+
+@pytest.mark.parametrize("cut", [1, 100, -1], ids=["one byte", "a hundred bytes", "one byte more"])
+def test_a_shard_of_another_length_is_refused_before_it_is_mapped(store: FeatureStore, cut: int) -> None:
+    path = store.path / store.entries[0].shard.file
+    data = path.read_bytes()
+    path.write_bytes(data[:-cut] if cut > 0 else data + b"x")
+    key = store.entries[0].keys[0]
+    with pytest.raises(StoreError, match=rf"has {len(data) - cut:,} bytes, {len(data):,} were committed"):
+        store[key]
+
+
+def test_a_shard_of_another_unit_in_its_place_is_refused(tmp_path: Path) -> None:
+    store = open_store(make_store(tmp_path / "store", [["a"], ["b", "c"]], GRID))
+    first, second = (entry.shard.file for entry in store.entries)
+    shutil.copy(store.path / first, store.path / second)
+    with pytest.raises(StoreError, match="bytes"):
+        store[store.entries[1].keys[0]]
+
+
+def test_a_folder_without_a_store_is_told_apart(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(StoreError, match=r"there is no store at .* \(no store\.json\); give the folder"):
+            open_store(path)
+
+
+def test_opening_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StoreError, match=r"store\.json cannot be read: Not a directory"):
+        open_store(tmp_path / "file")
+
+
+def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    from storage.atomic import read_sealed, write_sealed
+
+    path = make_store(tmp_path / "store", [["a"]])
+    write_sealed(path / "store.json", read_sealed(path / "store.json") | {"format_version": 2})
+    with pytest.raises(StoreError, match="has format version 2, this Triptych reads version 1; install the release"):
+        open_store(path)
+
+
+def test_reading_changes_no_file(store: FeatureStore) -> None:
+    before = contents(store.path)
+    for record in store.values():
+        record.features[:] = 0
+    store.batch(["b", "c"])
+    store.refresh()
+    assert contents(store.path) == before
+
+
+def test_grid_records_are_found_too(tmp_path: Path) -> None:
+    store = open_store(make_store(tmp_path / "store", [["a", "b"]], GRID))
+    assert_same(store["b"], grid_record("b"))
