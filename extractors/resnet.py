@@ -85,6 +85,11 @@ class DeformConvNorm(ConvNorm):
     """A ConvNorm whose taps are moved by offsets; outside the image reads as zero."""
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+        # In float32 whatever the network computes in: the CPU kernel has no other, and offsets need the precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x.float(), offsets.float()).to(x.dtype)
+
+    def _forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         y = deform_conv2d(x, offsets, self.weight, None, self.stride, self.padding, self.dilation)
         return self.normalise(y)
 

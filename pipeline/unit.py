@@ -1,7 +1,10 @@
 """One unit in, one shard and one report out: the function that every engine runs.
 
-Reading, decoding and resizing run ahead in threads, at most a window's worth; the network and the shard belong to the
-calling thread. One bad image becomes an error row and the others go on.
+Reading, decoding and resizing run ahead in threads, at most a window's worth; the network runs in threads of its own,
+and the calling thread writes. One bad image becomes an error row and the others go on.
+
+On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
+the same to the last bit on any number of cores, and no core waits for another in the middle of a layer.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ OnImages = Callable[[int, int], None]  # told of newly finished images, and how 
 class UnitReport:
     """What became of one unit; small, so that it can travel.
 
-    seconds   by stage; "read" and "decode" are summed over threads, "wait" is the model waiting for them
+    seconds   by stage, summed over threads; "idle" is the network's threads with nothing to do
     peak_rss  the process's largest resident memory so far, in bytes
     """
 
@@ -79,7 +82,13 @@ class Worker:
 
     def __post_init__(self) -> None:
         cv2.setNumThreads(1)  # the decode threads are the parallelism; more would only contend
-        self._threads = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+        self._loaders = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+        self._cores = torch.get_num_threads()
+        self._networks = 1 if self.extractor.device.type == "cuda" else self._cores
+        torch.set_num_threads(1)
+        self._models = ThreadPoolExecutor(
+            self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def run(self, unit: Unit, on_images: OnImages = lambda images, failed: None) -> UnitReport:
         """Extract a unit and commit it.
@@ -87,10 +96,10 @@ class Worker:
         Raises:
             StoreError: the store cannot be written.
         """
-        report = UnitReport(images=len(unit.refs))
+        report, began = UnitReport(images=len(unit.refs)), time.perf_counter()
         with self.store.unit(unit.keys) as shard:
-            for batch in self._batches(unit, report):
-                for result in self._extract(batch, report):
+            for results in self._results(unit, report):
+                for result in results:
                     with report.timing("write"):
                         if isinstance(result, ErrorRow):
                             shard.fail(result)
@@ -104,11 +113,35 @@ class Worker:
         if entry and entry.shard:
             report.rows, report.bytes = entry.shard.rows, entry.shard.bytes
         report.peak_rss = peak_rss()
+        capacity = self._networks * (time.perf_counter() - began)
+        report.seconds["idle"] = max(0.0, capacity - report.seconds.get("model", 0.0))
         return report
 
     def close(self) -> None:
-        """Let the decode threads go without finishing what is queued."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Let the threads go without finishing what is queued."""
+        for pool in (self._loaders, self._models):
+            pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._cores)
+
+    def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[Record | ErrorRow]]:
+        """Finished batches in the unit's order; one more than the network's threads can take is kept waiting for it."""
+        running: deque[Future[tuple[list[Record | ErrorRow], float]]] = deque()
+        try:
+            for batch in self._batches(unit, report):
+                running.append(self._models.submit(self._extract, batch))
+                if len(running) > self._networks:
+                    yield self._finished(running.popleft(), report)
+            while running:
+                yield self._finished(running.popleft(), report)
+        finally:
+            for future in running:
+                future.cancel()
+
+    @staticmethod
+    def _finished(future: Future[tuple[list[Record | ErrorRow], float]], report: UnitReport) -> list[Record | ErrorRow]:
+        results, seconds = future.result()
+        report.seconds = _summed(report.seconds, {"model": seconds})
+        return results
 
     def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[_Loaded]]:
         """Loaded images in the unit's order, `batch_size` at a time, while later ones are being loaded."""
@@ -118,11 +151,10 @@ class Worker:
         try:
             while True:
                 ahead = self.decode_threads + self.batch_size
-                window.extend(self._threads.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
+                window.extend(self._loaders.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
                 if not window:
                     break
-                with report.timing("wait"):
-                    loaded = window.popleft().result()
+                loaded = window.popleft().result()
                 report.seconds = _summed(report.seconds, loaded.seconds)
                 batch.append(loaded)
                 if len(batch) == self.batch_size:
@@ -146,15 +178,17 @@ class Worker:
             ready = error
         return _Loaded(ref, ready, timed.seconds)
 
-    def _extract(self, batch: list[_Loaded], report: UnitReport) -> list[Record | ErrorRow]:
+    def _extract(self, batch: list[_Loaded]) -> tuple[list[Record | ErrorRow], float]:
+        """Runs in a network thread: a record or an error row an image, and the seconds it took."""
+        start = time.perf_counter()
         good = [loaded.ready for loaded in batch if isinstance(loaded.ready, Prepared)]
-        with report.timing("model"):
-            results = iter(self._forward(good) if good else [])
+        results = iter(self._forward(good) if good else [])
         outcomes = [next(results) if isinstance(each.ready, Prepared) else each.ready for each in batch]
-        return [
+        rows = [
             _error_row(loaded.ref, outcome) if isinstance(outcome, ImageError) else outcome
             for loaded, outcome in zip(batch, outcomes, strict=True)
         ]
+        return rows, time.perf_counter() - start
 
     def _forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
         """Run the network; a batch that does not fit in the device's memory is halved until it does."""

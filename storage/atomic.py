@@ -102,11 +102,10 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def write_sealed(path: Path, content: dict[str, Any], *, replace: bool = True) -> None:
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write a sealed document atomically.
 
     Raises:
-        FileExistsError: `replace` is False and the file is there already.
         StoreError: the disk refuses.
     """
     partial = partial_path(path)
@@ -116,16 +115,7 @@ def write_sealed(path: Path, content: dict[str, Any], *, replace: bool = True) -
                 handle.write(seal(content))
                 handle.flush()
                 os.fsync(handle.fileno())
-            if replace:
-                publish(partial, path)
-                return
-        try:
-            os.link(partial, path)  # unlike rename, fails where another writer was first
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror or error}.") from error
-        sync_folder(path.parent)
+            publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -146,10 +146,10 @@ def _create(path: Path, spec: Spec, vocabulary: dict[str, Any]) -> None:
     with writing(path):
         for folder in (path / SHARDS, path / FOLDER):
             folder.mkdir(parents=True, exist_ok=True)
-    try:
-        write_sealed(path / HEAD, head, replace=False)
-    except FileExistsError:
-        check_head(path, spec)
+    with locked(path / LOCK):  # two jobs may start on one new folder at once, perhaps with different specs
+        if not (path / HEAD).exists():
+            write_sealed(path / HEAD, head)
+    check_head(path, spec)
 
 
 def _is_something_else(path: Path) -> bool:

@@ -98,9 +98,9 @@ def summary(result: JobResult) -> str:
 
 
 def time_split(seconds: dict[str, float]) -> str:
-    """Seconds by stage; reading and decoding run beside the model, so "waiting" is what they cost it."""
+    """Seconds by stage, summed over threads; the stages overlap, so "idle" is what the others cost the model."""
     parts = [f"{stage} {seconds.get(stage, 0.0):.1f} s" for stage in STAGES]
-    return ", ".join([*parts, f"model waiting for images {seconds.get('wait', 0.0):.1f} s"])
+    return ", ".join([*parts, f"model idle {seconds.get('idle', 0.0):.1f} s"])
 
 
 def size(count: int) -> str:

@@ -230,7 +230,7 @@ def test_a_flipped_bit_is_refused_or_harmless_but_never_a_crash(shards: Shards, 
     shards.write([make(key, spec=spec) for key in ("a", "b", "c")], spec)
     data = shards.path.read_bytes()
     refused = 0
-    for place in range(0, len(data)):
+    for place in range(len(data)):
         damaged = bytearray(data)
         damaged[place] ^= 1 << (place * 5 % 8)
         shards.path.unlink()  # a new file: bytes of a mapped one must not change under earlier maps

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -58,7 +61,7 @@ def test_extract_accounts_for_every_image_and_tells_about_it(
         "1  truncated",
         "images/s",
         "read",
-        "model waiting",
+        "model idle",
     ):
         assert word in told.out
     facts = info(out, capsys)
@@ -229,14 +232,37 @@ def test_three_lines_of_python_equal_the_command(photos: Path, tmp_path: Path) -
     assert np.array_equal(record.boxes, stored.boxes)
 
 
-def test_every_source_gives_the_same_features(photos: Path, tmp_path: Path) -> None:
-    """A list file naming the folder's images; the other sources are compared in the source tests."""
-    listed = sorted(path for path in photos.rglob("photo_*.jpg"))
-    lines = [f"{path.relative_to(photos).with_suffix('')}\t{path}" for path in listed]
-    (tmp_path / "list.txt").write_text("\n".join(lines))
+def write_sources(photos: Path, out: Path) -> dict[str, list[str]]:
+    """The folder's photographs once more as every other kind of source, under the same keys; flags by kind."""
+    paths = {str(path.relative_to(photos).with_suffix("")): path for path in sorted(photos.rglob("photo_*.jpg"))}
+    (out / "list.tsv").write_text("\n".join(f"{key}\t{path}" for key, path in paths.items()))
+    with tarfile.open(out / "shard.tar", "w") as shard:
+        for key, path in paths.items():
+            shard.add(path, f"{key}.jpg")
+    columns = {"key": list(paths), "image": [path.read_bytes() for path in paths.values()]}
+    pq.write_table(pa.table(columns), out / "images.parquet", row_group_size=2)
+    return {
+        "list": ["--images", str(out / "list.tsv"), "--image-root", str(photos)],
+        "tar": ["--images", str(out / "shard.tar")],
+        "parquet": ["--images", str(out / "images.parquet")],
+    }
+
+
+@pytest.mark.parametrize("kind", ["list", "tar", "parquet"])
+def test_every_source_gives_the_same_store(kind: str, photos: Path, tmp_path: Path) -> None:
     extract("grid", photos, tmp_path / "folder", "--exclude", "broken*")
-    extract("grid", tmp_path / "list.txt", tmp_path / "list", "--image-root", str(photos))
-    assert differences(tmp_path / "folder", tmp_path / "list") == []
+    flags = write_sources(photos, tmp_path)[kind]
+    assert main(["extract", "grid", *flags, "--out", str(tmp_path / kind), "--model", "r50", *TINY]) == 0
+    assert differences(tmp_path / "folder", tmp_path / kind) == []
+
+
+def test_coco_images_are_keyed_by_their_official_id(photos: Path, tmp_path: Path) -> None:
+    images = [{"id": 39769, "file_name": "a/photo_000.jpg"}, {"id": 7, "file_name": "absent.jpg"}]
+    (tmp_path / "instances.json").write_text(json.dumps({"images": images, "annotations": []}))
+    assert extract("grid", tmp_path / "instances.json", tmp_path / "s", "--image-root", str(photos)) == 0
+    store = open_store(tmp_path / "s")
+    assert list(store) == ["39769"]
+    assert [(row.key, row.reason) for row in store.errors()] == [("7", "missing")]
 
 
 def test_narrow_real_weights_are_refused(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

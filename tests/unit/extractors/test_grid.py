@@ -59,12 +59,17 @@ def test_cells_lie_as_the_image_does(extractor: GridExtractor) -> None:
     assert change.shape == (2, 3) and np.unravel_index(change.argmax(), change.shape) == (0, 2)
 
 
-def test_a_batch_of_several_sizes_equals_one_by_one_bit_for_bit(extractor: GridExtractor) -> None:
+def test_a_batch_of_several_sizes_equals_one_by_one(extractor: GridExtractor) -> None:
+    """Bit for bit on a CPU; deformable convolutions of equal sizes run together differ by float32's rounding."""
     batch = [extractor.prepare(str(at), photo(*size, seed=at)) for at, size in enumerate(SIZES)]
     for image, found in zip(batch, extractor.extract(batch), strict=True):
         [alone] = extractor.extract([image])
         assert isinstance(found, GridRecord) and isinstance(alone, GridRecord)
-        assert_same(found, alone)
+        if extractor.config.model == "x152pp":
+            assert (found.key, found.image_size) == (alone.key, alone.image_size)
+            np.testing.assert_allclose(found.features, alone.features, rtol=2**-10, atol=1e-4)
+        else:
+            assert_same(found, alone)
 
 
 def test_the_same_image_gives_the_same_record_again_also_from_an_extractor_made_anew() -> None:
@@ -115,12 +120,13 @@ def test_features_too_large_for_half_precision_stop_a_call() -> None:
         large(photo())
 
 
+@pytest.mark.parametrize("model", ["x101", "x152pp"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes_stay_close_and_are_marked(dtype: str) -> None:
-    exact, found = (make(dtype=each)(photo()).features.astype(np.float32).ravel() for each in ("float32", dtype))
-    assert exact @ found / np.linalg.norm(exact) / np.linalg.norm(found) > 0.97
-    assert not np.array_equal(exact, found)
-    assert make(dtype=dtype).spec.model["dtype"] == dtype
+def test_other_dtypes_stay_close_and_are_marked(model: str, dtype: str) -> None:
+    exact, found = (make(model=model, dtype=each)(photo()).features.astype(np.float32) for each in ("float32", dtype))
+    cosine = (exact * found).sum() / np.linalg.norm(exact) / np.linalg.norm(found)
+    assert cosine > 0.97 and not np.array_equal(exact, found)
+    assert make(model=model, dtype=dtype).spec.model["dtype"] == dtype
 
 
 def test_every_setting_that_changes_numbers_changes_the_spec() -> None:

@@ -79,8 +79,8 @@ def test_the_number_of_boxes_is_the_users() -> None:
 @pytest.mark.parametrize("rule", ["class-aware", "class-agnostic"])
 def test_the_other_rules_run_too(rule: str) -> None:
     settings = {"score_threshold": 0.0} if rule == "class-aware" else {}
-    record = make(selection=rule, max_boxes=9, **settings)(photo())
-    assert len(record.features) == 9
+    record = make(selection=rule, max_boxes=3, **settings)(photo())
+    assert 1 <= len(record.features) <= 3  # fewer where a regressed box lies outside the image
     assert (np.diff(record.class_scores) <= 0).all()
     assert record.boxes.min() >= 0 and (record.boxes[:, 2:] <= [70, 50]).all()
 
@@ -133,6 +133,16 @@ def test_boxes_are_in_pixels_of_the_original_image() -> None:
     assert at_128.boxes.max() > 1.5 * at_64.boxes.max()
 
 
+def test_features_are_those_of_the_boxes_they_stand_beside(tmp_path: Path) -> None:
+    image = photo(32, 48)  # doubled on its way in, so that boxes come back exactly
+    found = make(min_boxes=12, max_boxes=12)(image, "a")
+    again = make(**write_boxes(tmp_path, {"a": found.boxes.tolist()}))(image, "a")
+    assert again.boxes.tobytes() == found.boxes.tobytes()
+    assert again.features.tobytes() == found.features.tobytes()
+    assert again.class_ids.tolist() == found.class_ids.tolist()
+    assert again.attribute_ids.tolist() == found.attribute_ids.tolist()
+
+
 def test_one_pixel_is_an_image(extractor: RegionExtractor) -> None:
     record = extractor(photo(1, 1))
     assert record.image_size == (1, 1)
@@ -143,7 +153,7 @@ def test_one_pixel_is_an_image(extractor: RegionExtractor) -> None:
 def test_an_image_too_thin_for_the_network_is_an_error_of_that_image(
     extractor: RegionExtractor, size: tuple[int, int]
 ) -> None:
-    with pytest.raises(ImageError, match=r"pixels resize to a side of [12], at least 3 is needed; raise --longer") as bad:
+    with pytest.raises(ImageError, match=r"resize to a side of [12], at least 3 is needed; raise --longer") as bad:
         extractor.prepare("thin", np.zeros((*size, 3), np.uint8))
     assert (bad.value.reason, bad.value.stage) == ("too_thin", "prepare")
 

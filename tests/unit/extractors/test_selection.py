@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,8 @@ from extractors.selection import (
     ten_to_hundred,
     whole_image_box,
 )
+
+Rule = Callable[[Tensor, Predictions, Frame, Selection], Selected]
 
 PROPOSALS, CLASSES = 40, 6
 FRAME = Frame(input_size=(60, 80), image_size=(30, 40), scale=2.0)
@@ -104,6 +107,9 @@ def test_confident_boxes_keep_proposal_order_and_topped_up_ones_come_by_confiden
     more = ten_to_hundred(boxes, probs, Selection("10-100", 1, 2, 0.2, 0.3))
     assert within[0].tolist() == [0, 1, 2]
     assert fewer[0].tolist() == more[0].tolist() == [1, 2]
+    swapped = [2, 1, 0]  # confidences 0.5, 0.9, 0.3
+    exactly_min_and_max = ten_to_hundred(boxes, probs[swapped], Selection("10-100", 2, 2, 0.4, 0.3))
+    assert exactly_min_and_max[0].tolist() == [0, 1]
 
 
 def test_the_confidence_of_a_box_is_its_best_among_classes_it_survives_in() -> None:
@@ -204,6 +210,14 @@ def test_a_proposal_may_appear_as_several_classes() -> None:
     assert len(set(rows)) < len(rows)
 
 
+def test_equal_scores_of_different_classes_go_by_row() -> None:
+    probs = torch.tensor([[0.125, 0.5, 0.375], [0.5, 0.125, 0.375]])
+    found = Predictions(probs, torch.zeros(2, 8), torch.zeros(2, 2))
+    regressed = torch.tensor([[0.0, 0, 10, 10], [40, 40, 50, 50]])[:, None].expand(2, 2, 4)
+    selected = class_aware(regressed, found, FRAME, Selection("class-aware", 0, 9, 0.2, 0.5))
+    assert pairs_of(selected) == [(0, 1), (1, 0)]
+
+
 def test_no_score_above_the_threshold_gives_no_boxes() -> None:
     rule = replace(DEFAULTS["class-aware"], score_threshold=1.0)
     selected = class_aware(random_boxes(0, PROPOSALS, CLASSES), predictions(0), FRAME, rule)
@@ -227,7 +241,7 @@ def test_the_background_is_never_chosen() -> None:
 
 
 @pytest.mark.parametrize("rule", [class_aware, class_agnostic])
-def test_boxes_come_out_in_original_pixels_cut_to_the_image(rule) -> None:  # noqa: ANN001
+def test_boxes_come_out_in_original_pixels_cut_to_the_image(rule: Rule) -> None:
     regressed, found = random_boxes(2, PROPOSALS, CLASSES), predictions(2)
     selected = rule(regressed, found, FRAME, Selection("", 0, 36, 0.1, 0.5))
     for box, row, column in zip(selected.boxes.tolist(), *selected[::2], strict=True):
@@ -235,7 +249,7 @@ def test_boxes_come_out_in_original_pixels_cut_to_the_image(rule) -> None:  # no
 
 
 @pytest.mark.parametrize("rule", [class_aware, class_agnostic])
-def test_a_box_outside_the_image_goes_together_with_its_row(rule) -> None:  # noqa: ANN001
+def test_a_box_outside_the_image_goes_together_with_its_row(rule: Rule) -> None:
     regressed = torch.tensor([[[90.0, 10, 99, 20]], [[10, 10, 20, 20]]])
     found = Predictions(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.zeros(2, 4), torch.zeros(2, 2))
     selected = rule(regressed, found, FRAME, Selection("", 0, 36, 0.1, 0.5))
@@ -274,8 +288,7 @@ def test_the_whole_image_is_one_box_that_ends_as_its_convention_counts() -> None
 
 
 def test_the_defaults_are_those_of_the_official_codes() -> None:
-    assert DEFAULTS == {
-        "10-100": Selection("10-100", 10, 100, 0.2, 0.3),
-        "class-aware": Selection("class-aware", 0, 36, 0.2, 0.5),
-        "class-agnostic": Selection("class-agnostic", 0, 36, 0.0, 0.3),
-    }
+    assert DEFAULTS["10-100"] == Selection("10-100", 10, 100, 0.2, 0.3)
+    assert DEFAULTS["class-aware"] == Selection("class-aware", 0, 36, 0.2, 0.5)
+    assert DEFAULTS["class-agnostic"] == Selection("class-agnostic", 0, 36, 0.0, 0.3)
+    assert set(DEFAULTS) == {"10-100", "class-aware", "class-agnostic"}

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_a_unit_killed_between_shard_and_entry_is_written_again(tmp_path: Path) 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _end_of_processes():  # noqa: ANN202
+def _end_of_processes() -> Iterator[None]:
     """No test leaves a process behind."""
     yield
     assert multiprocessing.active_children() == []

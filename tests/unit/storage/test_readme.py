@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import storage.arrow
@@ -38,13 +39,12 @@ def names(table: list[list[str]]) -> list[str]:
 
 def in_words(kind: Any) -> str:
     """An Arrow type as the page spells it."""
-    import pyarrow as pa
-
     if pa.types.is_list(kind):
         rows = kind.value_type
         return f"list of N {f'x {in_words(rows)}' if pa.types.is_fixed_size_list(rows) else rows}"
     if pa.types.is_fixed_size_list(kind):
-        return f"{ {8: 'D', 4: '4', 5: 'C'}[kind.list_size]} {kind.value_type}"
+        width = {8: "D", 4: "4", 5: "C"}[kind.list_size]
+        return f"{width} {kind.value_type}"
     return str(kind)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def stores(draw: st.DrawFn) -> tuple[Spec, list[list[Record]]]:
     cuts = sorted(draw(st.lists(st.integers(0, len(keys)), max_size=2)))
     made = [draw(records(spec, key)) for key in keys]
     borders = [0, *cuts, len(keys)]
-    return spec, [made[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return spec, [made[start:end] for start, end in pairwise(borders)]
 
 
 @settings(max_examples=60, deadline=None)

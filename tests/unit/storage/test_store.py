@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import FeatureStore, StoreError, StoreWriter, open_store
+from storage import FeatureStore, Spec, StoreError, StoreWriter, open_store
+from storage.atomic import read_sealed, write_sealed
 from storage.records import pack
 from tests.unit.storage.samples import (
     GRID,
@@ -39,16 +40,24 @@ def store(tmp_path: Path) -> FeatureStore:
 def test_records_are_found_by_key(store: FeatureStore) -> None:
     assert len(store) == 4
     assert set(store.keys()) == {"b", "c", "d", "e"}
-    for key in store.keys():
+    for key in store:
         assert key in store
         assert_same(store[key], region_record(key))
     assert "a" not in store and "x" not in store and 5 not in store
 
 
-def test_iterating_gives_every_record_in_the_order_of_the_keys(store: FeatureStore) -> None:
-    assert [record.key for record in store.values()] == list(store.keys())
-    keys = list(store.keys())
-    assert keys.index("d") == keys.index("b") + 1 and keys.index("e") == keys.index("c") + 1  # shard by shard
+def test_going_through_a_store_gives_keys_and_records_shard_by_shard(store: FeatureStore) -> None:
+    keys = list(store)
+    assert keys == list(store.keys()) == [record.key for record in store.values()]
+    assert keys.index("d") == keys.index("b") + 1 and keys.index("e") == keys.index("c") + 1
+    for key, record in store.items():
+        assert_same(record, region_record(key))
+    assert store.get("a") is None
+
+
+def test_stores_are_compared_by_identity_and_not_by_reading_them(store: FeatureStore) -> None:
+    assert store == store and store != open_store(store.path)
+    assert len({store, store}) == 1
 
 
 def test_a_store_tells_its_spec_its_vocabulary_and_its_last_run(tmp_path: Path) -> None:
@@ -82,7 +91,7 @@ def test_a_key_like_no_other_names_none(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
-def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec) -> None:  # noqa: ANN001
+def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec: Spec) -> None:
     store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], spec))
     asked = ["e", "b", "e", "a"]
     found, wanted = store.batch(asked), pack([record_of(key, spec) for key in asked])
@@ -103,11 +112,12 @@ def test_opening_reads_the_manifest_only(tmp_path: Path) -> None:
 
 
 def test_a_pickled_store_finds_the_same_records_and_carries_no_map(store: FeatureStore) -> None:
-    store["b"]
+    unread = len(pickle.dumps(store))
+    assert len(list(store.values())) == 4  # all shards are mapped now
     sent = pickle.dumps(store)
-    assert len(sent) < 10_000
+    assert len(sent) == unread
     back = pickle.loads(sent)
-    for key in store.keys():
+    for key in store:
         assert_same(back[key], store[key])
     assert back.errors() == store.errors()
 
@@ -174,8 +184,6 @@ def test_opening_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    from storage.atomic import read_sealed, write_sealed
-
     path = make_store(tmp_path / "store", [["a"]])
     write_sealed(path / "store.json", read_sealed(path / "store.json") | {"format_version": 2})
     with pytest.raises(StoreError, match="has format version 2, this Triptych reads version 1; install the release"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
+import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +20,7 @@ import pytest
 import storage.arrow
 from storage import GridRecord, SpecMismatchError, StoreError, StoreWriter, open_store, verify_store
 from storage.arrow import HashingFile
+from storage.manifest import Manifest
 from storage.writer import unit_id
 from tests.unit.storage.samples import (
     GRID,
@@ -134,6 +138,49 @@ def test_a_unit_cut_differently_commits_only_what_others_have_not(writer: StoreW
     assert partials(writer.path) == []
 
 
+def test_a_commit_holds_the_lock_from_reading_the_manifest_to_writing_its_entry(
+    writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(name: str) -> None:
+        original = getattr(Manifest, name)
+
+        def step(*args: Any) -> Any:
+            with (writer.path / ".commit.lock").open("a") as other, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            seen.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(Manifest, name, step)
+
+    watched("refresh")
+    watched("add")
+    write_unit(writer, ["a"])
+    assert seen == ["refresh", "add"]
+
+
+def test_a_commit_syncs_each_file_before_and_its_folder_after_the_renaming(
+    writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def sync(handle: int) -> None:
+        steps.append("sync a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync a file")
+
+    def rename(path: Path, target: Path, original: Any = Path.replace) -> Path:
+        steps.append(f"name a {target.parent.name} file")
+        return original(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_unit(writer, ["a"])
+    assert steps == [
+        *("sync a file", "name a shards file", "sync a folder"),
+        *("sync a file", "name a manifest file", "sync a folder"),
+    ]
+
+
 def test_an_image_that_failed_elsewhere_is_not_written_again(writer: StoreWriter) -> None:
     write_unit(writer, ["a"], failed=["a"])
     write_unit(writer, ["a", "b"])
@@ -155,8 +202,6 @@ def test_opening_a_store_again_goes_on_where_it_ended(writer: StoreWriter) -> No
 
 
 def test_opening_a_store_removes_what_dead_processes_left(writer: StoreWriter) -> None:
-    import socket
-
     dead = f"~{socket.gethostname()}~{2**22 + 1}~0.partial"  # above the largest process id there can be
     for folder in ("", "shards/", "manifest/"):
         (writer.path / f"{folder}.x{dead}").touch()
