@@ -12,7 +12,7 @@ import tyro
 
 from storage import FeatureStore, TriptychError, open_store, verify_store
 from workflows.demo import Demo
-from workflows.extract import ExtractGrid, ExtractRegions, with_config_file
+from workflows.extract import ExtractGrid, ExtractRegions, value_of, with_config_file
 from workflows.progress import size
 
 WRONG_JOB, INTERRUPTED = 2, 130
@@ -158,6 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("triptych: interrupted; what is committed is kept", file=sys.stderr)
         return INTERRUPTED
+
+
+def script(view: str) -> int:
+    """What the workflow scripts run: the subcommand of this view, on Ray unless --engine says otherwise."""
+    args = sys.argv[1:]
+    return main(["extract", view, *([] if value_of(args, "--engine") else ["--engine", "ray"]), *args])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def with_config_file(args: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the file is not a flat YAML mapping of settings.
     """
-    path = _value_of(args, "--config")
+    path = value_of(args, "--config")
     if path is None:
         return list(args)
     given = {arg.split("=")[0].lstrip("-").removeprefix("no-") for arg in args if arg.startswith("--")}
@@ -84,7 +83,8 @@ def with_config_file(args: Sequence[str]) -> list[str]:
     return [*from_file, *args]
 
 
-def _value_of(args: Sequence[str], flag: str) -> str | None:
+def value_of(args: Sequence[str], flag: str) -> str | None:
+    """What follows a flag in `args`, in either spelling; None where it is not there."""
     for index, arg in enumerate(args):
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2]
@@ -105,12 +105,3 @@ def _read_yaml(path: str) -> dict[str, object]:
         raise ConfigError(f"--config {path} must be a flat mapping of settings, such as `images: photos`.")
     assert isinstance(content, dict)
     return content
-
-
-def script(view: str) -> int:
-    """What the workflow scripts run: the subcommand of this view, on Ray unless --engine says otherwise."""
-    from workflows.cli import main
-
-    args = sys.argv[1:]
-    on_ray = [] if _value_of(args, "--engine") else ["--engine", "ray"]
-    return main(["extract", view, *on_ray, *args])

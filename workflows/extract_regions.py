@@ -10,6 +10,6 @@ from pathlib import Path
 if __name__ == "__main__":
     # Started as a file, Python looks beside it only; the packages lie one folder up, unless they are installed.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from workflows.extract import script
+    from workflows.cli import script
 
     sys.exit(script("regions"))
