@@ -6,7 +6,7 @@ Source: facebookresearch/grid-feats-vqa `extract_grid_feature.py` and `configs/*
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -35,16 +35,19 @@ X101_STD = (57.375, 57.12, 58.395)  # of the X-101 alone: the other three networ
 
 @dataclass(frozen=True)
 class GridModel:
+    """A grid network: its body, the deviation its pixels are divided by, and the name of its official config."""
+
     body: ResNetConfig
+    upstream: str
     std: tuple[float, float, float] = UNIT_STD
 
 
 _X152 = ResNetConfig(depth=152, groups=32, width_per_group=8)
 MODELS = {
-    "r50": GridModel(ResNetConfig(depth=50)),
-    "x101": GridModel(ResNetConfig(depth=101, groups=32, width_per_group=8), X101_STD),
-    "x152": GridModel(_X152),
-    "x152pp": GridModel(ResNetConfig(depth=152, groups=32, width_per_group=8, deform_stages=(4, 5))),
+    "r50": GridModel(ResNetConfig(depth=50), "R-50-grid"),
+    "x101": GridModel(ResNetConfig(depth=101, groups=32, width_per_group=8), "X-101-grid", X101_STD),
+    "x152": GridModel(_X152, "X-152-grid"),
+    "x152pp": GridModel(replace(_X152, deform_stages=(4, 5)), "X-152-challenge"),
 }
 
 
@@ -67,7 +70,8 @@ class GridExtractor(Extractor):
         model = MODELS[config.model]
         self.config = config
         self.device = pick_device(config.device)
-        checkpoint = find_weights(config.weights or f"grid-{config.model}")
+        published = f"grid-{config.model}"
+        checkpoint = find_weights(config.weights or published, fitting=(published,))
         body = body_for(config, model, checkpoint)
         self.network = ResNet(body).eval()
         holder = torch.nn.ModuleDict({"backbone": self.network})  # checkpoints name it so
@@ -99,8 +103,14 @@ class GridExtractor(Extractor):
 
 def body_for(config: GridConfig, model: GridModel, checkpoint: Checkpoint) -> ResNetConfig:
     """The body to build: the model's own, narrowed where asked; a reference folder's is read off its weights."""
+    body = narrowed(model.body, config, checkpoint)
     if not checkpoint.is_reference or checkpoint.tensors is None:
-        return narrowed(model.body, config, checkpoint)
+        return body
+    if checkpoint.upstream and checkpoint.upstream != model.upstream:
+        raise WeightsError(
+            f"{checkpoint.description} was made with {checkpoint.upstream}, and {config.model} is {model.upstream}; "
+            "choose another --model."
+        )
     shapes = {n.removeprefix("backbone."): t.shape for n, t in checkpoint.tensors.items() if n.startswith("backbone.")}
     try:
         body = infer_config(shapes, last_stage=5, ceil_pool=False)

@@ -27,7 +27,7 @@ from extractors.faster_rcnn import CAFFE, PY_BOTTOM_UP, BottomUpDetector, Detect
 from extractors.given_boxes import BoxTable, read_boxes
 from extractors.images import ImageError, resize_caffe
 from extractors.resnet import infer_config
-from extractors.weights import Checkpoint, Tensors, WeightsError, fill, find_weights
+from extractors.weights import PUBLISHED, Checkpoint, Tensors, WeightsError, fill, find_weights
 from storage.records import Record, RegionRecord
 from storage.spec import FeatureLayout, Spec
 
@@ -88,7 +88,8 @@ class RegionExtractor(Extractor):
     def __init__(self, config: RegionConfig) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        checkpoint = find_weights(config.weights or config.model)
+        fitting = [name for name in PUBLISHED if name.startswith(config.model)]
+        checkpoint = find_weights(config.weights or config.model, fitting)
         shape = detector_for(config, checkpoint)
         self.detector = BottomUpDetector(shape).eval()
         digest = fill(self.detector, checkpoint, f"detector {config.model}")
@@ -225,8 +226,8 @@ def detector_for(config: RegionConfig, checkpoint: Checkpoint) -> DetectorConfig
         WeightsError: the checkpoint is not a bottom-up detector.
     """
     tensors = checkpoint.tensors
+    body = narrowed(DetectorConfig().body, config, checkpoint)
     if tensors is None:
-        body = narrowed(DetectorConfig().body, config, checkpoint)
         return replace(DetectorConfig(), body=body, rpn_channels=max(1, 512 // config.width_divisor))
     try:
         logits = _ending(tensors, "rpn_head.objectness_logits.weight").shape[0]
@@ -238,7 +239,6 @@ def detector_for(config: RegionConfig, checkpoint: Checkpoint) -> DetectorConfig
         raise WeightsError(
             f"{checkpoint.description} is not a bottom-up detector (it lacks {error}); is it for `extract grid`?"
         ) from error
-    body = narrowed(DetectorConfig().body, config, checkpoint)
     return replace(DetectorConfig(), conventions=CAFFE if paired else PY_BOTTOM_UP, body=body)
 
 

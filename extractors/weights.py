@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,20 +79,24 @@ class Checkpoint:
     origin       "checkpoint" or "random:SEED"; part of the spec, so that random features are never taken for real ones
     description  where they came from, for people
     is_reference True for a folder of tiny official weights, whose widths differ from the published network's
+    upstream     name of the official config they were made with, where a reference folder says it
+    by_suffix    True where the file leaves names to detectron2's matching by suffix
     """
 
     origin: str
     description: str
     tensors: Tensors | None
     is_reference: bool = False
+    upstream: str = ""
     by_suffix: bool = False
 
 
-def find_weights(weights: str) -> Checkpoint:
+def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Checkpoint:
     """Read what `--weights` names.
 
     Args:
         weights: a file, a published name, `reference:FOLDER`, or `random:SEED`.
+        fitting: published names of the network at hand.
 
     Raises:
         WeightsError: with what was found and where to put the file.
@@ -103,7 +108,10 @@ def find_weights(weights: str) -> Checkpoint:
         path = Path(rest) / "weights.safetensors"
         if not path.is_file():
             raise WeightsError(f"reference:{rest} needs the file {path}; give a folder that holds weights.safetensors.")
-        return Checkpoint("checkpoint", str(path), _named(_read_safetensors(path)), is_reference=True)
+        tensors = _named(_read_safetensors(path))
+        return Checkpoint("checkpoint", str(path), tensors, is_reference=True, upstream=_upstream(path.parent))
+    if weights in PUBLISHED and weights not in fitting:
+        raise WeightsError(f"the weights {weights!r} are of another network; this one takes {' or '.join(fitting)}.")
     path = _published_file(weights) if weights in PUBLISHED else Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
@@ -111,6 +119,14 @@ def find_weights(weights: str) -> Checkpoint:
             "give a file, one of those names, or random:SEED for trying things out."
         )
     return read_checkpoint(path)
+
+
+def _upstream(folder: Path) -> str:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return Path(config["upstream"]["config"]).stem
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -162,6 +178,13 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
         raise WeightsError(
             f"{checkpoint.description} does not fit {what}: {len(missing)} of {len(wanted)} tensors are missing, "
             f"the first is {missing[0]}; choose the --model these weights were made for."
+        )
+    parts = {name.partition(".")[0] for name in wanted}
+    surplus = sorted(name for name in found if name not in wanted and name.partition(".")[0] in parts)
+    if surplus:
+        raise WeightsError(
+            f"{checkpoint.description} does not fit {what}: {len(surplus)} tensors have no place in it, the first is "
+            f"{surplus[0]}; choose the --model these weights were made for."
         )
     for name in wanted.keys() & found.keys():
         if found[name].shape != wanted[name].shape:
@@ -247,7 +270,7 @@ def _read_torch(path: Path) -> Tensors:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise nearly any type, from KeyError to struct.error
         raise WeightsError(
-            f"{path} is not a checkpoint of plain tensors ({_first_line(error)}); nothing else is unpickled."
+            f"{path} is not a checkpoint of plain tensors, or is damaged; nothing else is unpickled."
         ) from error
     state = _state_of(content, path)
     versions = getattr(state, "_metadata", None) or {}

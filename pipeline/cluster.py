@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 # Read when ray is imported. Workers run in the environment that started the job: by default Ray would rebuild it for
@@ -25,12 +26,14 @@ import ray
 import ray.data
 import ray.exceptions
 
-from extractors import ConfigError, make_extractor
+from extractors import ConfigError, RegionConfig, make_extractor
 from pipeline.config import ExtractJob
 from pipeline.plan import Plan, Unit
 from pipeline.sources import ImageRef, open_source
+from pipeline.sources.files import absolute
 from pipeline.unit import OnImages, UnitReport, Worker
 from storage import StoreWriter, TriptychError
+from storage.writer import check_head
 
 FATAL = "fatal"
 ACTORS_WITHIN = 900  # seconds until the pool must stand; nodes that have to be started first take minutes
@@ -64,7 +67,8 @@ class RayEngine:
         if not plan.units:
             return
         gpu = self.device.startswith("cuda")
-        job = replace(self._job, extractor=replace(self._job.extractor, device="cuda:0" if gpu else "cpu"))
+        extractor = replace(self._job.extractor, device="cuda:0" if gpu else "cpu")
+        job = _with_absolute_paths(replace(self._job, extractor=extractor))
         rows = [{"keys": unit.keys, "uris": [ref.uri for ref in unit.refs]} for unit in plan.units]
         data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
@@ -96,6 +100,8 @@ class _Actor:
         self._trouble, self._worker = "", None
         try:
             extractor = make_extractor(job.extractor)
+            # The driver has made the store. An actor that does not see it must not start one of its own elsewhere.
+            check_head(Path(job.engine.out), extractor.spec)
             store = StoreWriter(job.engine.out, extractor.spec, extractor.vocabulary)
             source = open_source(job.source)
             self._worker = Worker(source, extractor, store, job.engine.batch_size, job.engine.decode_workers)
@@ -113,6 +119,23 @@ class _Actor:
             return _row(UnitReport(), str(error))
 
 
+def _with_absolute_paths(job: ExtractJob) -> ExtractJob:
+    """The job as actors need it: their current folder is not the driver's."""
+    source, network = job.source, job.extractor
+    kind, colon, folder = (network.weights or "").partition(":")
+    weights = network.weights
+    if kind == "reference":
+        weights = f"{kind}{colon}{absolute(folder)}"
+    elif weights and Path(weights).expanduser().is_file():
+        weights = str(absolute(Path(weights).expanduser()))
+    network = replace(network, weights=weights)
+    if isinstance(network, RegionConfig) and network.boxes:
+        network = replace(network, boxes=str(absolute(Path(network.boxes).expanduser())))
+    root = str(absolute(source.image_root)) if source.image_root else None
+    source = replace(source, images=str(absolute(source.images)), image_root=root)
+    return ExtractJob(source, network, replace(job.engine, out=str(absolute(job.engine.out))))
+
+
 def _row(report: UnitReport, trouble: str) -> dict[str, list[Any]]:
     return {FATAL: [trouble], "report": [json.dumps(vars(report))]}
 
@@ -122,7 +145,7 @@ def _report(row: dict[str, Any], on_images: OnImages) -> UnitReport:
         raise TriptychError(row[FATAL])
     report = UnitReport(**json.loads(row["report"]))
     report.reasons = Counter(report.reasons)
-    on_images(report.images, report.images - report.records)
+    on_images(report.images, sum(report.reasons.values()))
     return report
 
 

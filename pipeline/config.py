@@ -41,6 +41,8 @@ class EngineConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1.")
         if self.engine == "local" and (self.workers is not None or self.address is not None):
             raise ConfigError("--workers and --address go with --engine ray; the local engine is one process.")
+        if "://" in self.out:
+            raise ConfigError(f"--out {self.out!r} is an address; a store is written to a local or mounted folder.")
         self.errors_allowed(1)
 
     def errors_allowed(self, images: int) -> float:

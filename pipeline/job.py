@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 import torch
 
+from extractors import ConfigError, RegionConfig
+from extractors.given_boxes import read_boxes
 from pipeline.config import ExtractJob
 from pipeline.local import LocalEngine
 from pipeline.plan import Plan, images_per_unit, make_plan
 from pipeline.sources import Listing, open_source
 from pipeline.unit import OnImages, UnitReport
-from storage import Spec, StoreWriter, open_store
+from storage import Spec, StoreWriter, TriptychError, open_store
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
 UNITS_A_SLOT = 4  # so that no actor waits long for the last one
@@ -89,9 +91,11 @@ def run_job(job: ExtractJob, progress: Progress) -> JobResult:
     """
     began = time.perf_counter()
     listing = open_source(job.source).list()
+    _check_boxes(job, listing)
     engine = _make_engine(job)
     try:
         store = StoreWriter(job.engine.out, engine.spec, engine.vocabulary)
+        before = store.read_run()
         start = _start(job, listing, engine, store)
         ready = time.perf_counter()
         report, interrupted = _run(engine, start, progress)
@@ -100,11 +104,35 @@ def run_job(job: ExtractJob, progress: Progress) -> JobResult:
         engine.close()
     errors = _errors(job, listing)
     status = INTERRUPTED if interrupted else FINISHED
+    if not interrupted:
+        _check_all_there(start, store)
     if not interrupted and sum(errors.values()) > job.engine.errors_allowed(start.plan.images):
         status = TOO_MANY_ERRORS
     result = JobResult(start, report, errors, ready - began, seconds, status)
-    store.write_run(_run_facts(result))
+    store.write_run(_run_facts(result, before))
     return result
+
+
+def _check_boxes(job: ExtractJob, listing: Listing) -> None:
+    """Boxes under other keys than the images' are a wrong job, not as many bad images."""
+    network = job.extractor
+    if not isinstance(network, RegionConfig) or not (network.boxes and network.box_format and network.box_units):
+        return
+    keys = read_boxes(network.boxes, network.box_format, network.box_units).boxes.keys()
+    if not any(ref.key in keys for ref in listing.refs):
+        example, found = listing.refs[0].key, next(iter(keys), None)
+        raise ConfigError(f"--boxes {network.boxes} has no key of an image: it has {found!r}, an image is {example!r}.")
+
+
+def _check_all_there(start: JobStart, store: StoreWriter) -> None:
+    """images = records + errors, or the job has failed, whatever its engine reported."""
+    planned = {key for unit in start.plan.units for key in unit.keys}
+    lost = planned - store.committed()
+    if lost:
+        raise TriptychError(
+            f"{len(lost)} of {start.plan.images} images are neither records nor errors of {start.job.engine.out}, the "
+            f"first is {min(lost)!r}; run the same command again, and see that all workers write to this folder."
+        )
 
 
 def _make_engine(job: ExtractJob) -> Engine:
@@ -122,7 +150,8 @@ def _start(job: ExtractJob, listing: Listing, engine: Engine, store: StoreWriter
     if engine.slots > 1 and not job.engine.images_per_shard:
         per_unit = min(per_unit, max(1, ceil(left / (engine.slots * UNITS_A_SLOT))))
     plan = make_plan(listing, committed, per_unit, job.engine.limit)
-    store.write_run({"complete": False, "source": job.source.images, "images": plan.images})
+    images = {"images": plan.images, "source_images": len(listing.refs)}
+    store.write_run({"complete": False, "source": job.source.images, **images})
     return JobStart(job, listing, plan, engine.device, engine.spec.model["weights"]["origin"])
 
 
@@ -163,14 +192,21 @@ def _errors(job: ExtractJob, listing: Listing) -> Counter[str]:
     return Counter(row.reason for row in open_store(job.engine.out).errors() if row.key in mine)
 
 
-def _run_facts(result: JobResult) -> dict[str, Any]:
+def _run_facts(result: JobResult, before: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a job; one that found nothing to do leaves the speed of the one that did the work."""
     job, start, report = result.start.job, result.start, result.report
-    return {
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    now = {
         "complete": result.status != INTERRUPTED,
         "source": job.source.images,
         "images": start.plan.images,
+        "source_images": len(start.listing.refs),
         "passed_over": start.listing.passed_over,
+    }
+    if not report.images:
+        return {**before, **now}
+    return {
+        **now,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "engine": job.engine.engine,
         "device": start.device,
         "hardware": hardware(start.device),

@@ -9,6 +9,7 @@ the same to the last bit on any number of cores, and no core waits for another i
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -84,7 +85,7 @@ class Worker:
         cv2.setNumThreads(1)  # the decode threads are the parallelism; more would only contend
         self._loaders = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
         self._cores = torch.get_num_threads()
-        self._networks = 1 if self.extractor.device.type == "cuda" else self._cores
+        self._networks = 1 if self.extractor.device.type == "cuda" else min(self._cores, images_in_memory())
         torch.set_num_threads(1)
         self._models = ThreadPoolExecutor(
             self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
@@ -106,10 +107,11 @@ class Worker:
                             report.reasons[result.reason] += 1
                         else:
                             shard.append(result)
-                            report.records += 1
                     on_images(1, int(isinstance(result, ErrorRow)))
             with report.timing("write"):
                 entry = shard.commit({"seconds": report.seconds})
+        if entry:  # None, or fewer keys: another job committed them meanwhile
+            report.records = len(entry.keys)
         if entry and entry.shard:
             report.rows, report.bytes = entry.shard.rows, entry.shard.bytes
         report.peak_rss = peak_rss()
@@ -210,6 +212,11 @@ class _Loaded:
 
 def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
     return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in sorted(first.keys() | second.keys())}
+
+
+def images_in_memory() -> int:
+    """How many images a CPU may run at once: one for each 2 GiB of the machine, about twice what a large one needs."""
+    return max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 31)
 
 
 def peak_rss() -> int:

@@ -37,6 +37,12 @@ def partial_path(final: Path) -> Path:
     return final.with_name(f".{final.name}~{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}{PARTIAL}")
 
 
+def discard(path: Path) -> None:
+    """Delete a file if that is possible; what made it superfluous is the error to tell, not this."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 def publish(partial: Path, final: Path) -> None:
     """Give a finished, synced file its final name, and make the name itself survive a power cut."""
     partial.replace(final)
@@ -57,7 +63,7 @@ def remove_stale_partials(folder: Path) -> list[Path]:
     for path in folder.glob(f".*{PARTIAL}"):
         parts = path.name.split("~")
         if len(parts) == 4 and parts[1] == socket.gethostname() and not _alive(int(parts[2])):
-            path.unlink(missing_ok=True)
+            discard(path)
             stale.append(path)
     return stale
 
@@ -117,7 +123,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
                 os.fsync(handle.fileno())
             publish(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        discard(partial)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class FeatureStore(Mapping[str, Record]):
             raise KeyError(self._why_absent(key)) from None
         return self._shard(unit)[row]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The record, or `default`; unlike `store[key]` it does not look for what a missing key may have meant."""
+        return self[key] if key in self._place else default
+
     def batch(self, keys: Sequence[str]) -> PackedBatch:
         """Records end to end, in the order asked for: values (sum N, D), offsets (B + 1,), boxes, image sizes."""
         return pack([self[key] for key in keys])

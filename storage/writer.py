@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from storage.arrow import SUFFIX, ArrowShard, ArrowShardWriter
 from storage.atomic import (
     PARTIAL,
+    discard,
     locked,
     partial_path,
     publish,
@@ -53,11 +54,17 @@ class StoreWriter:
         for folder in (self.path, self.path / SHARDS, self.path / FOLDER):
             remove_stale_partials(folder)
         self.manifest = Manifest(self.path)
+        self._committed: set[str] = set()
+        self._note(self.manifest.entries.values())
 
-    def committed(self) -> set[str]:
-        """Keys that need no more work: records and failed images."""
-        self.manifest.refresh()
-        return {key for entry in self.manifest.entries.values() for key in entry.all_keys()}
+    def committed(self) -> Set[str]:
+        """Keys that need no more work: records and failed images, other writers' included."""
+        self._note(self.manifest.refresh())
+        return self._committed
+
+    def _note(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._committed.update(entry.all_keys())
 
     def unit(self, keys: Iterable[str]) -> UnitWriter:
         """A unit to write; use it as a context, and call `commit` at its end."""
@@ -66,6 +73,13 @@ class StoreWriter:
     def write_run(self, facts: dict[str, Any]) -> None:
         """Keep what is known of the last job (planned images, timings, whether it ended)."""
         write_sealed(self.path / RUN, facts)
+
+    def read_run(self) -> dict[str, Any]:
+        """What is known of the last job; empty before the first, and where the note of it is damaged."""
+        try:
+            return read_sealed(self.path / RUN)
+        except (FileNotFoundError, StoreError):
+            return {}
 
 
 class UnitWriter:
@@ -85,7 +99,7 @@ class UnitWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._shard.abort()
-        self._partial.unlink(missing_ok=True)
+        discard(self._partial)
 
     def append(self, record: Record) -> None:
         with writing(self._final):
@@ -121,9 +135,10 @@ class UnitWriter:
             shard = ShardFacts(file, "arrow", self._size, self._checksum, self._shard.rows)
         entry = Entry(self.unit, self._shard.keys, self.errors, shard, {"committed_at": time.time(), **(facts or {})})
         self.store.manifest.add(entry)
+        self.store._note([entry])
         return entry
 
-    def _publish_rest(self, taken: set[str], facts: Mapping[str, Any] | None) -> Entry | None:
+    def _publish_rest(self, taken: Set[str], facts: Mapping[str, Any] | None) -> Entry | None:
         """The rare path: two jobs were planned differently and met."""
         errors = [error for error in self.errors if error.key not in taken]
         rows = [row for row, key in enumerate(self._shard.keys) if key not in taken]

@@ -17,7 +17,8 @@ from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import run_job
 from pipeline.sources import SourceConfig
 from storage import FeatureStore, GridRecord, RegionRecord, open_store, verify_store
-from workflows.progress import TerminalProgress, size, summary
+from workflows.progress import TerminalProgress, summary
+from workflows.text import size
 
 HERE = Path(__file__).parent
 PHOTOS = HERE / "photos"

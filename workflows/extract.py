@@ -58,7 +58,19 @@ class ExtractGrid(_Extract):
     network: Annotated[GridConfig, _Flat] = GridConfig()  # noqa: RUF009
 
 
-COMMANDS: dict[str, type[_Extract]] = {"regions": ExtractRegions, "grid": ExtractGrid}
+@dataclass(frozen=True)
+class Extract:
+    """Cache visual features of images."""
+
+    view: Annotated[
+        Annotated[ExtractRegions, tyro.conf.subcommand("regions")]
+        | Annotated[ExtractGrid, tyro.conf.subcommand("grid")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> int:
+        """Run the chosen job; returns the exit status."""
+        return self.view.run()
 
 
 def with_config_file(args: Sequence[str]) -> list[str]:
@@ -67,23 +79,23 @@ def with_config_file(args: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the file is not a flat YAML mapping of settings.
     """
-    path = value_of(args, "--config")
+    path = _value_of(args, "--config")
     if path is None:
         return list(args)
-    given = {arg.split("=")[0].lstrip("-").removeprefix("no-") for arg in args if arg.startswith("--")}
+    given = {arg.split("=")[0].removeprefix("--").removeprefix("no-") for arg in args if arg.startswith("--")}
     from_file: list[str] = []
     for name, value in _read_yaml(path).items():
         flag = str(name).replace("_", "-")
         if flag in given or value is None:
             continue
         if isinstance(value, bool):
-            from_file += [f"--{flag}"] if value else []
+            from_file.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            from_file += [f"--{flag}", str(value)]
+            from_file.append(f"--{flag}={value}")
     return [*from_file, *args]
 
 
-def value_of(args: Sequence[str], flag: str) -> str | None:
+def _value_of(args: Sequence[str], flag: str) -> str | None:
     """What follows a flag in `args`, in either spelling; None where it is not there."""
     for index, arg in enumerate(args):
         if arg.startswith(f"{flag}="):
@@ -101,7 +113,7 @@ def _read_yaml(path: str) -> dict[str, object]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from error
     plain = isinstance(content, dict) and not any(isinstance(value, dict | list) for value in content.values())
-    if not plain:
+    if not plain or {"config", "help", "h"} & set(content):
         raise ConfigError(f"--config {path} must be a flat mapping of settings, such as `images: photos`.")
     assert isinstance(content, dict)
     return content

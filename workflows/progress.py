@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.job import INTERRUPTED, JobResult, JobStart
 from pipeline.unit import STAGES
+from workflows.text import size
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
@@ -67,7 +68,7 @@ def opening_lines(start: JobStart) -> list[str]:
     lines = [f"{plan.images} images in {start.job.source.images}, {plan.done} of them done, on {start.device}"]
     if listing.passed_over:
         files = "file" if listing.passed_over == 1 else "files"
-        lines.append(f"{listing.passed_over} other {files} passed over (--all-files takes every file)")
+        lines.append(f"{listing.passed_over} other {files} passed over: no images by their names, or excluded")
     if listing.repeated:
         lines.append(f"{listing.repeated} repeats of a listed image left out")
     if start.weights_origin != "checkpoint":
@@ -101,16 +102,6 @@ def time_split(seconds: dict[str, float]) -> str:
     """Seconds by stage, summed over threads; the stages overlap, so "idle" is what the others cost the model."""
     parts = [f"{stage} {seconds.get(stage, 0.0):.1f} s" for stage in STAGES]
     return ", ".join([*parts, f"model idle {seconds.get('idle', 0.0):.1f} s"])
-
-
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def clock(seconds: float) -> str:

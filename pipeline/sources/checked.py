@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipeline.sources.contract import ImageRef, Listing, SourceConfig, SourceError
-from pipeline.sources.files import has_image_extension, read_file
+from pipeline.sources.files import has_image_extension, none_exists, read_file, relative_root, uri_path
 
 MAX_KEY_BYTES = 1024
 
@@ -53,6 +53,20 @@ def key_fault(key: str) -> str | None:
         if pattern.search(key):
             return fault
     return f"it is longer than {MAX_KEY_BYTES:,} bytes" if len(key.encode()) > MAX_KEY_BYTES else None
+
+
+def with_some_there(listing: Listing, config: SourceConfig) -> Listing:
+    """The listing, if a single one of its files exists.
+
+    Raises:
+        SourceError: none does: the root is wrong, and every image would fail.
+    """
+    if none_exists(uri_path(ref.uri) for ref in listing.refs):
+        raise SourceError(
+            f"{config.images} names {len(listing.refs):,} images, and none of them is in "
+            f"{relative_root(config, Path(config.images))}; name their folder with --image-root"
+        )
+    return listing
 
 
 def clashes(refs: Iterable[ImageRef]) -> list[tuple[ImageRef, ImageRef]]:

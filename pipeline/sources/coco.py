@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.sources.checked import EXCLUDED, CheckedSource
+from pipeline.sources.checked import EXCLUDED, CheckedSource, with_some_there
 from pipeline.sources.contract import ImageRef, Listing, SourceError
-from pipeline.sources.files import exclusion, path_uri, relative_root, source_errors, uri_path
+from pipeline.sources.files import exclusion, path_uri, relative_root, source_errors
 
 _WANTED = 'COCO-style JSON: {"images": [{"id": 1, "file_name": "a.jpg"}]}'
 
@@ -22,13 +22,7 @@ class CocoSource(CheckedSource):
 
     def list(self) -> Listing:
         """Name the images; see `Source.list`. Not one of them being there is an error of the job, not of the images."""
-        listing = super().list()
-        if not any(_may_exist(uri_path(ref.uri)) for ref in listing.refs):
-            raise SourceError(
-                f"{self.config.images} names {len(listing.refs):,} images, and none of them is in "
-                f"{relative_root(self.config, Path(self.config.images))}; name their folder with --image-root"
-            )
-        return listing
+        return with_some_there(super().list(), self.config)
 
     def find(self, keep_extension: bool) -> Iterator[ImageRef | str]:
         """Yield each image of the file, or why one is passed over; ids have no extension to keep."""
@@ -58,14 +52,3 @@ def _key_and_name(entry: Any, where: str) -> tuple[str, str]:
     if not name or not isinstance(name, str):
         raise SourceError(f'{where} has neither "file_name" nor "coco_url"; wanted {_WANTED}')
     return str(key), name
-
-
-def _may_exist(path: Path) -> bool:
-    """False only for a path that surely leads nowhere."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True

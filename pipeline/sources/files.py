@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import translate
 from pathlib import Path
@@ -120,14 +120,14 @@ def matching_files(pattern: str) -> tuple[Path, ...]:
         SourceError: some part of the pattern names nothing.
     """
     if Path(pattern).exists():  # a name may hold [ or { and mean it
-        return (Path(pattern).absolute(),)
+        return (absolute(pattern),)
     names: list[str] = []
     for part in _expand_braces(pattern):
         matches = sorted(glob.glob(part, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
             raise SourceError(f"--images {pattern!r}: there is no file {part!r}; check the path")
         names += matches
-    return tuple(Path(name).absolute() for name in names)
+    return tuple(absolute(name) for name in names)
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -139,6 +139,27 @@ def _expand_braces(pattern: str) -> list[str]:
         return expand_urls(pattern)
 
 
+def absolute(path: str | Path) -> Path:
+    """The path from the root on, without `..` and `.`, links left alone."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute keeps the `..`)
+
+
+def none_exists(paths: Iterable[Path]) -> bool:
+    """True where every one of the paths surely leads nowhere; stops at the first that does not."""
+    return not any(map(_may_exist, paths))
+
+
+def _may_exist(path: Path) -> bool:
+    """False only for a path that surely leads nowhere."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def relative_root(config: SourceConfig, file: Path) -> Path:
     """The folder that relative paths inside `file` start from.
 
@@ -146,8 +167,8 @@ def relative_root(config: SourceConfig, file: Path) -> Path:
         SourceError: `config.image_root` is not a folder.
     """
     if config.image_root is None:
-        return file.absolute().parent
-    root = Path(config.image_root).absolute()
+        return absolute(file).parent
+    root = absolute(config.image_root)
     if not root.is_dir():
         raise SourceError(f"--image-root {config.image_root!r} is no folder; name the one that relative paths start in")
     return root

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.sources.checked import EXCLUDED, NO_EXTENSION, CheckedSource, key_of_path
 from pipeline.sources.contract import ImageRef, Listing, SourceError
-from pipeline.sources.files import exclusion, has_image_extension, path_uri
+from pipeline.sources.files import absolute, exclusion, has_image_extension, path_uri
 
 LINKED_FOLDER = "linked folders, not followed"
 
@@ -29,7 +29,7 @@ class FolderSource(CheckedSource):
         """Yield each image below the folder, or why a file is passed over."""
         config = self.config
         excluded = exclusion(config.exclude)
-        for path, relative, linked_folder in _walk(Path(config.images).absolute()):
+        for path, relative, linked_folder in _walk(absolute(config.images)):
             if excluded(relative):
                 yield EXCLUDED
             elif linked_folder:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.sources.checked import EXCLUDED, CheckedSource, key_of_listed_path
-from pipeline.sources.contract import ImageRef, SourceError
+from pipeline.sources.checked import EXCLUDED, CheckedSource, key_of_listed_path, with_some_there
+from pipeline.sources.contract import ImageRef, Listing, SourceError
 from pipeline.sources.files import exclusion, path_uri, relative_root, source_errors
 
 
 class ListFileSource(CheckedSource):
     """The images a list file names, in its order, whatever their extension; a missing one fails when it is read."""
+
+    def list(self) -> Listing:
+        """Name the images; see `Source.list`. Not one of them being there is an error of the job, not of the images."""
+        return with_some_there(super().list(), self.config)
 
     key_advice = "Give it a key of its own (key<TAB>path), or name a folder above all images with --image-root."
 

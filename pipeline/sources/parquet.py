@@ -18,6 +18,7 @@ from extractors.images import ImageError
 from pipeline.sources.checked import EXCLUDED, CheckedSource, key_of_listed_path, printable_name
 from pipeline.sources.contract import ImageRef, SourceConfig, SourceError
 from pipeline.sources.files import (
+    absolute,
     exclusion,
     image_errors,
     matching_files,
@@ -237,4 +238,4 @@ def _is_key(kind: pa.DataType) -> bool:
 
 def _visible_files(folder: Path) -> list[Path]:
     with source_errors(folder, "a folder this user may read"):
-        return sorted(path.absolute() for path in folder.iterdir() if not path.name.startswith((".", "_")))
+        return sorted(absolute(path) for path in folder.iterdir() if not path.name.startswith((".", "_")))

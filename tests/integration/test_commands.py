@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from extractors import load_extractor, read_image
+from extractors.grid import GridExtractor
 from storage import RegionRecord, open_store
 from tests.helpers import TINY, differences, write_photos
 from workflows.cli import main
@@ -299,3 +301,89 @@ def test_a_rotated_photograph_keeps_upright_size(tmp_path: Path) -> None:
     Image.new("RGB", (120, 80), "red").save(tmp_path / "photos" / "turned.jpg", exif=exif)
     extract("grid", tmp_path / "photos", tmp_path / "s")
     assert open_store(tmp_path / "s")["turned"].image_size == (120, 80)
+
+
+def weights_of(model: str, path: Path) -> Path:
+    """A full-width checkpoint of a grid network, as its authors would publish it."""
+    network = load_extractor("grid", model=model, weights="random:0", device="cpu")
+    assert isinstance(network, GridExtractor)
+    save_file({f"backbone.{name}": tensor.contiguous() for name, tensor in network.network.state_dict().items()}, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("made_for", "asked_for"), [("x152", "x101"), ("x152pp", "x152"), ("x101", "x152")])
+def test_weights_of_a_deeper_or_deformable_network_are_refused(
+    made_for: str, asked_for: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = weights_of(made_for, tmp_path / "w.safetensors")
+    flags = ["--images", str(photos), "--out", str(tmp_path / "s"), "--device", "cpu", "--weights", str(weights)]
+    assert main(["extract", "grid", "--model", asked_for, *flags]) == 2
+    assert "does not fit grid network" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("view", "more", "words"),
+    [
+        ("grid", ["--weights", "butd-r101"], "of another network; this one takes grid-r50"),
+        ("grid", ["--weights", "grid-x152"], "of another network"),
+        ("regions", ["--weights", "grid-x101"], "this one takes butd-r101"),
+        ("grid", ["--out", "s3://bucket/features"], "is an address"),
+    ],
+)
+def test_what_cannot_fit_is_said_before_anything_is_fetched(
+    view: str, more: list[str], words: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract(view, photos, tmp_path / "s", *more) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("s3:").exists()
+
+
+def test_boxes_under_other_keys_stop_the_job(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "boxes.json").write_text(json.dumps({"photo_000.jpg": [[0, 0, 9, 9]]}))
+    own = ["--boxes", str(tmp_path / "boxes.json"), "--box-format", "xyxy", "--box-units", "pixels"]
+    assert extract("regions", photos, tmp_path / "s", *own) == 2
+    assert "has no key of an image" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_rerun_with_nothing_to_do_keeps_the_speed_of_the_run_that_worked(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("grid", photos, tmp_path / "s")
+    before = info(tmp_path / "s", capsys)["run"]
+    extract("grid", photos, tmp_path / "s")
+    after = info(tmp_path / "s", capsys)["run"]
+    assert after["images_per_second"] == before["images_per_second"] > 0
+    assert (after["images"], after["source_images"], after["complete"]) == (7, 7, True)
+
+
+def test_a_damaged_note_of_the_last_run_does_not_hide_the_rest(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("grid", photos, tmp_path / "s")
+    (tmp_path / "s" / "run.json").write_text("{}")
+    facts = info(tmp_path / "s", capsys)
+    assert (facts["records"], facts["complete"]) == (6, False)
+    assert "damaged" in facts["run"]
+    assert main(["info", str(tmp_path / "s")]) == 0
+
+
+def test_a_yaml_boolean_can_be_turned_off_by_a_flag(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("keep_extension: true\nexclude: '-x*'\n")
+    config = ["--config", str(tmp_path / "job.yaml")]
+    assert extract("grid", photos, tmp_path / "s", *config, "--no-keep-extension", "--limit", "1") == 0
+    assert list(open_store(tmp_path / "s")) == ["a/photo_000"]
+
+
+def test_output_nobody_reads_ends_quietly(photos: Path, tmp_path: Path) -> None:
+    extract("grid", photos, tmp_path / "s")
+    command = f"{sys.executable} -m workflows.cli info {tmp_path / 's'} --json | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_store_commands_start_without_a_network_library() -> None:
+    code = "import sys, workflows.cli; sys.exit(int('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -75,3 +75,20 @@ def test_a_job_wide_error_in_an_actor_is_one_line_and_status_2(
     shards.write_text("a file where the folder should be")
     assert extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "1") == 2
     assert "triptych: " in capsys.readouterr().err
+
+
+def test_paths_are_the_drivers_not_the_actors(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor's current folder is where its node was started."""
+    write_photos(tmp_path / "photos", 3)
+    monkeypatch.chdir(tmp_path)
+    assert extract("grid", Path("photos"), Path("s"), "--engine", "ray", "--workers", "1") == 0
+    assert len(open_store(tmp_path / "s")) == 3
+
+
+def test_images_that_never_arrive_fail_the_job(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 3)
+    monkeypatch.setattr("pipeline.cluster.RayEngine.run", lambda self, plan, on_images: iter(()))
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "1") == 2
+    assert "3 of 3 images are neither records nor errors" in capsys.readouterr().err

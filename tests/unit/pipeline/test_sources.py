@@ -351,17 +351,33 @@ def test_list_file_keeps_its_order_and_takes_any_extension(tmp_path):
 
 
 def test_list_file_drops_and_counts_exact_repeats(tmp_path):
+    (tmp_path / "b.jpg").touch()
     listing = source_of(text_file(tmp_path / "l.txt", "a.jpg\nb.jpg\na.jpg\n./a.jpg\nc.jpg"), exclude="c.*").list()
     assert [ref.key for ref in listing.refs] == ["a", "b"]
     assert (listing.repeated, listing.passed_over) == (2, 1)
 
 
 def test_list_file_may_name_what_is_not_there(tmp_path):
-    source = source_of(text_file(tmp_path / "l.txt", "gone.jpg\n"))
-    assert source.list().refs == [ImageRef("gone", str(tmp_path / "gone.jpg"))]
+    (tmp_path / "there.jpg").touch()
+    source = source_of(text_file(tmp_path / "l.txt", "gone.jpg\nthere.jpg\n"))
+    assert source.list().refs[0] == ImageRef("gone", str(tmp_path / "gone.jpg"))
     with pytest.raises(ImageError) as caught:
         source.read(str(tmp_path / "gone.jpg"))
     assert caught.value.reason == "missing"
+
+
+def test_a_list_file_of_which_nothing_is_there_stops_the_plan(tmp_path):
+    with pytest.raises(SourceError, match="none of them is in .*--image-root"):
+        source_of(text_file(tmp_path / "l.txt", "gone.jpg\nlost.jpg\n")).list()
+
+
+def test_an_image_root_may_climb(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"one")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    listed = text_file(tmp_path / "l.txt", f"{tmp_path}/photos/a.jpg\n")
+    assert bytes_by_key(source_of(listed, image_root="../photos")) == {"a": b"one"}
 
 
 def test_list_file_names_that_are_not_utf8(tmp_path):
@@ -389,6 +405,7 @@ def test_list_files_that_stop_the_plan(tmp_path, name, text, message):
 
 
 def test_a_comma_is_a_letter_like_any_other_outside_csv(tmp_path):
+    (tmp_path / "a, b.jpg").touch()
     assert keys_of(text_file(tmp_path / "l.txt", "a, b.jpg\n")) == ["a, b"]
     assert keys_of(text_file(tmp_path / "l.csv", "k\ta, b.jpg\n")) == ["k"]
 
