@@ -19,6 +19,7 @@ from extractors.faster_rcnn import (
 )
 from extractors.resnet import ResNetConfig
 from extractors.weights import randomise
+from tests.unit.extractors.plain import overlap
 
 BODY = ResNetConfig(depth=50, ceil_pool=True, last_stage=4).narrowed(16)
 BOTH = pytest.mark.parametrize("rules", [CAFFE, PY_BOTTOM_UP], ids=["caffe", "py-bottom-up-attention"])
@@ -41,15 +42,6 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def logits_and_deltas(rules: Conventions, seed: int) -> tuple[Tensor, Tensor]:
     return noise(1, 24 if rules.paired_logits else 12, *MAP, seed=seed), noise(1, 48, *MAP, seed=seed + 100) * 0.3
-
-
-def overlap(a: list[float], b: list[float], plus: int) -> float:
-    wide = min(a[2], b[2]) - max(a[0], b[0]) + plus
-    high = min(a[3], b[3]) - max(a[1], b[1]) + plus
-    if wide <= 0 or high <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0] + plus) * (box[3] - box[1] + plus) for box in (a, b))
-    return wide * high / (areas - wide * high)
 
 
 def slow_proposals(network: BottomUpDetector, logits: Tensor, deltas: Tensor) -> list[tuple[float, list[float]]]:

@@ -22,6 +22,7 @@ from extractors.selection import (
     ten_to_hundred,
     whole_image_box,
 )
+from tests.unit.extractors.plain import overlap
 
 Rule = Callable[[Tensor, Predictions, Frame, Selection], Selected]
 
@@ -43,15 +44,6 @@ def predictions(seed: int, sharpness: float = 1.0) -> Predictions:
     logits = torch.randn(PROPOSALS, CLASSES + 1, generator=generator) * sharpness
     logits[[7, 8, 30]] = logits[[3, 3, 12]]
     return Predictions(logits.softmax(1), torch.zeros(PROPOSALS, 4 * CLASSES), torch.zeros(PROPOSALS, 2))
-
-
-def overlap(a: list[float], b: list[float], plus: int) -> float:
-    wide = min(a[2], b[2]) - max(a[0], b[0]) + plus
-    high = min(a[3], b[3]) - max(a[1], b[1]) + plus
-    if wide <= 0 or high <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0] + plus) * (box[3] - box[1] + plus) for box in (a, b))
-    return wide * high / (areas - wide * high)
 
 
 def slow_nms(boxes: list[list[float]], scores: list[float], threshold: float, plus: int) -> list[int]:
