@@ -18,6 +18,7 @@ from torch import Tensor
 from extractors.images import ImageError, resize_shortest_edge
 from extractors.resnet import ResNetConfig
 from extractors.weights import Checkpoint
+from storage.codecs import record_dtype
 from storage.errors import TriptychError
 from storage.records import Record
 from storage.spec import Spec
@@ -47,8 +48,8 @@ class ExtractorConfig:
     """cpu, cuda, cuda:N, or auto: the GPU where there is one, said at the start."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type the network computes in."""
-    store_dtype: Literal["float16", "float32"] = "float16"
-    """Number type features are stored in."""
+    store_dtype: Literal["float16", "float32", "bfloat16", "uint8"] = "float16"
+    """Number type features are stored in; uint8: 8 bits a value, with a square-root scale for each feature."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -145,18 +146,19 @@ class Extractor(ABC):
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def to_numpy(self, features: Tensor) -> np.ndarray:
-        """Features in the stored dtype.
+        """Features in the dtype that records carry to the store: the stored one, or float32 where the store encodes.
 
         Raises:
             ImageError: a value is not finite, or too large for the stored dtype.
         """
-        dtype = self.spec.layout.dtype
+        dtype = record_dtype(self.spec.layout.dtype).name
         limit = FLOAT16_MAX if dtype == "float16" else torch.finfo(torch.float32).max
         if not bool((features.abs() <= limit).all()):
             raise ImageError(
                 "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
             )
-        return features.to(getattr(torch, dtype)).cpu().numpy()
+        found = features.to(getattr(torch, dtype)).cpu()
+        return found.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else found.numpy()
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,8 +11,6 @@ import io
 import json
 import math
 import os
-import pickle
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from storage.errors import TriptychError
+from storage.interop.unpickling import PlainUnpickler, first_line
 
 Tensors = dict[str, Tensor]
 
@@ -291,7 +290,7 @@ def _undo_old_frozen_norms(tensors: Tensors, versions: Mapping[str, Any]) -> Ten
 
 def _read_pickle(path: Path) -> tuple[Tensors, bool]:
     try:
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        content = PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         state = _state_of(content, path)
         arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
         tensors = {name: torch.from_numpy(np.asarray(value, order="C")) for name, value in arrays.items()}
@@ -299,41 +298,9 @@ def _read_pickle(path: Path) -> tuple[Tensors, bool]:
         raise
     except Exception as error:  # as above
         raise WeightsError(
-            f"{path} is not a pickle of plain arrays ({_first_line(error)}); nothing else is unpickled."
+            f"{path} is not a pickle of plain arrays ({first_line(error)}); nothing else is unpickled."
         ) from error
     return tensors, isinstance(content, dict) and bool(content.get("matching_heuristics"))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds numpy arrays and plain containers; any other class in the file is refused before it is imported."""
-
-    ALLOWED = {  # noqa: RUF012
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): OrderedDict,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in ("_reconstruct", "scalar") and module.endswith("core.multiarray") and module.startswith("numpy"):
-            return getattr(np._core.multiarray, name)  # type: ignore[attr-defined]
-        if name == "_frombuffer" and module in ("numpy._core.numeric", "numpy.core.numeric"):
-            return np._core.numeric._frombuffer  # type: ignore[attr-defined]
-        if (module, name) == ("_codecs", "encode"):  # how Python 2 protocol files spell bytes
-            return _latin1
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
 
 
 def _state_of(content: Any, path: Path) -> Mapping[str, Any]:

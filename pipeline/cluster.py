@@ -33,6 +33,7 @@ from pipeline.sources import ImageRef, open_source
 from pipeline.sources.files import absolute
 from pipeline.unit import OnImages, UnitReport, Worker
 from storage import StoreWriter, TriptychError
+from storage.places import open_place
 from storage.writer import check_head
 
 FATAL = "fatal"
@@ -101,8 +102,8 @@ class _Actor:
         try:
             extractor = make_extractor(job.extractor)
             # The driver has made the store. An actor that does not see it must not start one of its own elsewhere.
-            check_head(Path(job.engine.out), extractor.spec)
-            store = StoreWriter(job.engine.out, extractor.spec, extractor.vocabulary)
+            check_head(open_place(job.engine.out), extractor.spec)
+            store = StoreWriter(job.engine.out, extractor.spec, extractor.vocabulary, job.engine.format)
             source = open_source(job.source)
             self._worker = Worker(source, extractor, store, job.engine.batch_size, job.engine.decode_workers)
         except TriptychError as error:
@@ -133,7 +134,11 @@ def _with_absolute_paths(job: ExtractJob) -> ExtractJob:
         network = replace(network, boxes=str(absolute(Path(network.boxes).expanduser())))
     root = str(absolute(source.image_root)) if source.image_root else None
     source = replace(source, images=str(absolute(source.images)), image_root=root)
-    return ExtractJob(source, network, replace(job.engine, out=str(absolute(job.engine.out))))
+    return ExtractJob(source, network, replace(job.engine, out=_absolute_out(job.engine.out)))
+
+
+def _absolute_out(out: str) -> str:
+    return out if "://" in out else str(absolute(out))
 
 
 def _row(report: UnitReport, trouble: str) -> dict[str, list[Any]]:

@@ -14,9 +14,9 @@ class EngineConfig:
     """Where a job writes and how it runs. Nothing here changes what is extracted."""
 
     out: str
-    """Folder of the store to write; the same command again goes on where it stopped."""
-    format: Literal["arrow"] = "arrow"
-    """Kind of shard file."""
+    """Store to write, a folder or s3://bucket/prefix; the same command again goes on where it stopped."""
+    format: Literal["arrow", "hdf5"] = "arrow"
+    """Kind of shard file: Arrow IPC, or HDF5 for h5py."""
     engine: Literal["local", "ray"] = "local"
     """local: this process. ray: a pool of actors on a Ray cluster, or on this machine where there is none."""
     batch_size: int = 1
@@ -41,8 +41,6 @@ class EngineConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1.")
         if self.engine == "local" and (self.workers is not None or self.address is not None):
             raise ConfigError("--workers and --address go with --engine ray; the local engine is one process.")
-        if "://" in self.out:
-            raise ConfigError(f"--out {self.out!r} is an address; a store is written to a local or mounted folder.")
         self.errors_allowed(1)
 
     def errors_allowed(self, images: int) -> float:

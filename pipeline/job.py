@@ -24,6 +24,7 @@ from pipeline.plan import Plan, images_per_unit, make_plan
 from pipeline.sources import Listing, open_source
 from pipeline.unit import OnImages, UnitReport
 from storage import Spec, StoreWriter, TriptychError, open_store
+from storage.writer import unit_id
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
 UNITS_A_SLOT = 4  # so that no actor waits long for the last one
@@ -94,7 +95,7 @@ def run_job(job: ExtractJob, progress: Progress) -> JobResult:
     _check_boxes(job, listing)
     engine = _make_engine(job)
     try:
-        store = StoreWriter(job.engine.out, engine.spec, engine.vocabulary)
+        store = StoreWriter(job.engine.out, engine.spec, engine.vocabulary, job.engine.format)
         before = store.read_run()
         start = _start(job, listing, engine, store)
         ready = time.perf_counter()
@@ -126,8 +127,10 @@ def _check_boxes(job: ExtractJob, listing: Listing) -> None:
 
 def _check_all_there(start: JobStart, store: StoreWriter) -> None:
     """images = records + errors, or the job has failed, whatever its engine reported."""
-    planned = {key for unit in start.plan.units for key in unit.keys}
-    lost = planned - store.committed()
+    planned = [unit.keys for unit in start.plan.units]
+    store.refresh(unit_id(store.spec.id, keys) for keys in planned)
+    keys = [key for unit in planned for key in unit]
+    lost = [key for key, done in zip(keys, store.done(keys), strict=True) if not done]
     if lost:
         raise TriptychError(
             f"{len(lost)} of {start.plan.images} images are neither records nor errors of {start.job.engine.out}, the "
@@ -144,12 +147,11 @@ def _make_engine(job: ExtractJob) -> Engine:
 
 
 def _start(job: ExtractJob, listing: Listing, engine: Engine, store: StoreWriter) -> JobStart:
-    committed = store.committed()
-    left = sum(ref.key not in committed for ref in listing.refs[: job.engine.limit])
+    left = int((~store.done([ref.key for ref in listing.refs[: job.engine.limit]])).sum())
     per_unit = job.engine.images_per_shard or images_per_unit(engine.spec, engine.device == "cpu")
     if engine.slots > 1 and not job.engine.images_per_shard:
         per_unit = min(per_unit, max(1, ceil(left / (engine.slots * UNITS_A_SLOT))))
-    plan = make_plan(listing, committed, per_unit, job.engine.limit)
+    plan = make_plan(listing, store.done, per_unit, job.engine.limit)
     images = {"images": plan.images, "source_images": len(listing.refs)}
     store.write_run({"complete": False, "source": job.source.images, **images})
     return JobStart(job, listing, plan, engine.device, engine.spec.model["weights"]["origin"])

@@ -32,7 +32,7 @@ class LocalEngine:
     def run(self, plan: Plan, on_images: OnImages) -> Iterator[UnitReport]:
         """Yield a report a unit; each is committed by then."""
         config = self._job.engine
-        store = StoreWriter(config.out, self.spec, self.vocabulary)
+        store = StoreWriter(config.out, self.spec, self.vocabulary, config.format)
         source = open_source(self._job.source)
         worker = Worker(source, self._extractor, store, config.batch_size, config.decode_workers)
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from pipeline.sources import ImageRef, Listing
+from storage.codecs import NUMPY
 from storage.spec import Spec
 
 SHARD_BYTES = 256 << 20
@@ -38,16 +39,17 @@ class Plan:
         return self.images - self.done
 
 
-def make_plan(listing: Listing, committed: Set[str], per_unit: int, limit: int | None = None) -> Plan:
+def make_plan(listing: Listing, done: Callable[[Sequence[str]], Iterable[bool]], per_unit: int, limit: int | None = None) -> Plan:
     """Cut what is left of a source into units.
 
     Args:
-        committed: keys that need no more work.
+        done: tells of each key whether its image needs no more work.
         per_unit: images a unit, at most.
         limit: take the source's first so many images only.
     """
     refs = listing.refs[:limit]
-    left = [ref for ref in refs if ref.key not in committed]
+    flags = done([ref.key for ref in refs])
+    left = [ref for ref, is_done in zip(refs, flags, strict=True) if not is_done]
     units = [Unit(tuple(left[start : start + per_unit])) for start in range(0, len(left), per_unit)]
     return Plan(units, len(refs), len(refs) - len(left))
 
@@ -60,7 +62,7 @@ def images_per_unit(spec: Spec, on_cpu: bool) -> int:
 
 def bytes_per_image(spec: Spec) -> int:
     """Size of a usual image's record: 45 boxes, or the grid of a 4:3 photograph."""
-    value = 2 if spec.layout.dtype == "float16" else 4
+    value = NUMPY[spec.layout.dtype].itemsize
     if spec.view == "regions":
         rule = spec.selection.get("rule")
         boxes = spec.selection["max_boxes"] if rule in ("class-aware", "class-agnostic") else USUAL_BOXES

@@ -9,8 +9,9 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import xxhash
 
@@ -18,6 +19,7 @@ from storage.errors import StoreError
 from storage.spec import canonical_json
 
 PARTIAL = ".partial"
+HASH_ASIDE = 1 << 20  # bytes from which on a thread of its own pays
 
 
 @contextlib.contextmanager
@@ -41,6 +43,54 @@ def discard(path: Path) -> None:
     """Delete a file if that is possible; what made it superfluous is the error to tell, not this."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+class HashedFile:
+    """A file to write from front to back; its XXH3-128 is taken on the way, so that no byte is read twice.
+
+    Hashing runs in a thread beside the writing: both leave the interpreter to others, and hashing is the faster one.
+    `size` counts the bytes written so far.
+    """
+
+    def __init__(self, path: Path, checksum: bool = True, mode: Literal["wb", "r+b"] = "wb") -> None:
+        self.handle: BinaryIO = path.open(mode, buffering=1 << 20)
+        self.size = 0
+        self._digest = xxhash.xxh3_128()
+        self._hasher = ThreadPoolExecutor(1) if checksum else None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        hashing = self._hasher.submit(self._digest.update, view) if self._hasher and len(view) >= HASH_ASIDE else None
+        if hashing is None and self._hasher:
+            self._digest.update(view)
+        written = self.handle.write(view)
+        if hashing:
+            hashing.result()
+        self.size += written
+        return written
+
+    def finish(self) -> tuple[int, str]:
+        """Sync and close; returns the size in bytes and the XXH3-128 in hex."""
+        self.handle.flush()
+        os.fsync(self.handle.fileno())
+        self.abort()
+        return self.size, self._digest.hexdigest()
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):  # on a full disk, closing may fail once more
+            self.handle.close()
+        if self._hasher:
+            self._hasher.shutdown()
+
+    def flush(self) -> None:
+        self.handle.flush()
+
+    @property
+    def closed(self) -> bool:
+        return self.handle.closed
+
+    def close(self) -> None:
+        """Arrow closes what it is given; the handle stays open until `finish` has synced it."""
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -91,7 +141,7 @@ def seal(content: dict[str, Any]) -> bytes:
     return b'{"xxh3_128":"%s",\n"content":%s}\n' % (_digest(content).encode(), canonical_json(content))
 
 
-def unseal(data: bytes, path: Path) -> dict[str, Any]:
+def unseal(data: bytes, path: object) -> dict[str, Any]:
     """The content of a sealed document.
 
     Raises:
@@ -108,8 +158,8 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write a sealed document atomically.
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole, and survives a power cut, or not at all.
 
     Raises:
         StoreError: the disk refuses.
@@ -118,12 +168,21 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     try:
         with writing(path):
             with partial.open("wb") as handle:
-                handle.write(seal(content))
+                handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
             publish(partial, path)
     finally:
         discard(partial)
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a sealed document atomically.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    write_whole(path, seal(content))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -25,13 +25,18 @@ class SpecMismatchError(StoreError):
         )
 
 
-def spec_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+def spec_differences(
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    prefix: str = "",
+    names: tuple[str, str] = ("the store", "this job"),
+) -> list[str]:
     """Name each field in which two nested mappings differ: `a.b: 1 in the store, 2 in this job`."""
     found: list[str] = []
     for name in sorted(stored.keys() | wanted.keys()):
         old, new = stored.get(name), wanted.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += spec_differences(old, new, f"{prefix}{name}.")
+            found += spec_differences(old, new, f"{prefix}{name}.", names)
         elif old != new:
-            found.append(f"{prefix}{name}: {old!r} in the store, {new!r} in this job")
+            found.append(f"{prefix}{name}: {old!r} in {names[0]}, {new!r} in {names[1]}")
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from storage.atomic import read_sealed, write_sealed
+from storage.atomic import seal
+from storage.places import Place, read_document
 
 FOLDER = "manifest"
 
@@ -29,13 +29,22 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a shard must be: `rows` counts boxes or cells, `bytes` and `xxh3_128` are of the whole file."""
+    """What a shard must be: `rows` counts boxes or cells, `bytes` and `xxh3_128` are of the whole file.
+
+    layouts  where its columns lie (`storage.shard.Layout`, as plain values), by which a shard on an object store is read
+             in parts; None in an archive, whose columns are compressed, and in entries of format version 1
+    """
 
     file: str
     format: str
     bytes: int
     xxh3_128: str
     rows: int
+    layouts: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ShardFacts:
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -60,40 +69,30 @@ class Entry:
             unit=values["unit"],
             keys=values["keys"],
             errors=[ErrorRow(**row) for row in values["errors"]],
-            shard=ShardFacts(**shard) if shard else None,
+            shard=ShardFacts.from_dict(shard) if shard else None,
             facts=values["facts"],
         )
 
 
-class Manifest:
-    """The committed units of one store, as far as they have been read; `refresh` reads what is new."""
-
-    def __init__(self, store: Path) -> None:
-        self.folder = store / FOLDER
-        self.entries: dict[str, Entry] = {}
-        self.refresh()
-
-    def refresh(self) -> list[Entry]:
-        """Read the entries that other writers committed since; returns them, in order of unit id.
-
-        Raises:
-            StoreError: an entry is damaged.
-        """
-        names = {path.stem for path in self.folder.glob("*.json")}
-        new = [read_entry(entry_path(self.folder, name)) for name in sorted(names - self.entries.keys())]
-        self.entries |= {entry.unit: entry for entry in new}
-        self.entries = dict(sorted(self.entries.items()))
-        return new
-
-    def add(self, entry: Entry) -> None:
-        """Commit: after this call the unit's records exist."""
-        write_sealed(entry_path(self.folder, entry.unit), asdict(entry))
-        self.entries[entry.unit] = entry
+def entry_file(unit: str) -> str:
+    return f"{FOLDER}/{unit}.json"
 
 
-def entry_path(folder: Path, unit: str) -> Path:
-    return folder / f"{unit}.json"
+def entry_names(place: Place) -> list[str]:
+    """Units whose entries lie in the manifest, sorted."""
+    return [name.removesuffix(".json") for name in place.names(FOLDER) if name.endswith(".json")]
 
 
-def read_entry(path: Path) -> Entry:
-    return Entry.from_dict(read_sealed(path))
+def read_entry(place: Place, unit: str) -> Entry:
+    """One unit's entry.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StoreError: it is damaged.
+    """
+    return Entry.from_dict(read_document(place, entry_file(unit)))
+
+
+def write_entry(place: Place, entry: Entry) -> None:
+    """Commit: after this call the unit's records exist."""
+    place.write(entry_file(entry.unit), seal(asdict(entry)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from storage.errors import StoreError
 
 VIEWS = ("regions", "grid")
-DTYPES = ("float16", "float32")
+DTYPES = ("float16", "float32", "bfloat16", "uint8")
+PROBS_DTYPES = ("float16", "float32")
+OPTIONAL = ("whole_image", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
+BOX_UNITS = ("pixels", "fractions")
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,29 @@ class FeatureLayout:
     """How features lie in a record.
 
     dim          width D of one feature
-    dtype        stored dtype, "float16" or "float32"
+    dtype        stored dtype: "float16", "float32", "bfloat16", or "uint8", which is 8 bits a value with a square-root
+                 scale a row (storage/codecs.py)
     class_probs  columns of the class probabilities, background included; 0 where they are not stored
+    probs_dtype  stored dtype of the class probabilities, "float16" or "float32"
+    without      fields of a region record that this store does not have, out of OPTIONAL; foreign files lack some
+    box_units    "pixels" of the upright original; or "fractions" of its width and height, where a foreign file does not
+                 tell the size
     """
 
     dim: int
     dtype: str = "float16"
     class_probs: int = 0
+    probs_dtype: str = "float16"
+    without: tuple[str, ...] = ()
+    box_units: str = "pixels"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise StoreError(f"stored dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+        object.__setattr__(self, "without", tuple(sorted(self.without)))
+        _check_choice("stored dtype", self.dtype, DTYPES)
+        _check_choice("dtype of class probabilities", self.probs_dtype, PROBS_DTYPES)
+        _check_choice("unit of boxes", self.box_units, BOX_UNITS)
+        for name in self.without:
+            _check_choice("field left out", name, OPTIONAL)
         if self.dim < 1:
             raise StoreError(f"feature width {self.dim} must be at least 1")
 
@@ -52,8 +67,7 @@ class Spec:
     selection: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.view not in VIEWS:
-            raise StoreError(f"view {self.view!r} is not known; choose one of {', '.join(VIEWS)}")
+        _check_choice("view", self.view, VIEWS)
 
     @property
     def id(self) -> str:
@@ -63,11 +77,24 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         # A round trip through JSON, so that a spec built here equals one read back (tuples become lists).
         plain: dict[str, Any] = json.loads(canonical_json(asdict(self)))
+        for name, usual in _ADDED.items():  # a spec that needs none of them keeps the id that it had before they came
+            if plain["layout"][name] == usual:
+                del plain["layout"][name]
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spec:
-        return cls(**{**values, "layout": FeatureLayout(**values["layout"])})
+        layout = dict(values["layout"])
+        return cls(**{**values, "layout": FeatureLayout(**{**layout, "without": tuple(layout.get("without", ()))})})
+
+
+_ADDED = {"probs_dtype": "float16", "without": [], "box_units": "pixels"}  # to format version 2
+assert _ADDED.keys() <= {each.name for each in fields(FeatureLayout)}
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise StoreError(f"{what} {value!r} is not known; choose one of {', '.join(choices)}")
 
 
 def canonical_json(value: Any) -> bytes:

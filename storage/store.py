@@ -4,130 +4,246 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from storage.arrow import ArrowShard
-from storage.atomic import read_sealed
+import numpy as np
+
+from storage.batches import SEGMENT, Located, Reading, advise
+from storage.catalog import Catalog
+from storage.codecs import READABLE, default_dtype
 from storage.errors import StoreError
-from storage.manifest import Entry, ErrorRow, Manifest
-from storage.records import PackedBatch, Record, pack
+from storage.formats import open_shard_file
+from storage.index import UnitFacts
+from storage.limits import allow_open_files
+from storage.manifest import Entry, ErrorRow, ShardFacts
+from storage.places import Place, open_place, read_document
+from storage.records import PackedBatch, PaddedBatch, Record, pad
+from storage.remote import open_remote_shard
+from storage.shard import Shard
 from storage.spec import Spec
 from storage.writer import RUN, read_head
+
+NEAREST_AMONG = 100_000
 
 
 class FeatureStore(Mapping[str, Record]):
     """The committed records of one store: a mapping from keys, in shard order, to records.
 
-    Going through it reads each shard once and in order. Picklable, and safe under fork and spawn: shards are mapped
-    when they are first asked for, in each process.
+    path   a folder, or an address that fsspec knows
+    dtype  of the features that come out: "float16", "float32" or "bfloat16". Default: as stored, which for 8-bit stores
+           means float16
+
+    Going through it reads each shard once and in order. Records have positions, 0 to `len(store)` - 1, in that order.
+    Picklable, and safe under fork and spawn: shards are mapped when they are first asked for, in each process.
+
+    Raises:
+        StoreError: no store is there, or its head or manifest is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, dtype: str | None = None) -> None:
+        self.place = open_place(path)
         self.path = Path(path)
-        head = read_head(self.path)
+        head = read_head(self.place)
         self.spec = Spec.from_dict(head["spec"])
         self.vocabulary: dict[str, Any] = head["vocabulary"]
-        self._manifest = Manifest(self.path)
-        self._place: dict[str, tuple[str, int]] = {}
-        self._shards: dict[str, ArrowShard] = {}
-        self._index(list(self._manifest.entries.values()))
+        self.dtype = dtype or default_dtype(self.spec.layout.dtype)
+        if self.dtype not in READABLE:
+            raise StoreError(f"features cannot be read as {self.dtype!r}; choose one of {', '.join(READABLE)}.")
+        self.catalog = Catalog(self.place)
+        self._located = Located(0)
+        self._newer: FeatureStore | None = None
 
     def refresh(self) -> None:
         """See what other processes committed since the store was opened."""
-        self._index(self._manifest.refresh())
+        self.catalog.refresh()
+        self._located = Located(0)
+        self._newer = None
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self.catalog)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._place
+        return isinstance(key, str) and self.catalog.position(key) >= 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._place)
+        return self.catalog.keys()
 
     __eq__ = object.__eq__  # a mapping's own would read and compare every array
     __hash__ = object.__hash__
 
     def __getitem__(self, key: str) -> Record:
-        """One record; its arrays are views of the memory map.
+        """One record; its arrays are views of the memory map where the stored dtype is the one to read.
 
         Raises:
             KeyError: the key has no record; the message says whether the image failed, or names the nearest key.
             StoreError: the shard is missing or damaged.
         """
-        try:
-            unit, row = self._place[key]
-        except KeyError:
-            raise KeyError(self._why_absent(key)) from None
-        return self._shard(unit)[row]
+        position = self.catalog.position(key)
+        if position < 0:
+            raise KeyError(self._why_absent(key))
+        return self.at(position)
+
+    def at(self, position: int) -> Record:
+        """The record at a position."""
+        return self._reading([position]).record()
 
     def get(self, key: str, default: Any = None) -> Any:
         """The record, or `default`; unlike `store[key]` it does not look for what a missing key may have meant."""
-        return self[key] if key in self._place else default
+        position = self.catalog.position(key)
+        return default if position < 0 else self.at(position)
 
-    def batch(self, keys: Sequence[str]) -> PackedBatch:
-        """Records end to end, in the order asked for: values (sum N, D), offsets (B + 1,), boxes, image sizes."""
-        return pack([self[key] for key in keys])
+    def positions(self, keys: Sequence[str]) -> np.ndarray:
+        """Positions (K,) int64 of keys, to be looked up once and read many times.
+
+        Raises:
+            KeyError: a key has no record.
+        """
+        found = self.catalog.find(keys)
+        if len(found) and found.min() < 0:
+            raise KeyError(self._why_absent(keys[int(np.argmin(found))]))
+        return found
+
+    def batch(
+        self,
+        keys: Sequence[str] | np.ndarray,
+        fields: Sequence[str] = (),
+        out: np.ndarray | None = None,
+    ) -> PackedBatch:
+        """Records end to end, in the order asked for: values (sum N, D), offsets (B + 1,), boxes, image sizes.
+
+        Args:
+            keys: keys, or positions as an integer array.
+            fields: what else to read, out of class_ids, class_scores, attribute_ids, attribute_scores, class_probs,
+                whole_image.
+            out: (at least sum N, D) in the dtype of this store's features; `values` is then its beginning. Filling memory
+                that was used before is twice as fast as filling fresh memory.
+
+        Raises:
+            KeyError: a key has no record.
+            StoreError: a shard is missing or damaged, or the store does not have a field.
+            ValueError: no key was given, or `out` is too small or of another dtype.
+        """
+        positions = keys if isinstance(keys, np.ndarray) else self.positions(keys)
+        if not len(positions):
+            raise ValueError("a batch needs at least one key")
+        return self._reading(positions).batch(tuple(fields), out)
+
+    def pack(self, keys: Sequence[str] | np.ndarray, max_boxes: int) -> PaddedBatch:
+        """Records side by side: each cut to its first `max_boxes` rows in the detector's order, or padded with zeros.
+
+        The mask tells the rows that are real; none is invented. Errors as of `batch`.
+        """
+        return pad(self.batch(keys), max_boxes)
+
+    def advise(self, positions: Sequence[int] | np.ndarray) -> None:
+        """Ask the system to bring records from the disk, without waiting for them. Harmless for what is in memory."""
+        advise(self._reading(positions).ranges())
 
     def errors(self) -> list[ErrorRow]:
         """One row for each image that has no record."""
-        return [row for entry in self._manifest.entries.values() for row in entry.errors if row.key not in self._place]
+        return [row for row in self.catalog.errors() if row.key not in self]
 
     @property
     def run(self) -> dict[str, Any]:
         """What is known of the last job that wrote here; empty before the first."""
-        path = self.path / RUN
-        return read_sealed(path) if path.exists() else {}
+        try:
+            return read_document(self.place, RUN)
+        except FileNotFoundError:
+            return {}
 
     @property
     def entries(self) -> list[Entry]:
-        return list(self._manifest.entries.values())
+        """Every committed unit with its keys; `units` costs less."""
+        return list(self.catalog.entries())
+
+    @property
+    def units(self) -> list[UnitFacts]:
+        """Every committed unit: its shard, and what the job noted of it."""
+        return list(self.catalog.all_units())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {"path": self.path, "place": self.place, "dtype": self.dtype}
 
-    def _index(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            for row, key in enumerate(entry.keys):
-                self._place.setdefault(key, (entry.unit, row))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        address = state["path"] if state["place"].local else state["place"].name
+        self.__init__(address, state["dtype"])  # type: ignore[misc]
 
-    def _shard(self, unit: str) -> ArrowShard:
-        if unit not in self._shards:
-            self._shards[unit] = open_shard(self.path, self._manifest.entries[unit], self.spec)
-        return self._shards[unit]
+    def _reading(self, positions: Sequence[int] | np.ndarray) -> Reading:
+        """These images with their shards open."""
+        if len(self._located.table) != len(self):
+            self._located = Located(len(self))
+        numbers = np.asarray(positions, np.int64)
+        for position in self._located.unknown(numbers):
+            if not self._located.table[position, SEGMENT] and not self._locate(position):
+                return self._moved(numbers)
+        return Reading(self._located, numbers, self.place, self.spec, self.dtype)
+
+    def _locate(self, position: int) -> bool:
+        """Open the shard of a position; False where it was compacted away since this store was opened."""
+        number, _ = self.catalog.place_of(position)
+        unit = self.catalog.unit(number)
+        assert unit.shard is not None  # a unit without records has no position
+        try:
+            shard = self._open(unit.shard)
+        except StoreError:
+            if not self._is_outdated():
+                raise
+            return False
+        first, rows = self.catalog.places_near(position)
+        if len(rows) and rows.max() >= len(shard):
+            raise StoreError(f"{self.place.name}/{unit.shard.file} holds {len(shard)} records, its entry more.")
+        self._located.add(first, rows, shard)
+        return True
+
+    def _open(self, facts: ShardFacts) -> Shard:
+        if not self.place.local:
+            return open_remote_shard(self.place, facts, self.spec)
+        allow_open_files(len(self._located.segments))
+        return open_shard(self.place, facts, self.spec)
+
+    def _is_outdated(self) -> bool:
+        return self._newer is not None or self.catalog.is_outdated()
+
+    def _moved(self, positions: np.ndarray) -> Reading:
+        """The same images in the store as it is now; this one goes on with what it has mapped."""
+        if self._newer is None:
+            self._newer = FeatureStore(self.place.name if not self.place.local else self.path, self.dtype)
+        keys = [self.catalog.key(position) for position in positions.tolist()]
+        return self._newer._reading(self._newer.positions(keys))
 
     def _why_absent(self, key: str) -> str:
-        for row in self.errors():
+        for row in self.catalog.errors():
             if row.key == key:
                 return f"{key!r} failed when it was extracted ({row.stage}: {row.reason}): {row.message}"
-        near = difflib.get_close_matches(str(key), list(self._place)[:100_000], n=1)
+        near = difflib.get_close_matches(str(key), list(islice(self, NEAREST_AMONG)), n=1)
         hint = f"; the nearest is {near[0]!r}" if near else ""
-        return f"{key!r} is not among the {len(self):,} keys of {self.path}{hint}"
+        return f"{key!r} is not among the {len(self):,} keys of {self.place.name}{hint}"
 
 
-def open_shard(store: Path, entry: Entry, spec: Spec) -> ArrowShard:
+def open_shard(place: Place, facts: ShardFacts, spec: Spec) -> Shard:
     """Map the shard of a committed unit.
 
     Raises:
         StoreError: the file is absent, has another length than was committed, or holds something else.
     """
-    assert entry.shard is not None  # a unit without records has no key that leads here
-    path = store / entry.shard.file
-    size = path.stat().st_size if path.exists() else None
-    if size != entry.shard.bytes:
-        found = "is missing" if size is None else f"has {size:,} bytes, {entry.shard.bytes:,} were committed"
+    assert place.local is not None
+    path, size = place.local / facts.file, place.size(facts.file)
+    if size != facts.bytes:
+        found = "is missing" if size is None else f"has {size:,} bytes, {facts.bytes:,} were committed"
         raise StoreError(f"{path} {found}; `triptych verify` lists all damage.")
-    shard = ArrowShard(path, spec)
-    if len(shard) != len(entry.keys):
-        raise StoreError(f"{path} holds {len(shard)} records, its manifest entry {len(entry.keys)}.")
-    return shard
+    return open_shard_file(path, spec, facts.format)
 
 
-def open_store(path: str | Path) -> FeatureStore:
+def open_store(path: str | Path, dtype: str | None = None) -> FeatureStore:
     """Open a store for reading.
+
+    Args:
+        path: a folder, or an address that fsspec knows, such as s3://bucket/features.
+        dtype: of the features that come out; default: as stored (8-bit stores: float16).
 
     Raises:
         StoreError: no store is there, or its head or manifest is damaged.
     """
-    return FeatureStore(path)
+    return FeatureStore(path, dtype)

@@ -1,31 +1,45 @@
-"""Finding damage: every checksum, schema, count and key of a store, read from the bytes on disk."""
+"""Finding damage: every checksum, schema, count and key of a store, read from the bytes where they lie."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
 
-from storage.atomic import PARTIAL, read_sealed
+from storage.atomic import PARTIAL
 from storage.errors import StoreError
-from storage.manifest import FOLDER, Entry, read_entry
+from storage.formats import open_shard_file, plain_layouts
+from storage.index import FOLDER as INDEX
+from storage.index import HEAD as INDEX_HEAD
+from storage.index import index_head, open_index
+from storage.manifest import FOLDER, Entry, entry_file, entry_names, read_entry
+from storage.places import Place, open_place, read_document
 from storage.spec import Spec
-from storage.store import open_shard
 from storage.writer import RUN, SHARDS, read_head
 
 CHUNK = 8 << 20
+REMOTE_THREADS = 16
+OnBytes = Callable[[int, int], None]  # told of bytes checked so far, and of all bytes
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Damage: the file it is in, what is wrong, and how many images it concerns (None: not known)."""
+    """Damage: the file it is in, what is wrong, how many images it concerns (None: not known), and which.
+
+    unit  the unit that repairing drops; None where no unit's records are concerned
+    """
 
     file: str
     what: str
     images: int | None = None
+    keys: list[str] = field(default_factory=list, compare=False)
+    unit: str | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -39,102 +53,160 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
 
-def verify_store(path: str | Path) -> Verification:
+def verify_store(path: str | Path, quick: bool = False, on_bytes: OnBytes = lambda done, total: None) -> Verification:
     """Check a store from end to end: seals, lengths, XXH3-128 of every shard, schema, counts, unique keys.
+
+    Args:
+        quick: check manifest and lengths only; no shard is opened.
+        on_bytes: told of the progress.
 
     Raises:
         StoreError: there is no readable store to check.
     """
-    root = Path(path)
-    spec = Spec.from_dict(read_head(root)["spec"])
+    place = open_place(path)
+    spec = Spec.from_dict(read_head(place)["spec"])
     found = Verification()
-    _check_run(root, found)
-    entries = list(_entries(root, found))
-    for entry in entries:
-        found.problems += _check_unit(root, entry, spec)
-        found.records += len(entry.keys)
-        found.shards += entry.shard is not None
-        found.bytes += entry.shard.bytes if entry.shard else 0
-    found.problems += _repeated_keys(entries)
-    found.notes += _leftovers(root, entries, bool(found.problems))
+    _check_run(place, found)
+    entries = [*_folded(place, found), *_entries(place, found)]
+    total, done = sum(entry.shard.bytes for entry in entries if entry.shard), 0
+    with ThreadPoolExecutor((os.cpu_count() or 1) if place.local else REMOTE_THREADS) as threads:
+        checks = threads.map(lambda entry: list(_check_unit(place, entry, spec, quick)), entries)
+        for entry, problems in zip(entries, checks, strict=True):
+            found.problems += problems
+            found.records += len(entry.keys)
+            found.shards += entry.shard is not None
+            done += entry.shard.bytes if entry.shard else 0
+            on_bytes(done, total)
+    found.bytes = done
+    _check_repeated(place, entries, found)
+    found.notes += _leftovers(place, entries, bool(found.problems))
     return found
 
 
-def _check_run(root: Path, found: Verification) -> None:
-    if (root / RUN).exists():
-        try:
-            read_sealed(root / RUN)
-        except StoreError:
-            found.problems.append(Problem(RUN, "damaged; it only tells how the last job went", 0))
+def _check_run(place: Place, found: Verification) -> None:
+    try:
+        read_document(place, RUN)
+    except FileNotFoundError:
+        return
+    except StoreError:
+        found.problems.append(Problem(RUN, "damaged; it only tells how the last job went", 0))
 
 
-def _entries(root: Path, found: Verification) -> Iterator[Entry]:
-    if not (root / FOLDER).is_dir():
+def _folded(place: Place, found: Verification) -> Iterator[Entry]:
+    """Units of the folded manifest, after a look at every byte of its tables."""
+    try:
+        head = index_head(place)
+        tables = head["tables"].values() if head else []
+        for table in tables:
+            if xxhash.xxh3_128_hexdigest(place.read(table["file"])) != table["xxh3_128"]:
+                found.problems.append(Problem(table["file"], "checksum differs: the folded manifest was changed"))
+                return
+        index = open_index(place)
+        if index:
+            yield from index.entries()
+    except FileNotFoundError as error:
+        found.problems.append(Problem(INDEX_HEAD, f"names a table that is missing: {error}"))
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        found.problems.append(Problem(INDEX_HEAD, f"damaged: {error}"))
+
+
+def _entries(place: Place, found: Verification) -> Iterator[Entry]:
+    if place.local and not (place.local / FOLDER).is_dir():
         found.problems.append(Problem(FOLDER, "missing: without it no shard is found"))
-    for path in sorted((root / FOLDER).glob("*.json")):
+    for unit in entry_names(place):
         try:
-            entry = read_entry(path)
+            entry = read_entry(place, unit)
         except (StoreError, KeyError, TypeError, OSError):
-            found.problems.append(Problem(f"{FOLDER}/{path.name}", "manifest entry damaged"))
+            found.problems.append(Problem(entry_file(unit), "manifest entry damaged", unit=unit))
             continue
-        if entry.unit != path.stem:
-            found.problems.append(Problem(f"{FOLDER}/{path.name}", f"entry of another unit ({entry.unit})"))
+        if entry.unit != unit:
+            found.problems.append(Problem(entry_file(unit), f"entry of another unit ({entry.unit})", unit=unit))
         yield entry
 
 
-def _check_unit(root: Path, entry: Entry, spec: Spec) -> Iterator[Problem]:
+def _check_unit(place: Place, entry: Entry, spec: Spec, quick: bool) -> Iterator[Problem]:
     if entry.shard is None:
         return
-    name, images = entry.shard.file, len(entry.keys)
-    path = root / name
     try:
-        if not path.exists():
-            yield Problem(name, "missing", images)
-        elif path.stat().st_size != entry.shard.bytes:
-            yield Problem(name, f"{path.stat().st_size:,} bytes instead of {entry.shard.bytes:,}", images)
-        elif _checksum(path) != entry.shard.xxh3_128:
-            yield Problem(name, "checksum differs: bytes were changed after the commit", images)
-        else:
-            yield from _check_content(root, entry, spec)
+        what = _check_bytes(place, entry, quick) or ("" if quick else _check_content(place, entry, spec))
     except (StoreError, OSError, ValueError) as error:
-        yield Problem(name, str(error), images)
+        what = str(error)
+    if what:
+        yield Problem(entry.shard.file, what, len(entry.keys), entry.keys, entry.unit)
 
 
-def _check_content(root: Path, entry: Entry, spec: Spec) -> Iterator[Problem]:
+def _check_bytes(place: Place, entry: Entry, quick: bool) -> str:
     assert entry.shard is not None
-    shard = open_shard(root, entry, spec)
-    records = [shard[row] for row in range(len(shard))]
-    if [record.key for record in records] != entry.keys:
-        yield Problem(entry.shard.file, "its keys are not those of its manifest entry", len(entry.keys))
-    rows = sum(record.features.size // spec.layout.dim for record in records)
+    size = place.size(entry.shard.file)
+    if size is None:
+        return "missing"
+    if size != entry.shard.bytes:
+        return f"{size:,} bytes instead of {entry.shard.bytes:,}"
+    if not quick and _checksum(place, entry.shard.file, size) != entry.shard.xxh3_128:
+        return "checksum differs: bytes were changed after the commit"
+    return ""
+
+
+def _check_content(place: Place, entry: Entry, spec: Spec) -> str:
+    if place.local:
+        return _check_shard(place.local / entry.shard.file, entry, spec) if entry.shard else ""
+    assert entry.shard is not None
+    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
+        path = Path(folder) / Path(entry.shard.file).name
+        path.write_bytes(place.read(entry.shard.file))
+        return _check_shard(path, entry, spec)
+
+
+def _check_shard(path: Path, entry: Entry, spec: Spec) -> str:
+    assert entry.shard is not None
+    shard = open_shard_file(path, spec, entry.shard.format)
+    if len(shard) != len(entry.keys):
+        return f"holds {len(shard)} records, its manifest entry {len(entry.keys)}"
+    located = [shard.locate(row) for row in range(len(shard))]
+    if [segment.keys[image] for segment, image in located] != entry.keys:
+        return "its keys are not those of its manifest entry"
+    rows = sum(stop - start for start, stop in (segment.rows(image) for segment, image in located))
     if rows != entry.shard.rows:
-        yield Problem(entry.shard.file, f"{rows} rows instead of {entry.shard.rows}", len(entry.keys))
+        return f"{rows} rows instead of {entry.shard.rows}"
+    noted = entry.shard.layouts
+    if noted is not None and noted != plain_layouts(path, spec, entry.shard.format):
+        return "its columns do not lie where its manifest entry says"
+    return ""
 
 
-def _checksum(path: Path) -> str:
+def _checksum(place: Place, file: str, size: int) -> str:
     digest = xxhash.xxh3_128()
-    with path.open("rb") as handle:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
+    if place.local:
+        with (place.local / file).open("rb") as handle:
+            while chunk := handle.read(CHUNK):
+                digest.update(chunk)
+    else:
+        for start in range(0, size, CHUNK):
+            digest.update(place.read_ranges([(file, start, min(CHUNK, size - start))])[0])
     return str(digest.hexdigest())
 
 
-def _repeated_keys(entries: list[Entry]) -> Iterator[Problem]:
+def _check_repeated(place: Place, entries: list[Entry], found: Verification) -> None:
+    """A key in two units: impossible where commits are locked; without a lock the first unit keeps it."""
     counts = Counter(key for entry in entries for key in entry.all_keys())
     repeated = {key for key, count in counts.items() if count > 1}
-    for entry in entries:
+    if repeated and not place.local:
+        found.notes.append(f"{len(repeated)} keys stand in two units (two writers at once); the first one's are read")
+        return
+    for entry in entries if repeated else []:
         mine = sorted(repeated & set(entry.all_keys()))
         if mine:
             what = f"keys that stand elsewhere too: {', '.join(mine[:3])}"
-            yield Problem(f"{FOLDER}/{entry.unit}.json", what, len(mine))
+            found.problems.append(Problem(entry_file(entry.unit), what, len(mine), mine, entry.unit))
 
 
-def _leftovers(root: Path, entries: list[Entry], damaged: bool) -> Iterator[str]:
-    partial = [path for folder in (root, root / SHARDS, root / FOLDER) for path in folder.glob(f".*{PARTIAL}")]
-    if partial:
-        yield f"{len(partial)} half-written files of a running or killed job; the next job removes what is dead"
+def _leftovers(place: Place, entries: list[Entry], damaged: bool) -> Iterator[str]:
+    if place.local:
+        folders = (place.local, *(place.local / each for each in (SHARDS, FOLDER, INDEX)))
+        partial = [path for folder in folders for path in folder.glob(f".*{PARTIAL}")]
+        if partial:
+            yield f"{len(partial)} half-written files of a running or killed job; the next job removes what is dead"
     known = {entry.shard.file for entry in entries if entry.shard}
-    orphans = [path for path in (root / SHARDS).glob("*") if not path.name.startswith(".")]
-    orphans = [path for path in orphans if f"{SHARDS}/{path.name}" not in known]
+    orphans = [name for name in place.names(SHARDS) if f"{SHARDS}/{name}" not in known]
     if orphans and not damaged:  # with a damaged manifest, a shard without its entry may be the damaged entry's
         yield f"{len(orphans)} shards that were never committed (a job was killed); nothing reads them"

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from storage.arrow import SUFFIX, ArrowShard, ArrowShardWriter
-from storage.atomic import (
-    PARTIAL,
-    discard,
-    locked,
-    partial_path,
-    publish,
-    read_sealed,
-    remove_stale_partials,
-    write_sealed,
-    writing,
-)
+import numpy as np
+
+from storage.atomic import seal, writing
+from storage.catalog import Catalog
 from storage.errors import SpecMismatchError, StoreError
-from storage.manifest import FOLDER, Entry, ErrorRow, Manifest, ShardFacts
+from storage.formats import format_of, open_shard_file, plain_layouts
+from storage.index import FOLDER as INDEX
+from storage.index import HEAD as INDEX_HEAD
+from storage.manifest import FOLDER, Entry, ErrorRow, ShardFacts, read_entry, write_entry
+from storage.places import Place, open_place, read_document, write_document
 from storage.records import Record
+from storage.shard import Shard
 from storage.spec import Spec
 
-FORMAT_VERSION = 1
-HEAD, RUN, SHARDS, LOCK = "store.json", "run.json", "shards", ".commit.lock"
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+HEAD, RUN, SHARDS = "store.json", "run.json", "shards"
+OURS = {SHARDS, FOLDER, INDEX, INDEX_HEAD}
 
 
 def unit_id(spec_id: str, keys: Iterable[str]) -> str:
@@ -42,29 +42,42 @@ def unit_id(spec_id: str, keys: Iterable[str]) -> str:
 class StoreWriter:
     """One process's way into a store. Several writers, on several machines, may work on one store at once.
 
+    path     a folder, or an address that fsspec knows, such as s3://bucket/features
+    format   of the shards to write; a store may hold shards of several formats
+
     Raises:
         SpecMismatchError: the store there holds features of another spec.
         StoreError: the folder is something else, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, spec: Spec, vocabulary: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, spec: Spec, vocabulary: Mapping[str, Any] | None = None, format: str = "arrow"
+    ) -> None:
+        self.place = open_place(path)
         self.path = Path(path)
         self.spec = spec
-        _create(self.path, spec, dict(vocabulary or {}))
-        for folder in (self.path, self.path / SHARDS, self.path / FOLDER):
-            remove_stale_partials(folder)
-        self.manifest = Manifest(self.path)
-        self._committed: set[str] = set()
-        self._note(self.manifest.entries.values())
+        self.format = format
+        format_of(format)
+        _create(self.place, spec, dict(vocabulary or {}))
+        self.catalog = Catalog(self.place)
 
-    def committed(self) -> Set[str]:
-        """Keys that need no more work: records and failed images, other writers' included."""
-        self._note(self.manifest.refresh())
-        return self._committed
+    def done(self, keys: Sequence[str]) -> np.ndarray:
+        """(K,) bool: True where an image has a record or failed, and needs no more work, as far as `refresh` has seen."""
+        return self.catalog.done(keys)
 
-    def _note(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            self._committed.update(entry.all_keys())
+    def refresh(self, units: Iterable[str] = ()) -> None:
+        """See what other writers committed.
+
+        Args:
+            units: ids of units that must be there by now, should the object store's listing lag behind.
+        """
+        self.catalog.refresh()
+        for unit in units:
+            if not self.catalog.has(unit):
+                try:
+                    self.catalog.add(read_entry(self.place, unit))
+                except FileNotFoundError:
+                    continue
 
     def unit(self, keys: Iterable[str]) -> UnitWriter:
         """A unit to write; use it as a context, and call `commit` at its end."""
@@ -72,12 +85,12 @@ class StoreWriter:
 
     def write_run(self, facts: dict[str, Any]) -> None:
         """Keep what is known of the last job (planned images, timings, whether it ended)."""
-        write_sealed(self.path / RUN, facts)
+        write_document(self.place, RUN, facts)
 
     def read_run(self) -> dict[str, Any]:
         """What is known of the last job; empty before the first, and where the note of it is damaged."""
         try:
-            return read_sealed(self.path / RUN)
+            return read_document(self.place, RUN)
         except (FileNotFoundError, StoreError):
             return {}
 
@@ -89,20 +102,23 @@ class UnitWriter:
         self.store = store
         self.unit = unit
         self.errors: list[ErrorRow] = []
-        self._final = store.path / SHARDS / f"{unit}{SUFFIX}"
-        self._partial = partial_path(self._final)
-        with writing(self._final):
-            self._shard = ArrowShardWriter(self._partial, store.spec)
+        kind = format_of(store.format)
+        # Without a lock, two writers may commit one unit at once; each entry must then name its own writer's bytes.
+        mark = "" if store.place.local else f"-{uuid.uuid4().hex[:8]}"
+        self._file = f"{SHARDS}/{unit}{mark}{kind.suffix}"
+        self._draft = store.place.draft(self._file)
+        with writing(self._draft):
+            self._shard = kind.writer(self._draft, store.spec)
 
     def __enter__(self) -> UnitWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._shard.abort()
-        discard(self._partial)
+        self.store.place.discard(self._draft)
 
     def append(self, record: Record) -> None:
-        with writing(self._final):
+        with writing(self._draft):
             self._shard.append(record)
 
     def fail(self, error: ErrorRow) -> None:
@@ -118,87 +134,102 @@ class UnitWriter:
             The committed entry, or None where others had committed every key.
         """
         self._close()
-        with locked(self.store.path / LOCK):
-            taken = self.store.committed() & {*self._shard.keys, *(error.key for error in self.errors)}
+        with self.store.place.locked():
+            self.store.refresh()
+            mine = [*self._shard.keys, *(error.key for error in self.errors)]
+            taken = {key for key, done in zip(mine, self.store.done(mine), strict=True) if done}
             return self._publish_rest(taken, facts) if taken else self._publish(facts)
 
     def _close(self) -> None:
-        with writing(self._final):
+        with writing(self._draft):
             self._size, self._checksum = self._shard.close()
 
+    def publish_shard(self, facts: Mapping[str, Any] | None = None) -> Entry:
+        """Close the shard and give it its name, without an entry: nobody reads it until something refers to it."""
+        self._close()
+        return self._published(facts)
+
     def _publish(self, facts: Mapping[str, Any] | None) -> Entry:
-        shard = None
-        if self._shard.keys:
-            with writing(self._final):
-                publish(self._partial, self._final)
-            file = f"{SHARDS}/{self._final.name}"
-            shard = ShardFacts(file, "arrow", self._size, self._checksum, self._shard.rows)
-        entry = Entry(self.unit, self._shard.keys, self.errors, shard, {"committed_at": time.time(), **(facts or {})})
-        self.store.manifest.add(entry)
-        self.store._note([entry])
+        entry = self._published(facts)
+        write_entry(self.store.place, entry)
+        self.store.catalog.add(entry)
         return entry
 
-    def _publish_rest(self, taken: Set[str], facts: Mapping[str, Any] | None) -> Entry | None:
+    def _published(self, facts: Mapping[str, Any] | None) -> Entry:
+        shard = None
+        if self._shard.keys:
+            places = plain_layouts(self._draft, self.store.spec, self.store.format)
+            self.store.place.publish(self._draft, self._file)
+            shard = ShardFacts(self._file, self.store.format, self._size, self._checksum, self._shard.rows, places)
+        return Entry(self.unit, self._shard.keys, self.errors, shard, {"committed_at": time.time(), **(facts or {})})
+
+    def _publish_rest(self, taken: set[str], facts: Mapping[str, Any] | None) -> Entry | None:
         """The rare path: two jobs were planned differently and met."""
         errors = [error for error in self.errors if error.key not in taken]
         rows = [row for row, key in enumerate(self._shard.keys) if key not in taken]
         if not rows and not errors:
             return None
-        written: Sequence[Record] | ArrowShard = ArrowShard(self._partial, self.store.spec) if rows else []
+        written: Sequence[Record] | Shard = []
+        if rows:
+            written = open_shard_file(self._draft, self.store.spec, self.store.format)
         keys = [self._shard.keys[row] for row in rows] + [error.key for error in errors]
         with self.store.unit(keys) as rest:
             for row in rows:
-                rest.append(written[row])
+                rest.append(_as_written(written, row, self.store.spec))
             rest.errors = errors
             rest._close()
             return rest._publish(facts)
 
 
-def _create(path: Path, spec: Spec, vocabulary: dict[str, Any]) -> None:
+def _as_written(shard: Sequence[Record] | Shard, row: int, spec: Spec) -> Record:
+    """A record in the dtype that goes into a store; what is encoded gives the same codes again."""
+    if isinstance(shard, Shard) and spec.layout.dtype == "uint8":
+        return shard.record(row, "float32")
+    return shard[row]
+
+
+def _create(place: Place, spec: Spec, vocabulary: dict[str, Any]) -> None:
     head = {"format_version": FORMAT_VERSION, "spec_id": spec.id, "spec": spec.to_dict(), "vocabulary": vocabulary}
-    if _is_something_else(path):
-        raise StoreError(f"{path} exists and is not a store; choose a new or empty folder for --out.")
-    with writing(path):
-        for folder in (path / SHARDS, path / FOLDER):
-            folder.mkdir(parents=True, exist_ok=True)
-    with locked(path / LOCK):  # two jobs may start on one new folder at once, perhaps with different specs
-        if not (path / HEAD).exists():
-            write_sealed(path / HEAD, head)
-    check_head(path, spec)
+    if place.is_something_else(HEAD, OURS):
+        raise StoreError(f"{place.name} exists and is not a store; choose a new or empty folder for --out.")
+    place.make((SHARDS, FOLDER))
+    place.create(HEAD, seal(head))  # two jobs may start on one new store at once, perhaps with different specs
+    found = check_head(place, spec)
+    if found["format_version"] < FORMAT_VERSION:
+        # Releases that know the older version only must not take what is written from now on for theirs.
+        with place.locked():
+            write_document(place, HEAD, {**found, "format_version": FORMAT_VERSION})
 
 
-def _is_something_else(path: Path) -> bool:
-    """True for a file, or a folder with foreign content; a store that another writer is just making is none."""
-    if not path.exists() or (path / HEAD).exists():
-        return False
-    ours = {SHARDS, FOLDER, HEAD, LOCK}
-    return not path.is_dir() or any(each.name not in ours and each.suffix != PARTIAL for each in path.iterdir())
-
-
-def read_head(path: Path) -> dict[str, Any]:
+def read_head(place: Place) -> dict[str, Any]:
     """What stands at the head of a store: format version, spec and vocabulary.
 
     Raises:
         StoreError: there is no store, or it is of another version, or damaged.
     """
     try:
-        head = read_sealed(path / HEAD)
+        head = read_document(place, HEAD)
     except FileNotFoundError as error:
         raise StoreError(
-            f"there is no store at {path} (no {HEAD}); give the folder that `triptych extract --out` named."
+            f"there is no store at {place.name} (no {HEAD}); give the folder that `triptych extract --out` named."
         ) from error
     except OSError as error:
-        raise StoreError(f"{path / HEAD} cannot be read: {error.strerror or error}.") from error
-    if head.get("format_version") != FORMAT_VERSION:
+        raise StoreError(f"{place.name}/{HEAD} cannot be read: {error.strerror or error}.") from error
+    if head.get("format_version") not in READABLE_VERSIONS:
         raise StoreError(
-            f"{path} has format version {head.get('format_version')}, this Triptych reads version {FORMAT_VERSION}; "
-            "install the release that wrote it."
+            f"{place.name} has format version {head.get('format_version')}, this Triptych reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; install the release that wrote it."
         )
     return head
 
 
-def check_head(path: Path, spec: Spec) -> None:
-    """Refuse to mix: raises SpecMismatchError where the store there is of another spec."""
-    head = read_head(path)
+def check_head(place: Place, spec: Spec) -> dict[str, Any]:
+    """The head, where it is of this spec; refuses to mix.
+
+    Raises:
+        SpecMismatchError: the store there is of another spec.
+    """
+    head = read_head(place)
     if head["spec_id"] != spec.id:
-        raise SpecMismatchError(path, head["spec"], spec.to_dict())
+        raise SpecMismatchError(place.name, head["spec"], spec.to_dict())
+    return head

@@ -88,6 +88,7 @@ def _photo(key: str, regions: FeatureStore, grid: FeatureStore) -> dict[str, Any
 
 
 def _boxes(record: RegionRecord, names: dict[str, Any]) -> list[dict[str, Any]]:
+    assert record.class_scores is not None and record.class_ids is not None and record.attribute_ids is not None
     best = np.argsort(-record.class_scores, kind="stable")[:BOXES_SHOWN]
     shown = []
     for rank, row in enumerate(best):

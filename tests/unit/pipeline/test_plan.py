@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from pipeline.plan import CPU_SHARD_IMAGES, bytes_per_image, images_per_unit, make_plan
@@ -11,25 +13,29 @@ from storage import FeatureLayout, Spec
 LISTING = Listing([ImageRef(f"k{index}", f"/x/k{index}.jpg") for index in range(10)])
 
 
+def among(keys: set[str]) -> Callable[[Sequence[str]], list[bool]]:
+    return lambda asked: [key in keys for key in asked]
+
+
 def region_spec(rule: str = "10-100", probs: int = 0) -> Spec:
     selection = {"rule": rule, "max_boxes": 36}
     return Spec("regions", FeatureLayout(2048, class_probs=probs), selection=selection)
 
 
 def test_units_hold_every_uncommitted_image_once_and_in_order() -> None:
-    plan = make_plan(LISTING, {"k3", "k8", "elsewhere"}, per_unit=3)
+    plan = make_plan(LISTING, among({"k3", "k8", "elsewhere"}), per_unit=3)
     assert [unit.keys for unit in plan.units] == [["k0", "k1", "k2"], ["k4", "k5", "k6"], ["k7", "k9"]]
     assert (plan.images, plan.done, plan.to_do) == (10, 2, 8)
 
 
 def test_a_limit_takes_the_first_images_done_or_not() -> None:
-    plan = make_plan(LISTING, {"k1"}, per_unit=5, limit=3)
+    plan = make_plan(LISTING, among({"k1"}), per_unit=5, limit=3)
     assert [unit.keys for unit in plan.units] == [["k0", "k2"]]
     assert (plan.images, plan.done) == (3, 1)
 
 
 def test_a_done_source_leaves_no_unit() -> None:
-    assert make_plan(LISTING, {ref.key for ref in LISTING.refs}, per_unit=5).units == []
+    assert make_plan(LISTING, among({ref.key for ref in LISTING.refs}), per_unit=5).units == []
 
 
 def test_a_unit_is_about_256_mib_on_a_gpu() -> None:

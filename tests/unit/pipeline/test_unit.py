@@ -155,7 +155,7 @@ def test_a_store_that_cannot_be_written_stops_the_unit_and_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("storage.arrow.os.fsync", full)
+    monkeypatch.setattr("storage.atomic.os.fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
         worker.run(Unit((ImageRef("a", "a"),)))
     monkeypatch.undo()

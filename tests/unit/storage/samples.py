@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from storage import ErrorRow, FeatureLayout, GridRecord, Record, RegionRecord, Spec, StoreWriter
+from storage.codecs import record_dtype
 
 REGIONS = Spec("regions", FeatureLayout(8))
 GRID = Spec("grid", FeatureLayout(8))
@@ -23,26 +24,27 @@ def region_record(key: str, boxes: int | None = None, spec: Spec = REGIONS) -> R
     """A record that its key decides: 0 to 6 boxes where the number is left out."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     count = int(rng.integers(0, 7)) if boxes is None else boxes
-    dim, dtype, classes = spec.layout.dim, np.dtype(spec.layout.dtype), spec.layout.class_probs
-    return RegionRecord(
-        key,
-        image_size=(int(rng.integers(1, 5000)), int(rng.integers(1, 5000))),
-        boxes=rng.random((count, 4), np.float32),
-        features=rng.random((count, dim)).astype(dtype),
-        whole_image=rng.random(dim).astype(dtype),
-        class_ids=rng.integers(0, 1600, count).astype(np.int32),
-        class_scores=rng.random(count, np.float32),
-        attribute_ids=rng.integers(-1, 400, count).astype(np.int32),
-        attribute_scores=rng.random(count, np.float32),
-        class_probs=rng.random((count, classes)).astype(np.float16) if classes else None,
-    )
+    layout = spec.layout
+    dim, dtype, classes = layout.dim, record_dtype(layout.dtype), layout.class_probs
+    fields = {
+        "boxes": rng.random((count, 4), np.float32),
+        "features": rng.random((count, dim)).astype(dtype),
+        "whole_image": rng.random(dim).astype(dtype),
+        "class_ids": rng.integers(0, 1600, count).astype(np.int32),
+        "class_scores": rng.random(count, np.float32),
+        "attribute_ids": rng.integers(-1, 400, count).astype(np.int32),
+        "attribute_scores": rng.random(count, np.float32),
+        "class_probs": rng.random((count, classes)).astype(layout.probs_dtype) if classes else None,
+    }
+    kept = {name: values for name, values in fields.items() if name not in layout.without}
+    return RegionRecord(key, image_size=(int(rng.integers(1, 5000)), int(rng.integers(1, 5000))), **kept)
 
 
 def grid_record(key: str, shape: tuple[int, int] | None = None, spec: Spec = GRID) -> GridRecord:
     """A record that its key decides: 1 to 4 cells a side where the shape is left out."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     down, across = shape or (int(rng.integers(1, 5)), int(rng.integers(1, 5)))
-    features = rng.random((down, across, spec.layout.dim)).astype(spec.layout.dtype)
+    features = rng.random((down, across, spec.layout.dim)).astype(record_dtype(spec.layout.dtype))
     return GridRecord(key, (32 * down, 32 * across), features)
 
 
@@ -77,9 +79,11 @@ def write_unit(writer: StoreWriter, keys: Sequence[str], failed: Sequence[str] =
         unit.commit()
 
 
-def make_store(path: Path, units: Iterable[Sequence[str]], spec: Spec = REGIONS, failed: Sequence[str] = ()) -> Path:
+def make_store(
+    path: Path, units: Iterable[Sequence[str]], spec: Spec = REGIONS, failed: Sequence[str] = (), format: str = "arrow"
+) -> Path:
     """A store with these units committed; returns its path."""
-    writer = StoreWriter(path, spec)
+    writer = StoreWriter(path, spec, format=format)
     for keys in units:
         write_unit(writer, keys, failed)
     return path

@@ -20,7 +20,7 @@ WRONG = {
     "narrower whole image": ({"whole_image": np.zeros(7, np.float16)}, r"whole_image is float16 \(7,\).*\(8,\)"),
     "whole image of another dtype": ({"whole_image": np.zeros(8, np.float32)}, r"whole_image is float32"),
     "whole image as a row": ({"whole_image": np.zeros((1, 8), np.float16)}, r"whole_image is float16 \(1, 8\)"),
-    "class_probs in float32": ({"class_probs": np.zeros((3, 5), np.float32)}, r"class_probs is float32"),
+    "class_probs in float64": ({"class_probs": np.zeros((3, 5))}, r"class_probs is float64"),
     "too many class_probs": ({"class_probs": np.zeros((4, 5), np.float16)}, r"class_probs is float16 \(4, 5\)"),
     "flat class_probs": ({"class_probs": np.zeros(3, np.float16)}, r"class_probs is float16 \(3,\)"),
 }

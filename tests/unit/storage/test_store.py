@@ -12,6 +12,7 @@ import pytest
 
 from storage import FeatureStore, Spec, StoreError, StoreWriter, open_store
 from storage.atomic import read_sealed, write_sealed
+from storage.codecs import cast
 from storage.records import pack
 from tests.unit.storage.samples import (
     GRID,
@@ -31,10 +32,10 @@ from tests.unit.storage.workers import checksums
 KEYS = ["b", "a", "d", "c", "e"]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    """Two units: b, a, d (a failed) and c, e."""
-    return open_store(make_store(tmp_path / "store", [["b", "a", "d"], ["c", "e"]], failed=["a"]))
+@pytest.fixture(params=["arrow", "hdf5", "arrow-zstd"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
+    """Two units: b, a, d (a failed) and c, e; in each format."""
+    return open_store(make_store(tmp_path / "store", [["b", "a", "d"], ["c", "e"]], REGIONS, ["a"], request.param))
 
 
 def test_records_are_found_by_key(store: FeatureStore) -> None:
@@ -90,14 +91,94 @@ def test_a_key_like_no_other_names_none(store: FeatureStore) -> None:
     assert "nearest" not in str(caught.value)
 
 
+@pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
 @pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
-def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec: Spec) -> None:
-    store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], spec))
+def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec: Spec, format: str) -> None:
+    store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], spec, format=format))
     asked = ["e", "b", "e", "a"]
     found, wanted = store.batch(asked), pack([record_of(key, spec) for key in asked])
     assert found.keys == wanted.keys
     for name in ("values", "offsets", "image_sizes", "boxes", "grid_shapes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+    out = np.full((len(wanted.values) + 3, 8), np.nan, np.float16)
+    again = store.batch(store.positions(asked), out=out)
+    assert np.shares_memory(again.values, out) and again.keys == asked
+    np.testing.assert_array_equal(again.values, wanted.values)
+    assert np.isnan(out[len(wanted.values) :]).all()
+
+
+@pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
+def test_a_batch_carries_the_fields_asked_for(tmp_path: Path, format: str) -> None:
+    spec = with_layout(REGIONS, class_probs=3)
+    store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], spec, format=format))
+    fields = ["class_ids", "attribute_scores", "class_probs", "whole_image"]
+    found = store.batch(["e", "b"], fields).others
+    assert found is not None and list(found) == fields
+    for name in fields:
+        join = np.stack if name == "whole_image" else np.concatenate
+        wanted = join([getattr(region_record(key, spec=spec), name) for key in ("e", "b")])
+        np.testing.assert_array_equal(found[name], wanted)
+
+
+def test_fields_that_a_store_lacks_or_nobody_knows_are_refused(store: FeatureStore, tmp_path: Path) -> None:
+    for name, words in {"class_probs": "does not have class_probs", "depth": "'depth' is not known"}.items():
+        with pytest.raises(StoreError, match=words):
+            store.batch(["b"], [name])
+    grid = open_store(make_store(tmp_path / "grid", [["a"]], GRID))
+    with pytest.raises(StoreError, match="does not have class_ids"):
+        grid.batch(["a"], ["class_ids"])
+
+
+def test_a_buffer_that_does_not_fit_is_refused(store: FeatureStore) -> None:
+    for out in (np.empty((0, 8), np.float16), np.empty((99, 8), np.float32), np.empty((99, 7), np.float16)):
+        with pytest.raises(ValueError, match="but the batch needs float16"):
+            store.batch(["b", "c", "d"], out=out)
+
+
+@pytest.mark.parametrize("max_boxes", [1, 3, 36, 100])
+def test_packing_cuts_and_pads_in_the_records_own_order_and_invents_nothing(
+    store: FeatureStore, max_boxes: int
+) -> None:
+    keys = ["e", "b", "c", "d"]
+    found = store.pack(keys, max_boxes)
+    assert found.keys == keys and found.values.shape == (4, max_boxes, 8) and found.boxes is not None
+    for at, key in enumerate(keys):
+        record = region_record(key)
+        count = min(max_boxes, len(record.boxes))
+        assert found.mask[at].tolist() == [True] * count + [False] * (max_boxes - count)
+        np.testing.assert_array_equal(found.values[at, :count], record.features[:count])
+        np.testing.assert_array_equal(found.boxes[at, :count], record.boxes[:count])
+        assert not found.values[at, count:].any() and not found.boxes[at, count:].any()
+        assert tuple(found.image_sizes[at]) == record.image_size
+
+
+def test_packing_grids_keeps_their_shapes(tmp_path: Path) -> None:
+    store = open_store(make_store(tmp_path / "store", [["a", "b"]], GRID))
+    found = store.pack(["a", "b"], 5)
+    for at, key in enumerate(["a", "b"]):
+        record = grid_record(key)
+        assert found.grid_shapes is not None and tuple(found.grid_shapes[at]) == record.features.shape[:2]
+        cells = record.features.reshape(-1, 8)[:5]
+        np.testing.assert_array_equal(found.values[at][found.mask[at]], cells)
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("asked", ["float16", "float32", "bfloat16"])
+def test_features_come_out_in_the_dtype_asked_for(tmp_path: Path, stored: str, asked: str) -> None:
+    path = make_store(tmp_path / "store", [["a", "b", "c"]], with_layout(REGIONS, dtype=stored))
+    exact, store = open_store(path, "float32" if stored == "uint8" else None), open_store(path, asked)
+    for key in store:
+        wanted = cast(exact[key].features, asked)
+        assert store[key].features.dtype.name == asked and store[key].whole_image.dtype.name == asked
+        np.testing.assert_array_equal(store[key].features, wanted)
+    batch = store.batch(["c", "a"], ["whole_image"])
+    np.testing.assert_array_equal(batch.values, np.concatenate([store["c"].features, store["a"].features]))
+    np.testing.assert_array_equal(batch.others["whole_image"][1], store["a"].whole_image)
+
+
+def test_a_dtype_that_nobody_can_read_is_refused(store: FeatureStore) -> None:
+    with pytest.raises(StoreError, match="cannot be read as 'uint8'; choose one of float16, float32, bfloat16"):
+        open_store(store.path, "uint8")
 
 
 def test_a_batch_with_an_unknown_key_is_refused(store: FeatureStore) -> None:
@@ -148,7 +229,7 @@ def test_records_outlive_their_store(tmp_path: Path) -> None:
 def test_a_missing_shard_is_refused_and_other_shards_are_read(store: FeatureStore) -> None:
     [entry] = [entry for entry in store.entries if "c" in entry.keys]
     (store.path / entry.shard.file).unlink()
-    with pytest.raises(StoreError, match=r"\.arrow is missing; `triptych verify`"):
+    with pytest.raises(StoreError, match=r"\.(arrow|h5) is missing; `triptych verify`"):
         store["c"]
     assert_same(store["b"], region_record("b"))
 
@@ -185,8 +266,8 @@ def test_opening_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = make_store(tmp_path / "store", [["a"]])
-    write_sealed(path / "store.json", read_sealed(path / "store.json") | {"format_version": 2})
-    with pytest.raises(StoreError, match="has format version 2, this Triptych reads version 1; install the release"):
+    write_sealed(path / "store.json", read_sealed(path / "store.json") | {"format_version": 3})
+    with pytest.raises(StoreError, match="has format version 3, this Triptych reads versions 1 and 2; install the release"):
         open_store(path)
 
 

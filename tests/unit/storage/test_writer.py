@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import storage.arrow
+import storage.catalog
+import storage.writer
 from storage import GridRecord, SpecMismatchError, StoreError, StoreWriter, open_store, verify_store
-from storage.arrow import HashingFile
-from storage.manifest import Manifest
+from storage.atomic import HashedFile
 from storage.writer import unit_id
 from tests.unit.storage.samples import (
     GRID,
@@ -111,7 +111,9 @@ def test_committed_names_records_and_failed_images_of_all_writers(writer: StoreW
     other = StoreWriter(writer.path, REGIONS)
     write_unit(writer, ["a", "b"], failed=["b"])
     write_unit(other, ["c"])
-    assert writer.committed() == other.committed() == {"a", "b", "c"}
+    for each in (writer, other):
+        each.refresh()
+        assert each.done(["a", "b", "c", "x"]).tolist() == [True, True, True, False]
 
 
 def test_writing_a_unit_twice_is_harmless(writer: StoreWriter) -> None:
@@ -143,8 +145,8 @@ def test_a_commit_holds_the_lock_from_reading_the_manifest_to_writing_its_entry(
 ) -> None:
     seen = []
 
-    def watched(name: str) -> None:
-        original = getattr(Manifest, name)
+    def watched(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
 
         def step(*args: Any) -> Any:
             with (writer.path / ".commit.lock").open("a") as other, pytest.raises(BlockingIOError):
@@ -152,12 +154,12 @@ def test_a_commit_holds_the_lock_from_reading_the_manifest_to_writing_its_entry(
             seen.append(name)
             return original(*args)
 
-        monkeypatch.setattr(Manifest, name, step)
+        monkeypatch.setattr(owner, name, step)
 
-    watched("refresh")
-    watched("add")
+    watched(storage.catalog.Catalog, "refresh")
+    watched(storage.writer, "write_entry")
     write_unit(writer, ["a"])
-    assert seen == ["refresh", "add"]
+    assert seen == ["refresh", "write_entry"]
 
 
 def test_a_commit_syncs_each_file_before_and_its_folder_after_the_renaming(
@@ -264,10 +266,10 @@ def no_space(*_: Any, **__: Any) -> None:
 
 
 REFUSED = {
-    "write": (HashingFile, "write"),
+    "write": (HashedFile, "write"),
     "sync": (os, "fsync"),
     "rename": (Path, "replace"),
-    "begin": (storage.arrow.HashingFile, "__init__"),
+    "begin": (HashedFile, "__init__"),
 }
 
 
@@ -324,7 +326,7 @@ def test_a_disk_that_fills_between_shard_and_entry_leaves_a_shard_that_nothing_r
     writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("storage.manifest.write_sealed", no_space)
+        patch.setattr("storage.places.write_whole", no_space)
         with pytest.raises(StoreError, match="No space left"):
             write_unit(writer, ["a"])
     found = verify_store(writer.path)

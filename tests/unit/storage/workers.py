@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-import storage.arrow
+import storage.atomic
 from storage import FeatureStore, SpecMismatchError, StoreWriter
 from tests.unit.storage.samples import GRID, REGIONS, write_unit
 
@@ -46,7 +46,7 @@ def create(path: Path, view: str, start: Any, results: Any) -> None:
 def write_until_killed(path: Path, begun: Any) -> None:
     """Commit units of three images without end; `begun` is set after the first one."""
     writer = StoreWriter(path, REGIONS)
-    for done in count(len(writer.committed()) // 3):
+    for done in count(writer.catalog.units):
         write_unit(writer, [f"{done:06}-{index}" for index in range(3)], failed=[f"{done:06}-1"])
         begun.set()
 
@@ -61,7 +61,7 @@ def write_and_die(path: Path, keys: Sequence[str], steps: int) -> None:
 
 
 STEPS: list[tuple[Any, str]] = [
-    (storage.arrow.HashingFile, "write"),
+    (storage.atomic.HashedFile, "write"),
     (os, "fsync"),
     (Path, "replace"),
     (Path, "unlink"),

@@ -1,0 +1,99 @@
+"""From records to the columns of a shard: checked against the spec, laid end to end, encoded where the store encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from storage.codecs import encode, record_dtype
+from storage.columns import PER_BOX_COLUMNS, Column, columns
+from storage.errors import StoreError
+from storage.records import GridRecord, Record, RegionRecord
+from storage.spec import OPTIONAL, Spec
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Columns of several images: offsets (images + 1,) int64, sizes (images, 4) int32 as in `storage.columns.SIZES`."""
+
+    keys: list[str]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+def gather(records: Sequence[Record], spec: Spec) -> Gathered:
+    """Lay records end to end.
+
+    Raises:
+        StoreError: a value that the store's dtype cannot hold.
+    """
+    dim = spec.layout.dim
+    rows = [record.features.reshape(-1, dim) for record in records]
+    offsets = np.zeros(len(records) + 1, np.int64)
+    np.cumsum([len(each) for each in rows], out=offsets[1:])
+    shapes = [each.features.shape[:2] if isinstance(each, GridRecord) else (0, 0) for each in records]
+    pairs = zip(records, shapes, strict=True)
+    sizes = [(each.image_size[1], each.image_size[0], shape[0], shape[1]) for each, shape in pairs]
+    arrays = _encoded("features", _joined(rows, (0, dim), spec), spec)
+    for column in columns(spec):
+        if column.name in arrays or column.name.startswith("whole_image"):
+            continue
+        parts = [getattr(record, column.field) for record in records]
+        arrays[column.name] = np.concatenate(parts) if parts else _none(column)
+    if spec.view == "regions" and "whole_image" not in spec.layout.without:
+        whole = [record.whole_image[None] for record in records if isinstance(record, RegionRecord)]  # type: ignore[index]
+        arrays |= _encoded("whole_image", _joined(whole, (0, dim), spec), spec)
+    return Gathered([record.key for record in records], offsets, np.array(sizes, np.int32).reshape(-1, 4), arrays)
+
+
+def _none(column: Column) -> np.ndarray:
+    return np.empty((0, column.width) if column.width else 0, column.dtype)
+
+
+def _joined(parts: list[np.ndarray], empty: tuple[int, ...], spec: Spec) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(empty, record_dtype(spec.layout.dtype))
+
+
+def _encoded(name: str, rows: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
+    if spec.layout.dtype != "uint8":
+        return {name: rows}
+    codes, scales = encode(rows)
+    return {name: codes, f"{name}_scale": scales}
+
+
+def check_fits(record: Record, spec: Spec) -> None:
+    """Refuse a record that is of another view, width, dtype or set of fields than the store.
+
+    Raises:
+        StoreError: it is.
+    """
+    wanted = RegionRecord if spec.view == "regions" else GridRecord
+    dtype = record_dtype(spec.layout.dtype).name
+    found = (record.features.shape[-1], record.features.dtype.name)
+    if not isinstance(record, wanted) or found != (spec.layout.dim, dtype):
+        raise StoreError(
+            f"record {record.key!r} ({type(record).__name__}, width {found[0]}, {found[1]}) does not fit the store: "
+            f"{spec.view}, width {spec.layout.dim}, {dtype}."
+        )
+    if isinstance(record, RegionRecord):
+        _check_fields(record, spec)
+
+
+def _check_fields(record: RegionRecord, spec: Spec) -> None:
+    for name in OPTIONAL:
+        if (getattr(record, name) is None) != (name in spec.layout.without):
+            has = "lacks" if getattr(record, name) is None else "carries"
+            raise StoreError(f"record {record.key!r} {has} {name}, unlike the store's records.")
+    probs = record.class_probs
+    count, dtype = (0, spec.layout.probs_dtype) if probs is None else (probs.shape[1], probs.dtype.name)
+    if (count, dtype) != (spec.layout.class_probs, spec.layout.probs_dtype):
+        raise StoreError(
+            f"record {record.key!r} must carry {spec.layout.class_probs} class probabilities a box, "
+            f"in {spec.layout.probs_dtype}."
+        )
+
+
+assert {field for field, _ in PER_BOX_COLUMNS.values()} < set(OPTIONAL)

@@ -1,0 +1,297 @@
+"""The folded manifest: every committed unit, key and failed image in a few Arrow tables that are mapped, not loaded.
+
+Opening it and finding a key in it cost the same for a thousand and for ten million records. `index.json` names the
+current tables; they are never changed, only replaced by others. What was committed since lies beside it, one JSON entry
+a unit, until it is folded in as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from storage.atomic import HashedFile, discard, publish
+from storage.errors import StoreError
+from storage.manifest import Entry, ErrorRow, ShardFacts
+from storage.places import Place, read_document, write_document
+from storage.shard import MappedFile
+
+HEAD, FOLDER = "index.json", "index"
+TABLES = {
+    "keys": pa.schema([("key", pa.large_string()), ("unit", pa.uint32()), ("row", pa.uint32())]),
+    "lookup": pa.schema([("hash", pa.uint64()), ("position", pa.uint32())]),
+    "units": pa.schema([("unit", pa.string()), ("shard", pa.string()), ("facts", pa.string())]),
+    "errors": pa.schema(
+        [("unit", pa.uint32())] + [(name, pa.string()) for name in ("key", "uri", "stage", "reason", "message")]
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UnitFacts:
+    """A unit without its keys."""
+
+    unit: str
+    shard: ShardFacts | None
+    facts: dict[str, Any]
+
+
+class Index:
+    """The tables of one folded manifest. Positions number its records: unit by unit, in shard order.
+
+    Raises:
+        StoreError: a table is missing or of another length than it was written with.
+    """
+
+    def __init__(self, place: Place, head: dict[str, Any]) -> None:
+        self.head = head
+        tables = {name: _Table(_local(place, head["tables"][name])) for name in TABLES}
+        self._tables = tables
+        self.unit_of, self.row_of = tables["keys"].numbers("unit"), tables["keys"].numbers("row")
+        self._hashes, self._positions = tables["lookup"].numbers("hash"), tables["lookup"].numbers("position")
+        self._ends, self._text = tables["keys"].text("key")
+        self._units = tables["units"].batch
+        self._errors = tables["errors"].batch
+
+    def __len__(self) -> int:
+        return len(self.unit_of)
+
+    @property
+    def units(self) -> int:
+        return int(self._units.num_rows)
+
+    def find(self, keys: Sequence[str]) -> np.ndarray:
+        """Positions (K,) int64 of keys; -1 where a key has no record."""
+        encoded = [key.encode() for key in keys]
+        hashes = np.array([xxhash.xxh3_64_intdigest(each) for each in encoded], np.uint64)
+        found = np.full(len(keys), -1, np.int64)
+        starts = np.searchsorted(self._hashes, hashes).tolist()
+        for number, (at, wanted, key) in enumerate(zip(starts, hashes.tolist(), encoded, strict=True)):
+            while at < len(self._hashes) and self._hashes[at] == wanted:
+                position = int(self._positions[at])
+                if self._bytes(position) == key:
+                    found[number] = position
+                    break
+                at += 1
+        return found
+
+    def key(self, position: int) -> str:
+        return self._bytes(position).decode()
+
+    def keys(self) -> Iterator[str]:
+        column = self._tables["keys"].batch.column("key")
+        for start in range(0, len(self), 65536):
+            yield from column.slice(start, 65536).to_pylist()
+
+    def unit(self, number: int) -> UnitFacts:
+        shard, facts = (self._units.column(name)[number].as_py() for name in ("shard", "facts"))
+        shard = ShardFacts.from_dict(json.loads(shard)) if shard else None
+        return UnitFacts(self._units.column("unit")[number].as_py(), shard, json.loads(facts))
+
+    def unit_ids(self) -> list[str]:
+        ids: list[str] = self._units.column("unit").to_pylist()
+        return ids
+
+    def errors(self) -> Iterator[tuple[int, ErrorRow]]:
+        """Failed images with the number of their unit."""
+        for start in range(0, self._errors.num_rows, 65536):
+            for row in self._errors.slice(start, 65536).to_pylist():
+                yield row.pop("unit"), ErrorRow(**row)
+
+    def entries(self) -> Iterator[Entry]:
+        """The units as they were committed, each with its keys."""
+        errors: dict[int, list[ErrorRow]] = {}
+        for number, row in self.errors():
+            errors.setdefault(number, []).append(row)
+        column = self._tables["keys"].batch.column("key")
+        bounds = np.searchsorted(self.unit_of, np.arange(self.units + 1))
+        for number in range(self.units):
+            each = self.unit(number)
+            keys = column.slice(bounds[number], bounds[number + 1] - bounds[number]).to_pylist()
+            yield Entry(each.unit, keys, errors.get(number, []), each.shard, each.facts)
+
+    def _bytes(self, position: int) -> bytes:
+        return self._text[self._ends[position] : self._ends[position + 1]].tobytes()
+
+    def parts(self) -> dict[str, Any]:
+        """What building the next index takes from this one: keys, unit and row numbers, and hashes by position."""
+        hashes = np.empty(len(self), np.uint64)
+        hashes[self._positions] = self._hashes
+        return {"keys": self._tables["keys"].batch.column("key"), "hashes": hashes}
+
+
+def index_head(place: Place) -> dict[str, Any] | None:
+    """What names the current tables; None where nothing was folded yet.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return read_document(place, HEAD)
+    except FileNotFoundError:
+        return None
+
+
+def open_index(place: Place) -> Index | None:
+    """The current index; None where nothing was folded yet.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    for _ in range(20):
+        head = index_head(place)
+        if head is None:
+            return None
+        try:
+            return Index(place, head)
+        except FileNotFoundError as error:  # replaced by a newer one between the two reads
+            missing = error
+    raise StoreError(f"{place.name}/{HEAD} names a table that is missing ({missing}); run `triptych repair`.")
+
+
+def write_index(place: Place, old: Index | None, new: Iterable[Entry], dropped: frozenset[str] = frozenset()) -> None:
+    """Replace the current index by one without the units in `dropped` and with the new entries. Call it under the lock.
+
+    Raises:
+        StoreError: the disk refuses; the old index stays.
+    """
+    tables = _built(old, list(new), dropped)
+    head: dict[str, Any] = {"tables": {}}
+    for name, table in tables.items():
+        draft = place.draft(f"{FOLDER}/{name}.arrow")
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        file = HashedFile(draft)
+        try:
+            with pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
+                writer.write_table(table, max_chunksize=max(1, table.num_rows))
+            size, digest = file.finish()
+            final = f"{FOLDER}/{name}-{digest[:16]}.arrow"
+            place.publish(draft, final)
+        finally:
+            file.abort()
+            place.discard(draft)
+        head["tables"][name] = {"file": final, "bytes": size, "xxh3_128": digest}
+    write_document(place, HEAD, head)
+    kept = {each["file"] for each in head["tables"].values()}
+    for name in place.names(FOLDER):
+        if f"{FOLDER}/{name}" not in kept:
+            place.remove(f"{FOLDER}/{name}")
+
+
+def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict[str, pa.Table]:
+    keys, hashes, unit_of, row_of, units, errors = _kept(old, dropped)
+    first = len(units)
+    for number, entry in enumerate(new, first):
+        units.append((entry.unit, json.dumps(asdict(entry.shard)) if entry.shard else "", json.dumps(entry.facts)))
+        errors += [(number, row.key, row.uri, row.stage, row.reason, row.message) for row in entry.errors]
+    fresh = [key for entry in new for key in entry.keys]
+    counts = [len(entry.keys) for entry in new]
+    keys = pa.concat_arrays([keys, pa.array(fresh, pa.large_string())])
+    digests = (xxhash.xxh3_64_intdigest(key.encode()) for key in fresh)
+    hashes = np.concatenate([hashes, np.fromiter(digests, np.uint64, len(fresh))])
+    unit_of = np.concatenate([unit_of, np.repeat(np.arange(first, first + len(new)), counts)]).astype(np.uint32)
+    row_of = np.concatenate([row_of, *[np.arange(count) for count in counts]]).astype(np.uint32)
+    order = np.argsort(hashes, kind="stable")
+    doubled = _doubled(keys, hashes, order)
+    if len(doubled):
+        keep = np.ones(len(hashes), bool)
+        keep[doubled] = False
+        keys, hashes, unit_of, row_of = keys.filter(pa.array(keep)), hashes[keep], unit_of[keep], row_of[keep]
+        order = np.argsort(hashes, kind="stable")
+    arrays = {
+        "keys": [keys, pa.array(unit_of), pa.array(row_of)],
+        "lookup": [pa.array(hashes[order]), pa.array(order.astype(np.uint32))],
+        "units": [pa.array([row[at] for row in units], pa.string()) for at in range(3)],
+        "errors": [pa.array([row[at] for row in errors], kind) for at, kind in enumerate(TABLES["errors"].types)],
+    }
+    return {name: pa.table(arrays[name], schema=schema) for name, schema in TABLES.items()}
+
+
+def _kept(old: Index | None, dropped: frozenset[str]) -> tuple[Any, ...]:
+    """What stays of the old index: keys, hashes, unit and row numbers, units and errors as rows."""
+    if old is None:
+        return pa.array([], pa.large_string()), np.empty(0, np.uint64), np.empty(0), np.empty(0), [], []
+    ids = old.unit_ids()
+    stays = np.array([unit not in dropped for unit in ids], bool)
+    number = np.cumsum(stays) - 1
+    mask = stays[old.unit_of]
+    parts = old.parts()
+    units = []
+    for at in np.flatnonzero(stays).tolist():
+        each = old.unit(at)
+        units.append((each.unit, json.dumps(asdict(each.shard)) if each.shard else "", json.dumps(each.facts)))
+    errors = [
+        (int(number[at]), row.key, row.uri, row.stage, row.reason, row.message) for at, row in old.errors() if stays[at]
+    ]
+    keys = parts["keys"] if mask.all() else pc.filter(parts["keys"], pa.array(mask))
+    return keys, parts["hashes"][mask], number[old.unit_of[mask]], np.asarray(old.row_of[mask]), units, errors
+
+
+def _doubled(keys: pa.Array, hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Positions of keys that stand earlier, too: two writers without a lock between them may both have committed one."""
+    ordered = hashes[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    found = []
+    for at in same.tolist():
+        start = at
+        while start and ordered[start - 1] == ordered[at]:
+            start -= 1
+        later = int(order[at + 1])
+        if any(keys[int(order[other])].as_py() == keys[later].as_py() for other in range(start, at + 1)):
+            found.append(later)
+    return np.array(found, np.int64)
+
+
+class _Table:
+    """One table's file, mapped; it has one record batch."""
+
+    def __init__(self, path: Path) -> None:
+        self._mapped = MappedFile(path)
+        reader = pa.ipc.open_file(pa.py_buffer(self._mapped.bytes))
+        empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
+        self.batch = reader.get_batch(0) if reader.num_record_batches else empty
+
+    def numbers(self, column: str) -> np.ndarray:
+        numbers: np.ndarray = self.batch.column(column).to_numpy(zero_copy_only=True)
+        return numbers
+
+    def text(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """A large_string column as offsets (rows + 1,) int64 and UTF-8 bytes."""
+        array = self.batch.column(column)
+        _, offsets, data = array.buffers()
+        if not len(array):
+            return np.zeros(1, np.int64), np.empty(0, np.uint8)
+        text = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        return np.frombuffer(offsets, np.int64, len(array) + 1), text
+
+
+def _local(place: Place, facts: dict[str, Any]) -> Path:
+    """A table as a local file: where it lies, or a copy of an object's in the cache, named by its content."""
+    if place.local:
+        path = place.local / facts["file"]
+        if path.stat().st_size != facts["bytes"]:
+            raise StoreError(f"{path} has another length than was written; run `triptych repair`.")
+        return path
+    folder = Path(os.environ.get("TRIPTYCH_CACHE", Path.home() / ".cache" / "triptych")) / "index"
+    path = folder / f"{facts['xxh3_128']}.arrow"
+    if not (path.exists() and path.stat().st_size == facts["bytes"]):
+        folder.mkdir(parents=True, exist_ok=True)
+        data = place.read(facts["file"])
+        if xxhash.xxh3_128_hexdigest(data) != facts["xxh3_128"]:
+            raise StoreError(f"{place.name}/{facts['file']} is damaged; run `triptych repair`.")
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            draft.write_bytes(data)
+            publish(draft, path)
+        finally:
+            discard(draft)
+    return path
