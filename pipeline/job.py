@@ -24,6 +24,7 @@ from pipeline.plan import Plan, images_per_unit, make_plan
 from pipeline.sources import Listing, open_source
 from pipeline.unit import OnImages, UnitReport
 from storage import Spec, StoreWriter, TriptychError, open_store
+from storage.compact import FOLD_FROM, fold
 from storage.writer import unit_id
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
@@ -111,6 +112,8 @@ def run_job(job: ExtractJob, progress: Progress) -> JobResult:
         status = TOO_MANY_ERRORS
     result = JobResult(start, report, errors, ready - began, seconds, status)
     store.write_run(_run_facts(result, before))
+    if not interrupted:
+        fold(job.engine.out, at_least=FOLD_FROM)  # so that opening the store costs the same however many units it has
     return result
 
 

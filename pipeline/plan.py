@@ -39,7 +39,9 @@ class Plan:
         return self.images - self.done
 
 
-def make_plan(listing: Listing, done: Callable[[Sequence[str]], Iterable[bool]], per_unit: int, limit: int | None = None) -> Plan:
+def make_plan(
+    listing: Listing, done: Callable[[Sequence[str]], Iterable[bool]], per_unit: int, limit: int | None = None
+) -> Plan:
     """Cut what is left of a source into units.
 
     Args:

@@ -48,7 +48,9 @@ class Located:
             self.packed.append(shard)
             target[:, SEGMENT], target[:, IMAGE] = -len(self.packed), rows
             return
-        target[:] = np.concatenate([self._rows_of(segment, shard.path) for segment in shard.segments])[rows]
+        found = np.concatenate([self._rows_of(segment, shard.path) for segment in shard.segments])[rows]
+        target[:, IMAGE:] = found[:, IMAGE:]
+        target[:, SEGMENT] = found[:, SEGMENT]  # last: from now on, other threads take the row as known
 
     def _rows_of(self, segment: Segment, path: Path | None) -> np.ndarray:
         self.segments.append(segment)
@@ -66,6 +68,13 @@ class Reading:
     def __init__(self, located: Located, positions: np.ndarray, place: Place, spec: Spec, dtype: str) -> None:
         self.rows = located.table[positions]
         self.located, self.place, self.spec, self.dtype = located, place, spec, dtype
+
+    @property
+    def total(self) -> int:
+        """Rows of all images together."""
+        if self.rows[:, SEGMENT].min(initial=1) < 0:
+            return len(self._packed_batch((), None).values)
+        return int(self.rows[:, COUNT].sum())
 
     def record(self) -> Record:
         """The one image's record."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from storage.errors import StoreError
 from storage.index import Index, UnitFacts, index_head, open_index
-from storage.manifest import Entry, ErrorRow, entry_names, read_entry
+from storage.manifest import Entry, ErrorRow, entry_file, entry_names, read_entry
 from storage.places import Place
 
 ATTEMPTS = 20
+REMEMBERED = 200_000  # keys of the index whose positions are kept once they were looked up: some 20 MB
 
 
 class Catalog:
@@ -37,6 +38,7 @@ class Catalog:
             self._units = dict.fromkeys(self.index.unit_ids(), -1) if self.index else {}
             self.tail: list[Entry] = []
             self._tail_keys: list[str] = []
+            self._seen: dict[str, int] = {}
             self._tail_places: list[tuple[int, int]] = []
             self._tail_positions: dict[str, int] = {}
             self._failed: set[str] | None = None
@@ -60,6 +62,9 @@ class Catalog:
             new = [read_entry(self.place, unit) for unit in names]
         except FileNotFoundError:
             return False
+        for unit, entry in zip(names, new, strict=True):
+            if entry.unit != unit:
+                raise StoreError(f"{self.place.name}/{entry_file(unit)} is of another unit; run `triptych repair`.")
         if self.is_outdated():
             return False
         for entry in new:
@@ -95,17 +100,20 @@ class Catalog:
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """Positions (K,) int64 of keys; -1 where a key has no record."""
-        found = np.array([self._tail_positions.get(key, -1) for key in keys], np.int64)
+        tail, seen = self._tail_positions, self._seen
+        found = np.array([seen[key] if key in seen else tail.get(key, -1) for key in keys], np.int64)
         if self.index and len(self.index):
-            missing = np.flatnonzero(found < 0)
-            if len(missing):
-                found[missing] = self.index.find([keys[at] for at in missing.tolist()])
+            missing = np.flatnonzero(found < 0).tolist()
+            if missing:
+                asked = [keys[at] for at in missing]
+                found[missing] = self.index.find(asked)
+                if len(seen) < REMEMBERED:
+                    seen.update((key, at) for key, at in zip(asked, found[missing].tolist(), strict=True) if at >= 0)
         return found
 
     def position(self, key: str) -> int:
         """One key's position; -1 where it has no record."""
-        at = self._tail_positions.get(key, -1)
-        return int(self.index.find([key])[0]) if at < 0 and self.index else at
+        return int(self.find([key])[0])
 
     def key(self, position: int) -> str:
         indexed = len(self.index) if self.index else 0
@@ -126,7 +134,7 @@ class Catalog:
         return self._tail_places[position - indexed]
 
     def places_near(self, position: int) -> tuple[int, np.ndarray]:
-        """All rows of the unit that holds a position: the position of the first, and the rows, which follow each other."""
+        """All rows of the unit that holds a position, and the position of the first; those of the others follow."""
         indexed = len(self.index) if self.index else 0
         if self.index and position < indexed:
             number = self.index.unit_of[position]

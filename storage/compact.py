@@ -1,7 +1,8 @@
-"""Fewer and larger files: folding the manifest into its index, and merging small shards, while others read and write."""
+"""Fewer and larger files: folding the manifest into its index and merging small shards, while others read and write."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 from storage.codecs import record_dtype
 from storage.errors import StoreError
 from storage.index import write_index
-from storage.manifest import Entry, entry_file
+from storage.manifest import Entry, entry_file, entry_names
 from storage.places import Place
 from storage.store import FeatureStore
+from storage.verify import check_bytes
 from storage.writer import StoreWriter
 
 SHARD_BYTES = 256 << 20
@@ -53,11 +55,12 @@ def compact(path: str | Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
     Raises:
         StoreError: there is no store, it is damaged, or it cannot be written.
     """
+    fold(path)  # first: units that are merged must not have entries beside the index, where a kill would leave them
     store = FeatureStore(path)
     before, written = store.catalog.units, 0
     for group in list(_groups(store, shard_bytes)):
         written += _merge(path, store, group)
-    fold(path, at_least=1)
+    fold(path)
     return Compaction(before, FeatureStore(path).catalog.units, written)
 
 
@@ -86,27 +89,54 @@ def _merge(path: str | Path, store: FeatureStore, group: list[Entry]) -> int:
     writer = StoreWriter(path, store.spec, store.vocabulary, format)
     exact = FeatureStore(path, record_dtype(store.spec.layout.dtype).name)
     with writer.unit(key for entry in group for key in entry.all_keys()) as unit:
+        if writer.catalog.has(unit.unit):  # one of the group already, where the others are empty
+            return 0
         for entry in group:
+            _check_source(writer, group, entry)
             for key in entry.keys:
                 unit.append(exact[key])
             for error in entry.errors:
                 unit.fail(error)
-        merged = unit.publish_shard({"merged_units": len(group)})
         with writer.place.locked():
-            writer.refresh()
-            if not all(writer.catalog.has(entry.unit) for entry in group):
-                if merged.shard:
-                    writer.place.remove(merged.shard.file)
-                raise StoreError(
-                    f"{writer.place.name} is being compacted by another process; try again when it is done."
-                )
-            _replace(writer, group, [merged])
+            _check_current(writer, group)
+            merged = unit.publish_shard({"merged_units": len(group)})  # its name may be that of another's live shard
+            try:
+                _replace(writer, group, [merged])
+            except StoreError:
+                with contextlib.suppress(StoreError):
+                    _withdraw(writer, merged)
+                raise
     return merged.shard.bytes if merged.shard else 0
+
+
+def _check_source(writer: StoreWriter, group: list[Entry], entry: Entry) -> None:
+    """Damage must not get a fitting checksum by being copied."""
+    what = check_bytes(writer.place, entry.shard) if entry.shard else ""
+    if what and entry.shard:
+        _check_current(writer, group)
+        raise StoreError(f"{writer.place.name}/{entry.shard.file}: {what}; run `triptych repair`, then compact again.")
+
+
+def _check_current(writer: StoreWriter, group: list[Entry]) -> None:
+    writer.refresh()
+    if not all(writer.catalog.has(entry.unit) for entry in group):
+        raise StoreError(f"{writer.place.name} is being compacted by another process; try again when it is done.")
+
+
+def _withdraw(writer: StoreWriter, merged: Entry) -> None:
+    """Remove a shard that did not come into the index after all."""
+    writer.refresh()
+    if merged.shard and not writer.catalog.has(merged.unit):
+        writer.place.remove(merged.shard.file)
 
 
 def _replace(writer: StoreWriter, old: list[Entry], new: list[Entry]) -> int:
     """Switch to an index with the whole manifest in it, some units replaced by others; then delete what it replaces."""
     place, catalog = writer.place, writer.catalog
+    indexed = set(catalog.index.unit_ids()) if catalog.index else set()
+    for unit in entry_names(place):
+        if unit in indexed:  # left by a fold that was killed; it must not outlive its unit
+            place.remove(entry_file(unit))
     dropped = frozenset(entry.unit for entry in old)
     tail = [entry for entry in catalog.tail if entry.unit not in dropped]
     write_index(place, catalog.index, [*tail, *new], dropped)

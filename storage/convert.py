@@ -1,4 +1,4 @@
-"""From one store to another of the same records: other shard format, other number type, one archive out of many files."""
+"""From one store to another of the same records: another shard format, another number type, or an archive."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import numpy as np
 from storage.codecs import cast, record_dtype
 from storage.diff import Difference, diff_stores, open_both
 from storage.errors import StoreError
+from storage.manifest import Entry
+from storage.places import open_place
 from storage.records import Record
 from storage.spec import Spec
 from storage.store import FeatureStore, open_store
+from storage.verify import check_bytes
 from storage.writer import StoreWriter
 
 OnRecords = Callable[[int, int], None]  # told of records converted so far, and of all
@@ -45,13 +48,17 @@ def convert(
     Raises:
         StoreError: the source is damaged, a value does not fit the new dtype, or the copy is not what it should be.
     """
+    if is_same_place(source, out):
+        raise StoreError(f"{out} is the store to be converted; choose another --out folder.")
     store = open_store(source)
+    run = store.run
     spec = with_dtype(store.spec, dtype or store.spec.layout.dtype)
     exact = FeatureStore(source, record_dtype(store.spec.layout.dtype).name)
     writer = StoreWriter(out, spec, store.vocabulary, format)
     done = 0
     for entry in store.catalog.entries():
         if not writer.done(list(entry.all_keys())).all():
+            check_source(store, entry)
             with writer.unit(entry.all_keys()) as unit:
                 for key in entry.keys:
                     unit.append(in_dtype(exact[key], record_dtype(spec.layout.dtype).name))
@@ -59,11 +66,29 @@ def convert(
                 unit.commit(entry.facts)
         done += len(entry.keys)
         on_records(done, len(store))
-    writer.write_run({**store.run, "converted_from": str(source)})
+    writer.write_run({**run, "converted_from": str(source)})
     difference = diff_stores(*open_both(source, out))
     if spec.id == store.spec.id and not difference.same:
         raise StoreError(f"{out} does not hold what {source} holds; delete it and convert again.")
     return Conversion(difference, shard_bytes(store), shard_bytes(open_store(out)))
+
+
+def is_same_place(one: str | Path, other: str | Path) -> bool:
+    """True where two paths or addresses lead to the same store."""
+    places = [open_place(each) for each in (one, other)]
+    names = [place.local.resolve() if place.local else place.name for place in places]
+    return names[0] == names[1]
+
+
+def check_source(store: FeatureStore, entry: Entry) -> None:
+    """Damage must not get a fitting checksum by being copied.
+
+    Raises:
+        StoreError: the unit's shard is not what was committed.
+    """
+    what = check_bytes(store.place, entry.shard) if entry.shard else ""
+    if what and entry.shard and not store.catalog.is_outdated():  # else it was merged into another, which is as good
+        raise StoreError(f"{store.place.name}/{entry.shard.file}: {what}; run `triptych repair` on it first.")
 
 
 def with_dtype(spec: Spec, dtype: str) -> Spec:

@@ -14,6 +14,7 @@ from storage.records import GridRecord, Record, RegionRecord
 from storage.store import FeatureStore
 
 MATCH_IOU = 0.5
+NEAR = {"pixels": 1.0, "fractions": 0.002}  # boxes no further apart than this stand in the same order
 REGION_FIELDS = (
     "boxes", "features", "whole_image", "class_ids", "class_scores", "attribute_ids", "attribute_scores", "class_probs",
 )  # fmt: skip
@@ -25,7 +26,7 @@ class FieldDistance:
 
     records, equal  compared, and equal to the last bit
     largest, mean   absolute difference of values; of ids, the share that differs stands in `mean`
-    lowest_cosine, mean_cosine  of feature rows, where both are not zero
+    lowest_cosine, mean_cosine  of feature rows, where both are finite and not zero
     """
 
     records: int = 0
@@ -51,8 +52,10 @@ class FieldDistance:
         if one.dtype == other.dtype and one.tobytes() == other.tobytes():
             self.equal += 1
         left, right = one.astype(np.float64), other.astype(np.float64)
-        gap = (left != right).astype(np.float64) if ids else np.abs(left - right)
-        gap = np.where(np.isnan(gap), np.where(np.isnan(left) & np.isnan(right), 0, np.inf), gap)
+        with np.errstate(invalid="ignore"):  # of equal infinities
+            gap = (left != right).astype(np.float64) if ids else np.abs(left - right)
+        alike = (left == right) | (np.isnan(left) & np.isnan(right))
+        gap = np.where(alike, 0, np.where(np.isnan(gap), np.inf, gap))
         self.largest = max(self.largest, float(gap.max(initial=0)))
         self._total += float(gap.sum())
         self._values += gap.size
@@ -61,7 +64,8 @@ class FieldDistance:
 
     def _add_cosines(self, left: np.ndarray, right: np.ndarray) -> None:
         lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-        cosines = np.einsum("nd,nd->n", left, right)[lengths > 0] / lengths[lengths > 0]
+        usual = (lengths > 0) & np.isfinite(lengths)
+        cosines = np.einsum("nd,nd->n", left[usual], right[usual]) / lengths[usual]
         if len(cosines):
             self.lowest_cosine = min(self.lowest_cosine, float(cosines.min()))
             self._cosines += float(cosines.sum())
@@ -78,8 +82,9 @@ class Difference:
     """What tells two stores apart.
 
     only_in_first, only_in_second  keys
-    identical     records equal to the last bit in every field that both stores have
+    identical     records equal to the last bit in every field that both stores have, their boxes in the same order
     resized       keys whose image size differs
+    reshaped      keys whose boxes differ in number, place or order, or whose grids have other numbers of cells
     boxes         (matched, in the first, in the second): boxes of records whose numbers or places of boxes differ are
                   matched by IoU, best first, from 0.5; their fields are then compared between matched boxes
     """
@@ -110,42 +115,40 @@ def diff_stores(first: FeatureStore, second: FeatureStore) -> Difference:
         views = [f"{each.spec.view} of width {each.spec.layout.dim}" for each in (first, second)]
         raise StoreError(f"{first.place.name} holds {views[0]}, {second.place.name} {views[1]}: nothing to compare.")
     found = Difference(spec_differences(first.spec.to_dict(), second.spec.to_dict(), names=("first", "second")))
+    near = NEAR[first.spec.layout.box_units]
     found.only_in_second = sorted(key for key in second if key not in first)
     for key in first:
         if key not in second:
             found.only_in_first.append(key)
             continue
-        _compare(first[key], second[key], found)
+        _compare(first[key], second[key], found, near)
     found.only_in_first.sort()
     return found
 
 
-def _compare(one: Record, other: Record, found: Difference) -> None:
+def _compare(one: Record, other: Record, found: Difference, near: float) -> None:
     found.records += 1
+    reshaped = len(found.reshaped)
     same = one.image_size == other.image_size
     if not same:
         found.resized.append(one.key)
-    for name, left, right in _pairs(one, other, found):
+    for name, left, right in _pairs(one, other, found, near):
         distance = found.fields.setdefault(name, FieldDistance())
         before = distance.equal
         distance.add(left, right, ids=name.endswith("_ids"), vectors=name in ("features", "whole_image"))
         same = same and distance.equal > before
-    found.identical += same and not _unlike(one, other)
+    found.identical += same and len(found.reshaped) == reshaped
 
 
-def _unlike(one: Record, other: Record) -> bool:
-    return one.features.shape != other.features.shape
-
-
-def _pairs(one: Record, other: Record, found: Difference) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _pairs(one: Record, other: Record, found: Difference, near: float) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Arrays to compare, by field; boxes that do not stand in the same order are matched first."""
     if isinstance(one, GridRecord) or isinstance(other, GridRecord):
-        if _unlike(one, other):
+        if one.features.shape != other.features.shape:
             found.reshaped.append(one.key)
         else:
             yield "features", one.features, other.features
         return
-    left, right = _matched(one, other, found)
+    left, right = _matched(one, other, found, near)
     for name in REGION_FIELDS:
         a, b = getattr(one, name), getattr(other, name)
         if a is None or b is None or a.shape[1:] != b.shape[1:]:
@@ -153,9 +156,9 @@ def _pairs(one: Record, other: Record, found: Difference) -> Iterator[tuple[str,
         yield (name, a, b) if name == "whole_image" else (name, a[left], b[right])
 
 
-def _matched(one: RegionRecord, other: RegionRecord, found: Difference) -> tuple[Any, Any]:
+def _matched(one: RegionRecord, other: RegionRecord, found: Difference, near: float) -> tuple[Any, Any]:
     """Rows of both records that show the same box."""
-    if len(one.boxes) == len(other.boxes) and np.allclose(one.boxes, other.boxes, atol=1.0):
+    if len(one.boxes) == len(other.boxes) and np.allclose(one.boxes, other.boxes, atol=near, equal_nan=True):
         left = right = np.arange(len(one.boxes))
     else:
         found.reshaped.append(one.key)

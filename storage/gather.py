@@ -1,4 +1,4 @@
-"""From records to the columns of a shard: checked against the spec, laid end to end, encoded where the store encodes."""
+"""From records to the columns of a shard: checked against the spec, laid end to end, and encoded."""
 
 from __future__ import annotations
 

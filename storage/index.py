@@ -7,8 +7,10 @@ a unit, until it is folded in as well.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from storage.atomic import HashedFile, discard, publish
+from storage.atomic import HashedFile, discard, publish, writing
 from storage.errors import StoreError
 from storage.manifest import Entry, ErrorRow, ShardFacts
 from storage.places import Place, read_document, write_document
@@ -29,6 +31,7 @@ HEAD, FOLDER = "index.json", "index"
 TABLES = {
     "keys": pa.schema([("key", pa.large_string()), ("unit", pa.uint32()), ("row", pa.uint32())]),
     "lookup": pa.schema([("hash", pa.uint64()), ("position", pa.uint32())]),
+    "buckets": pa.schema([("start", pa.uint32())]),
     "units": pa.schema([("unit", pa.string()), ("shard", pa.string()), ("facts", pa.string())]),
     "errors": pa.schema(
         [("unit", pa.uint32())] + [(name, pa.string()) for name in ("key", "uri", "stage", "reason", "message")]
@@ -57,13 +60,18 @@ class Index:
         tables = {name: _Table(_local(place, head["tables"][name])) for name in TABLES}
         self._tables = tables
         self.unit_of, self.row_of = tables["keys"].numbers("unit"), tables["keys"].numbers("row")
-        self._hashes, self._positions = tables["lookup"].numbers("hash"), tables["lookup"].numbers("position")
+        self._hashes, self._positions = tables["lookup"].column("hash"), tables["lookup"].column("position")
         self._ends, self._text = tables["keys"].text("key")
+        self._buckets = tables["buckets"].numbers("start")
+        self._shift = _shift(len(self))
         self._units = tables["units"].batch
         self._errors = tables["errors"].batch
 
     def __len__(self) -> int:
         return len(self.unit_of)
+
+    def __bool__(self) -> bool:
+        return True  # an index of failed images only is one, too
 
     @property
     def units(self) -> int:
@@ -71,18 +79,19 @@ class Index:
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """Positions (K,) int64 of keys; -1 where a key has no record."""
-        encoded = [key.encode() for key in keys]
-        hashes = np.array([xxhash.xxh3_64_intdigest(each) for each in encoded], np.uint64)
-        found = np.full(len(keys), -1, np.int64)
-        starts = np.searchsorted(self._hashes, hashes).tolist()
-        for number, (at, wanted, key) in enumerate(zip(starts, hashes.tolist(), encoded, strict=True)):
-            while at < len(self._hashes) and self._hashes[at] == wanted:
-                position = int(self._positions[at])
-                if self._bytes(position) == key:
-                    found[number] = position
-                    break
-                at += 1
-        return found
+        # File names may hold surrogates, which no key does.
+        found = (self._find(key.encode(errors="surrogatepass")) for key in keys)
+        return np.fromiter(found, np.int64, len(keys))
+
+    def _find(self, key: bytes) -> int:
+        """One bucket of hashes is read, about a hundred; mapping them would make resident whatever is touched."""
+        wanted = xxhash.xxh3_64_intdigest(key)
+        first, last = self._buckets[wanted >> self._shift : (wanted >> self._shift) + 2].tolist()
+        for at in np.flatnonzero(self._hashes.read(first, last) == np.uint64(wanted)).tolist():
+            position = int(self._positions.read(first + at, first + at + 1)[0])
+            if self._bytes(position) == key:
+                return position
+        return -1
 
     def key(self, position: int) -> str:
         return self._bytes(position).decode()
@@ -107,6 +116,11 @@ class Index:
             for row in self._errors.slice(start, 65536).to_pylist():
                 yield row.pop("unit"), ErrorRow(**row)
 
+    def rows(self, number: int) -> np.ndarray:
+        """Rows of a unit's shard that are records of the store; another unit may have had the others first."""
+        first, last = np.searchsorted(self.unit_of, [number, number + 1])
+        return np.asarray(self.row_of[first:last])
+
     def entries(self) -> Iterator[Entry]:
         """The units as they were committed, each with its keys."""
         errors: dict[int, list[ErrorRow]] = {}
@@ -120,12 +134,13 @@ class Index:
             yield Entry(each.unit, keys, errors.get(number, []), each.shard, each.facts)
 
     def _bytes(self, position: int) -> bytes:
-        return self._text[self._ends[position] : self._ends[position + 1]].tobytes()
+        start, stop = self._ends.read(position, position + 2).tolist()
+        return self._text.read(start, stop).tobytes()
 
     def parts(self) -> dict[str, Any]:
         """What building the next index takes from this one: keys, unit and row numbers, and hashes by position."""
         hashes = np.empty(len(self), np.uint64)
-        hashes[self._positions] = self._hashes
+        hashes[self._positions.read(0, len(self))] = self._hashes.read(0, len(self))
         return {"keys": self._tables["keys"].batch.column("key"), "hashes": hashes}
 
 
@@ -155,6 +170,8 @@ def open_index(place: Place) -> Index | None:
             return Index(place, head)
         except FileNotFoundError as error:  # replaced by a newer one between the two reads
             missing = error
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{place.name}/{HEAD} names a table that is damaged; run `triptych repair`.") from error
     raise StoreError(f"{place.name}/{HEAD} names a table that is missing ({missing}); run `triptych repair`.")
 
 
@@ -165,29 +182,45 @@ def write_index(place: Place, old: Index | None, new: Iterable[Entry], dropped: 
         StoreError: the disk refuses; the old index stays.
     """
     tables = _built(old, list(new), dropped)
-    head: dict[str, Any] = {"tables": {}}
-    for name, table in tables.items():
-        draft = place.draft(f"{FOLDER}/{name}.arrow")
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        file = HashedFile(draft)
-        try:
-            with pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-                writer.write_table(table, max_chunksize=max(1, table.num_rows))
-            size, digest = file.finish()
-            final = f"{FOLDER}/{name}-{digest[:16]}.arrow"
-            place.publish(draft, final)
-        finally:
-            file.abort()
-            place.discard(draft)
-        head["tables"][name] = {"file": final, "bytes": size, "xxh3_128": digest}
-    write_document(place, HEAD, head)
+    place.make((FOLDER,))
+    try:
+        head = {"tables": {name: _write_table(place, name, table) for name, table in tables.items()}}
+        write_document(place, HEAD, head)
+    except StoreError:
+        with contextlib.suppress(StoreError):
+            _sweep(place, index_head(place) or {"tables": {}})  # perhaps the new one, if only a sync was refused
+        raise
+    _sweep(place, head)
+
+
+def _write_table(place: Place, name: str, table: pa.RecordBatch) -> dict[str, Any]:
+    """Write one table under a name of its own; returns what the head says of it."""
+    draft = place.draft(f"{FOLDER}/{name}.arrow")
+    try:
+        with writing(draft):
+            file = HashedFile(draft)
+            try:
+                with pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
+                    writer.write_batch(table)
+                size, digest = file.finish()
+            finally:
+                file.abort()
+        final = f"{FOLDER}/{name}-{digest[:16]}.arrow"
+        place.publish(draft, final)
+    finally:
+        place.discard(draft)
+    return {"file": final, "bytes": size, "xxh3_128": digest}
+
+
+def _sweep(place: Place, head: dict[str, Any]) -> None:
+    """Remove tables that this head does not name."""
     kept = {each["file"] for each in head["tables"].values()}
     for name in place.names(FOLDER):
         if f"{FOLDER}/{name}" not in kept:
             place.remove(f"{FOLDER}/{name}")
 
 
-def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict[str, pa.Table]:
+def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict[str, pa.RecordBatch]:
     keys, hashes, unit_of, row_of, units, errors = _kept(old, dropped)
     first = len(units)
     for number, entry in enumerate(new, first):
@@ -210,10 +243,18 @@ def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict
     arrays = {
         "keys": [keys, pa.array(unit_of), pa.array(row_of)],
         "lookup": [pa.array(hashes[order]), pa.array(order.astype(np.uint32))],
+        "buckets": [pa.array(_starts(hashes[order]))],
         "units": [pa.array([row[at] for row in units], pa.string()) for at in range(3)],
         "errors": [pa.array([row[at] for row in errors], kind) for at, kind in enumerate(TABLES["errors"].types)],
     }
-    return {name: pa.table(arrays[name], schema=schema) for name, schema in TABLES.items()}
+    return {name: pa.record_batch(arrays[name], schema=schema) for name, schema in TABLES.items()}
+
+
+def _starts(ordered: np.ndarray) -> np.ndarray:
+    """Where each bucket of sorted hashes begins, and where the last one ends."""
+    shift = _shift(len(ordered))
+    borders = np.arange(1 << (64 - shift), dtype=np.uint64) << np.uint64(shift)
+    return np.append(np.searchsorted(ordered, borders), len(ordered)).astype(np.uint32)
 
 
 def _kept(old: Index | None, dropped: frozenset[str]) -> tuple[Any, ...]:
@@ -237,7 +278,7 @@ def _kept(old: Index | None, dropped: frozenset[str]) -> tuple[Any, ...]:
 
 
 def _doubled(keys: pa.Array, hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Positions of keys that stand earlier, too: two writers without a lock between them may both have committed one."""
+    """Positions of keys that stand earlier, too: two writers without a lock may both have committed one."""
     ordered = hashes[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
     found = []
@@ -251,27 +292,63 @@ def _doubled(keys: pa.Array, hashes: np.ndarray, order: np.ndarray) -> np.ndarra
     return np.array(found, np.int64)
 
 
+# Asking Arrow for these, or for an array out of a list, imports pandas, which takes longer than all else here.
+_NUMPY: dict[pa.DataType, type[np.generic]] = {pa.uint32(): np.uint32, pa.uint64(): np.uint64}
+
+
+class _Column:
+    """Numbers in a file, read where they are asked for."""
+
+    def __init__(self, handle: int, place: int, dtype: type[np.generic], count: int) -> None:
+        self._handle, self._place, self._dtype, self._count = handle, place, np.dtype(dtype), count
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Values `start` to `stop`."""
+        if not 0 <= start <= stop <= self._count:
+            raise ValueError(f"rows {start:,} to {stop:,} lead outside a table of {self._count:,}")
+        size = self._dtype.itemsize
+        parts, place, left = [], self._place + start * size, (stop - start) * size
+        while left and (part := os.pread(self._handle, min(left, 1 << 30), place)):
+            parts.append(part)
+            place, left = place + len(part), left - len(part)
+        return np.frombuffer(b"".join(parts), self._dtype)
+
+
 class _Table:
-    """One table's file, mapped; it has one record batch."""
+    """One table's file: mapped, and also open to be read in parts. It has one record batch."""
 
     def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
         self._mapped = MappedFile(path)
         reader = pa.ipc.open_file(pa.py_buffer(self._mapped.bytes))
-        empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
-        self.batch = reader.get_batch(0) if reader.num_record_batches else empty
+        self.batch = reader.get_batch(0)
 
-    def numbers(self, column: str) -> np.ndarray:
-        numbers: np.ndarray = self.batch.column(column).to_numpy(zero_copy_only=True)
-        return numbers
+    def numbers(self, name: str) -> np.ndarray:
+        """A column as a view of the map."""
+        array = self.batch.column(name)
+        buffer, dtype = array.buffers()[1], _NUMPY[array.type]
+        return np.frombuffer(buffer, dtype, len(array)) if len(array) else np.empty(0, dtype)
 
-    def text(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """A large_string column as offsets (rows + 1,) int64 and UTF-8 bytes."""
-        array = self.batch.column(column)
+    def column(self, name: str) -> _Column:
+        array = self.batch.column(name)
+        return self._column(array.buffers()[1], _NUMPY[array.type], len(array))
+
+    def text(self, name: str) -> tuple[_Column, _Column]:
+        """A large_string column as offsets, one more than rows, and UTF-8 bytes."""
+        array = self.batch.column(name)
         _, offsets, data = array.buffers()
-        if not len(array):
-            return np.zeros(1, np.int64), np.empty(0, np.uint8)
-        text = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-        return np.frombuffer(offsets, np.int64, len(array) + 1), text
+        size = 0 if data is None else data.size
+        return self._column(offsets, np.int64, len(array) + 1), self._column(data, np.uint8, size)
+
+    def _column(self, buffer: pa.Buffer | None, dtype: type[np.generic], count: int) -> _Column:
+        place = buffer.address - self._mapped.bytes.ctypes.data if buffer is not None and buffer.size else 0
+        return _Column(self._handle, place, dtype, count if buffer is not None and buffer.size else 0)
+
+
+def _shift(keys: int) -> int:
+    """Which bits of a hash name its bucket: those above this one; about a hundred keys share a bucket."""
+    return 64 - max(1, keys.bit_length() - 7)
 
 
 def _local(place: Place, facts: dict[str, Any]) -> Path:

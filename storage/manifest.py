@@ -31,8 +31,8 @@ class ErrorRow:
 class ShardFacts:
     """What a shard must be: `rows` counts boxes or cells, `bytes` and `xxh3_128` are of the whole file.
 
-    layouts  where its columns lie (`storage.shard.Layout`, as plain values), by which a shard on an object store is read
-             in parts; None in an archive, whose columns are compressed, and in entries of format version 1
+    layouts  where its columns lie (`storage.shard.Layout`, as plain values), by which a shard on an object store is
+             read in parts; None in an archive, whose columns are compressed, and in entries of format version 1
     """
 
     file: str

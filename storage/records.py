@@ -1,6 +1,6 @@
 """What an image's features are: shapes, dtypes, units and order. A record that disagrees with itself cannot be built.
 
-Shapes in this file: N boxes, D feature width, C classes, H x W grid cells, B images of a batch, M boxes of a padded one.
+Shapes in this file: N boxes, D feature width, C classes, H x W grid cells, B images of a batch, M rows of a padded one.
 Feature dtypes: float16, float32, or bfloat16 as `ml_dtypes.bfloat16`.
 """
 
@@ -32,7 +32,7 @@ class RegionRecord:
     class_scores      (N,)   float32    probability of that class
     attribute_ids     (N,)   int32      0-based, "no attribute" not counted; -1 where the model has none
     attribute_scores  (N,)   float32    probability of that attribute
-    class_probs       (N, C)            float16 or float32: all class probabilities, background last; only when asked for
+    class_probs       (N, C)            float16 or float32: all class probabilities, background last; when asked for
 
     What comes after `features` is None where the store does not have it (FeatureLayout.without).
 

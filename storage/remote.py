@@ -11,7 +11,7 @@ from storage.columns import columns
 from storage.errors import StoreError
 from storage.formats import open_shard_file
 from storage.manifest import ShardFacts
-from storage.places import Place
+from storage.places import Place, UnreachableError
 from storage.shard import LARGE, Layout, Shard, read_segment
 from storage.spec import Spec
 
@@ -54,5 +54,17 @@ class _Fetched:
 def _fetched_whole(place: Place, facts: ShardFacts, spec: Spec) -> Shard:
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
         path = Path(folder) / Path(facts.file).name
-        path.write_bytes(place.read(facts.file))
+        path.write_bytes(_whole(place, facts))
         return open_shard_file(path, spec, facts.format)  # mapped: stays readable when the name is gone
+
+
+def _whole(place: Place, facts: ShardFacts) -> bytes:
+    try:
+        data = place.read(facts.file)
+    except FileNotFoundError as error:  # compacted away since its size was asked for
+        raise StoreError(f"{place.name}/{facts.file} is missing; `triptych verify` lists all damage.") from error
+    if len(data) != facts.bytes:
+        raise UnreachableError(
+            f"{place.name}/{facts.file} gave {len(data):,} bytes instead of {facts.bytes:,}; try again."
+        )
+    return data

@@ -14,7 +14,7 @@ from storage.formats import FORMATS, open_shard_file, plain_layouts
 from storage.index import FOLDER as INDEX
 from storage.index import HEAD as INDEX_HEAD
 from storage.index import write_index
-from storage.manifest import Entry, ShardFacts, entry_file, entry_names, read_entry
+from storage.manifest import FOLDER, Entry, ShardFacts, entry_file, entry_names, read_entry
 from storage.places import Place, open_place
 from storage.spec import Spec
 from storage.verify import Problem, Verification, verify_store
@@ -44,6 +44,7 @@ def repair_store(path: str | Path, found: Verification | None = None) -> Repair:
     found = found or verify_store(path)
     done = Repair()
     with place.locked():
+        place.make((SHARDS, FOLDER))
         for problem in found.problems:
             _drop_files(place, problem, done)
         if any(problem.file == INDEX_HEAD or problem.file.startswith(f"{INDEX}/") for problem in found.problems):
@@ -68,10 +69,11 @@ def _drop_files(place: Place, problem: Problem, done: Repair) -> None:
 def _drop_units(place: Place, units: frozenset[str], done: Repair) -> None:
     catalog = Catalog(place)
     entries = [entry for entry in catalog.entries() if entry.unit in units]
-    if catalog.index and any(entry.unit in set(catalog.index.unit_ids()) for entry in entries):
+    for entry in entries:  # before the index: left beside it by a kill, an entry would come back to life
+        place.remove(entry_file(entry.unit))
+    if catalog.index and not units.isdisjoint(catalog.index.unit_ids()):
         write_index(place, catalog.index, [], units)
     for entry in entries:
-        place.remove(entry_file(entry.unit))
         done.units.append(entry.unit)
         done.keys += entry.all_keys()
     remove_shards(place, entries)
@@ -81,22 +83,39 @@ def _rebuild(place: Place, spec: Spec, done: Repair) -> None:
     """Make the folded manifest anew from what the shards say of themselves; the failed images of its units are lost."""
     if place.local is None:
         raise StoreError(f"{place.name}: a damaged index can only be made anew in a folder; copy the store to one.")
-    known = {read_entry(place, unit).shard for unit in entry_names(place)}
-    files = {shard.file for shard in known if shard}
-    entries = []
+    tail = [read_entry(place, unit) for unit in entry_names(place)]
+    files = {entry.shard.file for entry in tail if entry.shard}
+    found = []
     for name in place.names(SHARDS):
         if f"{SHARDS}/{name}" not in files:
             entry = _entry_of(place.local / SHARDS / name, spec)
             if entry:
-                entries.append(entry)
+                found.append(entry)
             else:
                 place.remove(f"{SHARDS}/{name}")
                 done.notes.append(f"{SHARDS}/{name} removed: it cannot be read")
-    write_index(place, None, entries)
+    rebuilt = _without_copies(place, tail, found, done)
+    write_index(place, None, [*tail, *rebuilt])
+    for entry in tail:
+        place.remove(entry_file(entry.unit))
     done.notes.append(
-        f"the folded manifest was made anew from {len(entries)} shards, whose checksums could not be compared; "
+        f"the folded manifest was made anew from {len(rebuilt)} shards, whose checksums could not be compared; "
         "images that had failed will be tried again"
     )
+
+
+def _without_copies(place: Place, tail: list[Entry], found: list[Entry], done: Repair) -> list[Entry]:
+    """Rebuilt units, the largest first, but for those whose every record is in another; killed jobs leave such shards."""
+    taken = {key for entry in tail for key in entry.keys}
+    kept = []
+    for entry in sorted(found, key=lambda entry: -len(entry.keys)):
+        if entry.shard and taken.issuperset(entry.keys):
+            place.remove(entry.shard.file)
+            done.notes.append(f"{entry.shard.file} removed: other shards hold its records, too")
+            continue
+        taken.update(entry.keys)
+        kept.append(entry)
+    return kept
 
 
 def _entry_of(path: Path, spec: Spec) -> Entry | None:

@@ -10,6 +10,7 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ class Layout:
     """Where the columns of consecutive images lie in a file.
 
     images, rows   how many; rows are boxes or cells
-    places         column name -> (place in the file, bytes). Besides the columns of `storage.columns`: "image_id" (UTF-8,
-                   end to end, with int32 "image_id.offsets"; or all of one length, zero-padded, without them) and
+    places         column name -> (place in the file, bytes). Besides the columns of `storage.columns`: "image_id"
+                   (UTF-8, end to end, with int32 "image_id.offsets"; or all of one length, zero-padded, without them) and
                    "offsets" (images + 1 row numbers, int32 or int64)
     """
 
@@ -123,7 +124,7 @@ class _Getter:
         data = self.read(*self.layout.places["image_id"]).tobytes()
         if "image_id.offsets" in self.layout.places:
             ends = self.numbers("image_id.offsets", images + 1).tolist()
-            return [data[start:end].decode() for start, end in zip(ends[:-1], ends[1:], strict=True)]
+            return [data[start:end].decode() for start, end in pairwise(ends)]
         width = len(data) // images
         return [data[at * width : (at + 1) * width].rstrip(b"\0").decode() for at in range(images)]
 

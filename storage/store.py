@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from storage.remote import open_remote_shard
 from storage.shard import Shard
 from storage.spec import Spec
 from storage.writer import RUN, read_head
+
+if TYPE_CHECKING:
+    from storage.reading import Records
 
 NEAREST_AMONG = 100_000
 
@@ -44,7 +48,7 @@ class FeatureStore(Mapping[str, Record]):
 
     def __init__(self, path: str | Path, dtype: str | None = None) -> None:
         self.place = open_place(path)
-        self.path = Path(path)
+        self.path: Any = self.place.local or self.place.name
         head = read_head(self.place)
         self.spec = Spec.from_dict(head["spec"])
         self.vocabulary: dict[str, Any] = head["vocabulary"]
@@ -54,6 +58,7 @@ class FeatureStore(Mapping[str, Record]):
         self.catalog = Catalog(self.place)
         self._located = Located(0)
         self._newer: FeatureStore | None = None
+        self._opening = threading.RLock()
 
     def refresh(self) -> None:
         """See what other processes committed since the store was opened."""
@@ -117,8 +122,8 @@ class FeatureStore(Mapping[str, Record]):
             keys: keys, or positions as an integer array.
             fields: what else to read, out of class_ids, class_scores, attribute_ids, attribute_scores, class_probs,
                 whole_image.
-            out: (at least sum N, D) in the dtype of this store's features; `values` is then its beginning. Filling memory
-                that was used before is twice as fast as filling fresh memory.
+            out: (at least sum N, D) in the dtype of this store's features; `values` is then its beginning. Filling
+                memory that was used before is twice as fast as filling fresh memory.
 
         Raises:
             KeyError: a key has no record.
@@ -136,6 +141,43 @@ class FeatureStore(Mapping[str, Record]):
         The mask tells the rows that are real; none is invented. Errors as of `batch`.
         """
         return pad(self.batch(keys), max_boxes)
+
+    def rows(self, positions: np.ndarray) -> int:
+        """How many boxes or cells these records have together."""
+        return self._reading(positions).total
+
+    def iter(
+        self,
+        shuffle: int | None = None,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        state: dict[str, Any] | None = None,
+    ) -> Records:
+        """Go through the records once, each shard's neighbours at about the same time.
+
+        Args:
+            shuffle: seed of the order, None for the store's own. Equal seed and epoch give the equal order.
+            epoch: number of the epoch; each has another order.
+            rank, world: this process's number among how many. Shares do not overlap, and differ by one record at most.
+            state: what `state()` of an earlier iteration gave: go on there.
+
+        Raises:
+            StoreError: the store has other records than when the state was taken.
+        """
+        from storage.reading import Records
+
+        return Records(self, shuffle, epoch, rank, world, state)
+
+    def to_webdataset(self, out: str | Path, shard_bytes: int = 256 << 20) -> list[Path]:
+        """Write the records as webdataset shards, tar files with a few .npy and a .json for each key; returns them.
+
+        Raises:
+            StoreError: a shard is damaged, or `out` cannot be written.
+        """
+        from storage.tar_shards import write_tar_shards
+
+        return write_tar_shards(self, Path(out), shard_bytes)
 
     def advise(self, positions: Sequence[int] | np.ndarray) -> None:
         """Ask the system to bring records from the disk, without waiting for them. Harmless for what is in memory."""
@@ -176,8 +218,9 @@ class FeatureStore(Mapping[str, Record]):
             self._located = Located(len(self))
         numbers = np.asarray(positions, np.int64)
         for position in self._located.unknown(numbers):
-            if not self._located.table[position, SEGMENT] and not self._locate(position):
-                return self._moved(numbers)
+            with self._opening:
+                if not self._located.table[position, SEGMENT] and not self._locate(position):
+                    return self._moved(numbers)
         return Reading(self._located, numbers, self.place, self.spec, self.dtype)
 
     def _locate(self, position: int) -> bool:

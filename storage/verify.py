@@ -18,13 +18,15 @@ from storage.formats import open_shard_file, plain_layouts
 from storage.index import FOLDER as INDEX
 from storage.index import HEAD as INDEX_HEAD
 from storage.index import index_head, open_index
-from storage.manifest import FOLDER, Entry, entry_file, entry_names, read_entry
+from storage.manifest import FOLDER, Entry, ShardFacts, entry_file, entry_names, read_entry
 from storage.places import Place, open_place, read_document
 from storage.spec import Spec
 from storage.writer import RUN, SHARDS, read_head
 
 CHUNK = 8 << 20
 REMOTE_THREADS = 16
+ATTEMPTS = 5
+Rows = list[int] | None
 OnBytes = Callable[[int, int], None]  # told of bytes checked so far, and of all bytes
 
 
@@ -64,13 +66,32 @@ def verify_store(path: str | Path, quick: bool = False, on_bytes: OnBytes = lamb
         StoreError: there is no readable store to check.
     """
     place = open_place(path)
+    for _ in range(ATTEMPTS):
+        head = _index_bytes(place)
+        found = _verified(place, quick, on_bytes)
+        if _index_bytes(place) == head:
+            break  # else units were folded or merged meanwhile, and what seems to be missing may lie elsewhere now
+    return found
+
+
+def _index_bytes(place: Place) -> bytes:
+    try:
+        return place.read(INDEX_HEAD)
+    except FileNotFoundError:
+        return b""
+
+
+def _verified(place: Place, quick: bool, on_bytes: OnBytes) -> Verification:
     spec = Spec.from_dict(read_head(place)["spec"])
     found = Verification()
     _check_run(place, found)
-    entries = [*_folded(place, found), *_entries(place, found)]
+    folded = list(_folded(place, found))
+    known = {entry.unit for entry, _ in folded}
+    units: list[tuple[Entry, Rows]] = [*folded, *((entry, None) for entry in _entries(place, known, found))]
+    entries = [entry for entry, _ in units]
     total, done = sum(entry.shard.bytes for entry in entries if entry.shard), 0
     with ThreadPoolExecutor((os.cpu_count() or 1) if place.local else REMOTE_THREADS) as threads:
-        checks = threads.map(lambda entry: list(_check_unit(place, entry, spec, quick)), entries)
+        checks = threads.map(lambda each: list(_check_unit(place, each[0], each[1], spec, quick)), units)
         for entry, problems in zip(entries, checks, strict=True):
             found.problems += problems
             found.records += len(entry.keys)
@@ -92,8 +113,8 @@ def _check_run(place: Place, found: Verification) -> None:
         found.problems.append(Problem(RUN, "damaged; it only tells how the last job went", 0))
 
 
-def _folded(place: Place, found: Verification) -> Iterator[Entry]:
-    """Units of the folded manifest, after a look at every byte of its tables."""
+def _folded(place: Place, found: Verification) -> Iterator[tuple[Entry, Rows]]:
+    """Units of the folded manifest with the rows of their keys, after a look at every byte of its tables."""
     try:
         head = index_head(place)
         tables = head["tables"].values() if head else []
@@ -103,17 +124,20 @@ def _folded(place: Place, found: Verification) -> Iterator[Entry]:
                 return
         index = open_index(place)
         if index:
-            yield from index.entries()
+            yield from ((entry, index.rows(number).tolist()) for number, entry in enumerate(index.entries()))
     except FileNotFoundError as error:
         found.problems.append(Problem(INDEX_HEAD, f"names a table that is missing: {error}"))
     except (StoreError, KeyError, TypeError, ValueError) as error:
         found.problems.append(Problem(INDEX_HEAD, f"damaged: {error}"))
 
 
-def _entries(place: Place, found: Verification) -> Iterator[Entry]:
+def _entries(place: Place, folded: set[str], found: Verification) -> Iterator[Entry]:
+    """Units committed since; an entry that a killed job left beside the index is not read any more."""
     if place.local and not (place.local / FOLDER).is_dir():
         found.problems.append(Problem(FOLDER, "missing: without it no shard is found"))
     for unit in entry_names(place):
+        if unit in folded:
+            continue
         try:
             entry = read_entry(place, unit)
         except (StoreError, KeyError, TypeError, OSError):
@@ -121,53 +145,56 @@ def _entries(place: Place, found: Verification) -> Iterator[Entry]:
             continue
         if entry.unit != unit:
             found.problems.append(Problem(entry_file(unit), f"entry of another unit ({entry.unit})", unit=unit))
+            continue
         yield entry
 
 
-def _check_unit(place: Place, entry: Entry, spec: Spec, quick: bool) -> Iterator[Problem]:
+def _check_unit(place: Place, entry: Entry, rows: Rows, spec: Spec, quick: bool) -> Iterator[Problem]:
     if entry.shard is None:
         return
     try:
-        what = _check_bytes(place, entry, quick) or ("" if quick else _check_content(place, entry, spec))
+        what = check_bytes(place, entry.shard, quick) or ("" if quick else _check_content(place, entry, rows, spec))
     except (StoreError, OSError, ValueError) as error:
         what = str(error)
     if what:
         yield Problem(entry.shard.file, what, len(entry.keys), entry.keys, entry.unit)
 
 
-def _check_bytes(place: Place, entry: Entry, quick: bool) -> str:
-    assert entry.shard is not None
-    size = place.size(entry.shard.file)
+def check_bytes(place: Place, shard: ShardFacts, quick: bool = False) -> str:
+    """What is wrong with a shard's bytes, in words; nothing where they are those that were committed."""
+    size = place.size(shard.file)
     if size is None:
         return "missing"
-    if size != entry.shard.bytes:
-        return f"{size:,} bytes instead of {entry.shard.bytes:,}"
-    if not quick and _checksum(place, entry.shard.file, size) != entry.shard.xxh3_128:
+    if size != shard.bytes:
+        return f"{size:,} bytes instead of {shard.bytes:,}"
+    if not quick and _checksum(place, shard.file, size) != shard.xxh3_128:
         return "checksum differs: bytes were changed after the commit"
     return ""
 
 
-def _check_content(place: Place, entry: Entry, spec: Spec) -> str:
+def _check_content(place: Place, entry: Entry, rows: Rows, spec: Spec) -> str:
     if place.local:
-        return _check_shard(place.local / entry.shard.file, entry, spec) if entry.shard else ""
+        return _check_shard(place.local / entry.shard.file, entry, rows, spec) if entry.shard else ""
     assert entry.shard is not None
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
         path = Path(folder) / Path(entry.shard.file).name
         path.write_bytes(place.read(entry.shard.file))
-        return _check_shard(path, entry, spec)
+        return _check_shard(path, entry, rows, spec)
 
 
-def _check_shard(path: Path, entry: Entry, spec: Spec) -> str:
+def _check_shard(path: Path, entry: Entry, rows: Rows, spec: Spec) -> str:
+    """Compare a shard with its entry; `rows` are those of the entry's keys, None for all."""
     assert entry.shard is not None
     shard = open_shard_file(path, spec, entry.shard.format)
-    if len(shard) != len(entry.keys):
+    if len(shard) != len(entry.keys) if rows is None else len(shard) <= max(rows, default=-1):
         return f"holds {len(shard)} records, its manifest entry {len(entry.keys)}"
     located = [shard.locate(row) for row in range(len(shard))]
-    if [segment.keys[image] for segment, image in located] != entry.keys:
+    keys = [segment.keys[image] for segment, image in located]
+    if (keys if rows is None else [keys[row] for row in rows]) != entry.keys:
         return "its keys are not those of its manifest entry"
-    rows = sum(stop - start for start, stop in (segment.rows(image) for segment, image in located))
-    if rows != entry.shard.rows:
-        return f"{rows} rows instead of {entry.shard.rows}"
+    count = sum(stop - start for start, stop in (segment.rows(image) for segment, image in located))
+    if count != entry.shard.rows:
+        return f"{count} rows instead of {entry.shard.rows}"
     noted = entry.shard.layouts
     if noted is not None and noted != plain_layouts(path, spec, entry.shard.format):
         return "its columns do not lie where its manifest entry says"

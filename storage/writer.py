@@ -54,7 +54,7 @@ class StoreWriter:
         self, path: str | Path, spec: Spec, vocabulary: Mapping[str, Any] | None = None, format: str = "arrow"
     ) -> None:
         self.place = open_place(path)
-        self.path = Path(path)
+        self.path: Any = self.place.local or self.place.name
         self.spec = spec
         self.format = format
         format_of(format)
@@ -62,7 +62,7 @@ class StoreWriter:
         self.catalog = Catalog(self.place)
 
     def done(self, keys: Sequence[str]) -> np.ndarray:
-        """(K,) bool: True where an image has a record or failed, and needs no more work, as far as `refresh` has seen."""
+        """(K,) bool: True where an image has a record or failed, and needs no more work, as `refresh` saw it."""
         return self.catalog.done(keys)
 
     def refresh(self, units: Iterable[str] = ()) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from storage import TriptychError
-from workflows.stores import Errors, Info, Verify
+from workflows.stores import Compact, Diff, Errors, Info, Repair, Verify
 
 WRONG_JOB, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -19,8 +19,12 @@ StoreCommand = (
     Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Errors, tyro.conf.subcommand("errors")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Repair, tyro.conf.subcommand("repair")]
+    | Annotated[Compact, tyro.conf.subcommand("compact")]
+    | Annotated[Diff, tyro.conf.subcommand("diff")]
 )
-STORE_COMMANDS = ("info", "errors", "verify")
+STORE_COMMANDS = ("info", "errors", "verify", "repair", "compact", "diff")
+TRANSFER_COMMANDS = ("convert", "import", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(args: list[str]) -> Any:
     if args[:1] and args[0] in STORE_COMMANDS:  # these start in a fraction of a second: they need no network
         return _tyro(StoreCommand, args)
+    from workflows.transfer import Convert, Export, Import
+
+    transfer = (
+        Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+    )
+    if args[:1] and args[0] in TRANSFER_COMMANDS:
+        return _tyro(transfer, args)
     from workflows.demo import Demo
     from workflows.extract import Extract, with_config_file
 
@@ -58,6 +71,7 @@ def _parse(args: list[str]) -> Any:
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Extract, tyro.conf.subcommand("extract", description="Cache visual features of images.")]
         | StoreCommand
+        | transfer
     )
     if args[:1] == ["extract"] and len(args) > 1:
         args = [*args[:2], *with_config_file(args[2:])]

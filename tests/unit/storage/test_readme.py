@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,7 +16,10 @@ import storage.arrow
 from storage import ErrorRow, FeatureLayout, Spec, StoreWriter, open_store
 from storage.arrow import IMAGES_PER_BATCH, shard_schema
 from storage.atomic import read_sealed
+from storage.compact import fold
+from storage.index import TABLES
 from storage.manifest import Entry, ShardFacts
+from storage.spec import DTYPES
 from storage.writer import FORMAT_VERSION
 from tests.unit.storage.samples import GRID, REGIONS, make_store, with_layout
 
@@ -62,7 +66,9 @@ def test_the_table_of_columns_is_the_schema() -> None:
 
 def test_the_metadata_named_is_that_of_the_schema() -> None:
     named = re.findall(r"`(triptych\.\w+)`", section(r"shards/\<unit\>.arrow"))
-    assert named == [name.decode() for name in shard_schema(REGIONS).metadata]
+    plain, coded = (shard_schema(with_layout(REGIONS, dtype=dtype)).metadata for dtype in ("float16", "uint8"))
+    assert named[: len(plain)] == [name.decode() for name in plain]
+    assert set(named) == {name.decode() for name in coded}
 
 
 def test_the_batch_sizes_named_are_those_of_the_code() -> None:
@@ -76,6 +82,7 @@ def test_the_fields_named_are_those_on_disk(tmp_path: Path) -> None:
     assert sorted(names(head)) == sorted(read_sealed(path / "store.json"))
     assert names(spec) == [field.name for field in fields(Spec)]
     assert all(f"`{field.name}`" in spec[1][1] for field in fields(FeatureLayout))
+    assert all(f"`{dtype}`" in spec[1][1] for dtype in DTYPES)
     [entry] = tables(r"Units and manifest/\<unit\>.json")
     assert names(entry) == [field.name for field in fields(Entry)]
     cells = dict(zip(names(entry), (row[1] for row in entry), strict=True))
@@ -84,14 +91,37 @@ def test_the_fields_named_are_those_on_disk(tmp_path: Path) -> None:
     assert f"version {FORMAT_VERSION}" in README.splitlines()[0]
 
 
-def test_the_files_named_are_those_of_a_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folded", [False, True], ids=["entries", "folded"])
+def test_the_files_named_are_those_of_a_store(tmp_path: Path, folded: bool) -> None:
     path = make_store(tmp_path / "store", [["a"]])
     StoreWriter(path, REGIONS).write_run({})
     [unit] = [entry.unit for entry in open_store(path).entries]
+    if folded:
+        fold(path)
     listed = README.split("```")[1]
     for file in path.rglob("*"):
         if file.is_file():
-            assert file.relative_to(path).as_posix().replace(unit, "<unit>") in listed
+            name = file.relative_to(path).as_posix().replace(unit, "<unit>")
+            assert re.sub(r"index/\w+-[0-9a-f]{16}", "index/<table>-<hash>", name) in listed
+
+
+def test_the_tables_of_the_index_are_those_of_the_code() -> None:
+    [table] = tables("The folded manifest: index.json and index/")
+    assert names(table) == list(TABLES)
+    for name, columns, _ in table:
+        assert re.findall(r"`(\w+)`", columns) == TABLES[name.strip("`")].names
+
+
+@pytest.mark.parametrize("dtype", ["float16", "uint8", "bfloat16"])
+def test_the_data_sets_of_an_hdf5_shard_are_the_columns(tmp_path: Path, dtype: str) -> None:
+    store = open_store(make_store(tmp_path / "store", [["a"]], with_layout(REGIONS, dtype=dtype), format="hdf5"))
+    [unit] = store.units
+    said = [*names(tables(r"shards/\<unit\>.arrow")[0]), "offsets", "features_scale", "whole_image_scale"]
+    with h5py.File(store.path / unit.shard.file) as file:
+        assert set(file) <= set(said)
+        assert set(file) == set(said) - {"class_probs"} - (set() if dtype == "uint8" else set(said[-2:]))
+        last = max((data for data in file.values()), key=lambda data: data.id.get_offset() or 0)
+        assert all(data.chunks is None for data in file.values()) and last.name == "/features"
 
 
 @pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])

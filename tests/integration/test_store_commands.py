@@ -1,0 +1,241 @@
+"""The commands on stores as a user types them: other formats, damage and repair, comparison, import and export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import StoreWriter, open_store
+from storage.against import coverage, needed_ids
+from tests.helpers import TINY, differences, write_photos
+from tests.unit.storage.samples import REGIONS, contents, make_store, region_record, with_layout
+from workflows.cli import main
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 6)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "store", [["a", "b", "c"], ["d", "e"], ["f"]], failed=["b"])
+
+
+def extract(photos: Path, out: Path, *more: str) -> int:
+    return main(["extract", "regions", "--images", str(photos), "--out", str(out), *TINY, *more])
+
+
+def test_an_hdf5_store_holds_the_same_bits_and_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
+    arrow, hdf5 = tmp_path / "arrow", tmp_path / "hdf5"
+    assert extract(photos, arrow) == 0
+    assert extract(photos, hdf5, "--format", "hdf5", "--limit", "3") == 0
+    assert extract(photos, hdf5, "--format", "hdf5", "--images-per-shard", "2") == 0
+    assert {shard.suffix for shard in (hdf5 / "shards").iterdir()} == {".h5"}
+    assert differences(arrow, hdf5) == []
+    assert main(["verify", str(hdf5)]) == 0
+
+
+def test_a_repaired_store_is_made_whole_by_the_same_command(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    for out in (whole, hurt):
+        assert extract(photos, out, "--images-per-shard", "2") == 0
+    shard = open_store(hurt).units[0].shard
+    assert shard is not None
+    data = bytearray((hurt / shard.file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (hurt / shard.file).write_bytes(data)
+    untouched = {name: data for name, data in contents(hurt / "shards").items() if name not in shard.file}
+    capsys.readouterr()
+    assert main(["verify", str(hurt), "--quick"]) == 0
+    assert main(["verify", str(hurt)]) == 1
+    told = capsys.readouterr().out
+    assert shard.file in told and "checksum differs" in told and "photo_" in told and f"triptych repair {hurt}" in told
+    assert main(["repair", str(hurt)]) == 0
+    assert "1 damaged units dropped, with 2 images" in capsys.readouterr().out
+    assert untouched.items() <= contents(hurt / "shards").items()
+    assert extract(photos, hurt, "--images-per-shard", "2") == 0
+    assert "2 in it" in capsys.readouterr().out
+    assert differences(whole, hurt) == []
+    assert main(["diff", str(whole), str(hurt)]) == 0
+
+
+def test_converting_there_and_back_changes_nothing(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(store)
+    assert main(["convert", str(store), "--to", "hdf5", "--out", str(tmp_path / "h5")]) == 0
+    assert "5 of 5 records identical to the last bit" in capsys.readouterr().out
+    assert (
+        main(["convert", str(tmp_path / "h5"), "--to", "arrow", "--archive", "--out", str(tmp_path / "archive")]) == 0
+    )
+    assert main(["convert", str(tmp_path / "archive"), "--to", "arrow", "--out", str(tmp_path / "back")]) == 0
+    assert differences(store, tmp_path / "back") == []
+    assert contents(store) == before
+
+
+def test_converting_to_another_dtype_tells_what_it_costs(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(store), "--to", "arrow", "--dtype", "uint8", "--out", str(tmp_path / "small")]) == 0
+    told = capsys.readouterr().out
+    assert "layout.dtype: 'float16' in first, 'uint8' in second" in told
+    [line] = [line for line in told.splitlines() if line.startswith("features ")]
+    _, records, identical, largest, _, cosine = line.split()
+    assert (records, identical) == ("5", "0") or int(identical) < 5
+    assert 0 < float(largest) < 0.02 and 0.999 < float(cosine) < 1
+
+
+def test_compacting_merges_and_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {key: region_record(key) for key in ("a", "c", "d", "e", "f")}
+    assert main(["compact", str(store)]) == 0
+    assert "3 units became 1" in capsys.readouterr().out
+    assert main(["verify", str(store)]) == 0
+    found = open_store(store)
+    for key, record in before.items():
+        np.testing.assert_array_equal(found[key].features, record.features)
+    assert [row.key for row in found.errors()] == ["b"]
+
+
+def test_diff_names_keys_and_distances(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = StoreWriter(tmp_path / "other", REGIONS)
+    with writer.unit(["a", "d"]) as unit:
+        unit.append(region_record("a"))
+        changed = region_record("d", 3)
+        unit.append(changed)
+        unit.commit()
+    capsys.readouterr()
+    assert main(["diff", str(store), str(tmp_path / "other"), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["only_in_first"] == ["c", "e", "f"] and not facts["same"]
+    assert main(["diff", str(store), str(store)]) == 0
+    assert "5 of 5 records identical" in capsys.readouterr().out
+
+
+def test_verify_lists_the_images_that_a_data_set_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["val2014/COCO_val2014_000000000042", "000000000073", "74", "136"]
+    store = make_store(tmp_path / "store", [keys], failed=["136"])
+    annotations = tmp_path / "captions.json"
+    annotations.write_text(json.dumps({"images": [{"id": each} for each in (42, 73, 74, 136, 5)]}))
+    assert main(["verify", str(store), "--against", str(annotations)]) == 1
+    told = capsys.readouterr().out
+    assert "MISSING  5" in told and "FAILED  136" in told
+    assert "3 of 5 images that the data set needs are there, 1 are missing, 1 failed" in told
+    annotations.write_text(json.dumps({"images": [{"id": each} for each in (42, 73)]}))
+    assert main(["verify", str(store), "--against", str(annotations), "--quick"]) == 0
+    annotations.write_text("[]")
+    assert main(["verify", str(store), "--against", str(annotations)]) == 2
+    assert "names no images" in capsys.readouterr().err
+
+
+NEEDED = {
+    "coco_captions/captions_val2017_subset.json": (100, "143931"),
+    "flickr8k_karpathy/dataset_flickr8k_subset.json": (100, "2638369467_8fc251595b"),
+    "gqa/testdev_balanced_questions_subset.json": (40, "n578564"),
+    "gqa/val_sceneGraphs_sample.json": (None, "2353884"),
+    "nlvr2/dev_subset.json": (136, "dev-850-0-img0"),
+    "refcoco/refcoco_val_subset.json": (None, "COCO_train2014_000000322517"),
+    "snli_ve/snli_ve_sample_pairs.jsonl": (2, "2248275918"),
+    "visual_genome/region_descriptions.json": (25, "1"),
+    "vqav2/mscoco_train2014_subset_annotations.json": (193, "100667"),
+}
+
+
+@pytest.mark.parametrize("file", NEEDED)
+def test_image_ids_are_found_in_real_annotations(shared: Path, file: str) -> None:
+    count, first = NEEDED[file]
+    ids = list(needed_ids(shared / "data" / "annotations" / file))
+    assert ids[0] == first and (count is None or len(set(ids)) == count)
+
+
+def test_coverage_counts_each_image_once(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", [["42"]])
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps({"questions": [{"image_id": 42}, {"image_id": 42}, {"image_id": 43}]}))
+    found = coverage(open_store(store), questions)
+    assert (found.needed, found.missing, found.failed) == (2, ["43"], [])
+
+
+@pytest.mark.parametrize("foreign", ["butd-tsv", "lxmert-tsv", "mcan-npz", "milvlg-npz", "ban-hdf5", "mmf-lmdb"])
+def test_features_go_out_and_come_back(foreign: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = with_layout(REGIONS, dtype="float32", dim=2048)
+    store = make_store(tmp_path / "store", [["1", "22", "333"], ["4"]], spec)
+    out = tmp_path / {"ban-hdf5": "train.hdf5", "mmf-lmdb": "all.lmdb"}.get(foreign, f"out.{foreign[-3:]}")
+    assert main(["export", str(store), "--to", foreign, "--out", str(out)]) == 0
+    assert "records written" in capsys.readouterr().out
+    assert main(["import", str(out), "--from", foreign, "--out", str(tmp_path / "back"), "--dtype", "float32"]) == 0
+    found, wanted = open_store(tmp_path / "back"), open_store(store)
+    assert len(found) == 4 - sum(not len(wanted[key].features) for key in wanted if key not in found)
+    for key in wanted:
+        np.testing.assert_array_equal(found[key].features, wanted[key].features)
+        np.testing.assert_array_equal(found[key].boxes, wanted[key].boxes)
+    again = main(["export", str(store), "--to", foreign, "--out", str(out)])
+    assert again == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_importing_in_half_precision_says_what_it_costs_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = with_layout(REGIONS, dtype="float32", dim=2048)
+    store = make_store(tmp_path / "store", [["1", "22"]], spec)
+    out = tmp_path / "features.tsv"
+    assert main(["export", str(store), "--to", "lxmert-tsv", "--out", str(out)]) == 0
+    lines = out.read_bytes().splitlines(keepends=True)
+    torn = tmp_path / "torn.tsv"
+    torn.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2])
+    for _ in range(2):
+        assert main(["import", str(torn), "--from", "lxmert-tsv", "--out", str(tmp_path / "in")]) == 0
+    told = capsys.readouterr().out
+    assert "BAD" in told and "1 bad rows" in told and "--dtype float32 keeps every bit" in told
+    assert "0 records imported, 2 were there before" in told
+    found = open_store(tmp_path / "in")
+    assert len(found) == 1 and len(found.errors()) == 1
+    gap = np.abs(found["1"].features.astype(np.float32) - open_store(store)["1"].features).max(initial=0)
+    assert f"at most {gap:.3g} from the file's" in told
+
+
+WRONG = {
+    "unknown format": (["import", "{store}", "--from", "h5", "--out", "{tmp}/x"], "format 'h5' is not known"),
+    "absent file": (["import", "{tmp}/no.tsv", "--from", "butd-tsv", "--out", "{tmp}/x"], "there is nothing at"),
+    "unknown target": (["export", "{store}", "--to", "csv", "--out", "{tmp}/x"], "format 'csv' is not known"),
+    "regions as a grid": (["export", "{store}", "--to", "grid-feats-pth", "--out", "{tmp}/x"], "holds grid"),
+    "archive of HDF5": (["convert", "{store}", "--to", "hdf5", "--archive", "--out", "{tmp}/x"], "--archive goes with"),
+    "no store to convert": (["convert", "{tmp}", "--to", "hdf5", "--out", "{tmp}/x"], "there is no store at"),
+    "no store to repair": (["repair", "{tmp}"], "there is no store at"),
+    "no store to compact": (["compact", "{tmp}"], "there is no store at"),
+    "no second store": (["diff", "{store}", "{tmp}"], "there is no store at"),
+    "absent annotations": (["verify", "{store}", "--against", "{tmp}/no.json"], "cannot be read as annotations"),
+    "shards of nothing": (["compact", "{store}", "--shard-mb", "0"], "--shard-mb 0 must be at least 1"),
+    "no such protocol": (["info", "gopher://x/y"], "cannot be reached"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "words"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_command_ends_with_one_line_and_changes_nothing(
+    args: list[str], words: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(store)
+    assert main([arg.format(store=store, tmp=tmp_path) for arg in args]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and words in told[0]
+    assert contents(store) == before
+
+
+def test_a_store_of_many_units_folds_its_manifest_when_the_job_ends(photos: Path, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(18):
+        shutil.copy(next((photos / "a").iterdir()), many / f"{number}.jpg")
+    assert extract(many, tmp_path / "s", "--images-per-shard", "1") == 0
+    assert list((tmp_path / "s" / "manifest").iterdir()) == []
+    assert len(open_store(tmp_path / "s")) == 18
+    assert main(["verify", str(tmp_path / "s")]) == 0

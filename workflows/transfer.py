@@ -1,0 +1,115 @@
+"""`triptych convert`, `import` and `export`: a store in another format, and other projects' feature files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from storage.convert import convert, shard_bytes
+from storage.errors import StoreError
+from storage.interop.base import ImportOptions
+from storage.interop.transfer import FORMATS, export_store, import_store, read_sizes
+from storage.store import open_store
+from workflows.stores import difference_text
+from workflows.text import byte_progress, size
+
+StoreDtype = Literal["float16", "float32", "bfloat16", "uint8"]
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Copy a store into another shard format or number type, and compare the two.
+
+    triptych convert features/regions --to hdf5 --out features/regions-h5
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store to copy; it is not changed."""
+    to: Literal["arrow", "hdf5"]
+    """Shard format of the copy."""
+    out: str
+    """The copy, a folder or an address such as s3://bucket/features."""
+    archive: bool = False
+    """arrow: compress the columns (zstd). Smaller, and slow to read at random; convert back before training."""
+    dtype: StoreDtype | None = None
+    """Number type of the copy's features; default: the same, to the last bit."""
+
+    def run(self) -> int:
+        if self.archive and self.to != "arrow":
+            raise StoreError("--archive goes with --to arrow; h5py reads zstd only with a plugin.")
+        with byte_progress("converting") as on_records:
+            done = convert(self.store, self.out, "arrow-zstd" if self.archive else self.to, self.dtype, on_records)
+        print(difference_text(done.difference))
+        print(
+            f"{self.out}: {size(done.bytes_after)}, {done.bytes_after / max(1, done.bytes_before):.3f} of the store's"
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Import:
+    """Take other projects' feature files into a store. Rows that cannot be read are listed, and become error rows.
+
+    triptych import --from lxmert-tsv train2014_obj36.tsv --out features/lxmert --dtype float32
+    """
+
+    source: tyro.conf.Positional[str]
+    """The file or folder."""
+    from_: Annotated[str, tyro.conf.arg(name="from", help=f"Its format: {', '.join(FORMATS)}.")]
+    out: str
+    """The store. Importing another file of the same kind into it adds to it."""
+    dtype: StoreDtype = "float16"
+    """Number type to store features in; float32 keeps every bit of the formats that have it."""
+    format: Literal["arrow", "hdf5"] = "arrow"
+    """Kind of shard file."""
+    sizes: str | None = None
+    """COCO-style JSON with the images' sizes, for formats that do not tell them."""
+
+    def run(self) -> int:
+        options = ImportOptions(read_sizes(self.sizes)) if self.sizes else ImportOptions()
+        done = import_store(self.source, self.out, self.from_, self.dtype, format=self.format, options=options)
+        for note in done.notes:
+            print(f"note: {note}")
+        for bad in done.bad[:SHOWN]:
+            print(f"BAD  {bad.where}: {bad.key or 'key not known'}: {bad.message}")
+        if len(done.bad) > SHOWN:
+            print(f"... and {len(done.bad) - SHOWN} more: `triptych errors {self.out}`")
+        if done.repeated:
+            print(f"{len(done.repeated)} keys stand there more than once, the first is taken: {done.repeated[0]}, ...")
+        if done.file_dtype != self.dtype:
+            far = f"at most {done.largest:.3g} from the file's"
+            print(f"features are stored as {self.dtype}, {far}; --dtype {done.file_dtype} keeps every bit")
+        known = f", {done.known} were there before" if done.known else ""
+        store = open_store(self.out)
+        print(
+            f"{done.records} records imported{known}, {len(done.bad)} bad rows; {self.out}: {size(shard_bytes(store))}"
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a store as another project's feature file.
+
+    triptych export features/regions --to lxmert-tsv --out train2014_obj36.tsv
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store."""
+    to: Annotated[str, tyro.conf.arg(help=f"Format to write: {', '.join([*FORMATS, 'webdataset'])}.")]
+    out: str
+    """File or folder to write; it must not be there yet."""
+
+    def run(self) -> int:
+        if self.to == "webdataset":
+            written = open_store(self.store).to_webdataset(self.out)
+            print(f"{len(written)} tar files in {self.out}")
+            return 0
+        done = export_store(self.store, self.out, self.to)
+        for note in done.notes:
+            print(f"note: {note}")
+        print(f"{done.records} records written to {self.out}, {done.files} files")
+        return 0
