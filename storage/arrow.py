@@ -6,6 +6,7 @@ storage/README.md describes them column by column. 256 region images or 16 grids
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.atomic import HashedFile
+from storage.codecs import NUMPY
 from storage.columns import SIZES, Column, columns
 from storage.errors import StoreError
 from storage.gather import Gathered, check_fits, gather
@@ -217,11 +219,12 @@ def _place(buffer: pa.Buffer | None, mapped: Any, size: int | None = None) -> tu
 
 def _record_batch(gathered: Gathered, schema: pa.Schema, spec: Spec) -> pa.RecordBatch:
     images = len(gathered.keys)
+    values_of = {**gathered.arrays, "features": _end_to_end(gathered.features, spec)}
     offsets = pa.py_buffer(gathered.offsets.astype(np.int32))
     arrays: dict[str, pa.Array] = {"image_id": pa.array(gathered.keys, pa.string())}
     arrays |= {name: pa.array(gathered.sizes[:, at]) for at, name in enumerate(SIZES)}
     for column in columns(spec):
-        values = gathered.arrays[column.name]
+        values = values_of[column.name]
         kind = schema.field(column.name).type
         item = kind.value_type if column.per_row else kind
         flat = _flat(values, item.value_type if column.width else item)
@@ -231,6 +234,22 @@ def _record_batch(gathered: Gathered, schema: pa.Schema, spec: Spec) -> pa.Recor
             flat = pa.Array.from_buffers(kind, images, [None, offsets], children=[flat])
         arrays[column.name] = flat
     return pa.record_batch([arrays[name] for name in schema.names], schema=schema)
+
+
+_scratch = threading.local()
+
+
+def _end_to_end(parts: list[np.ndarray], spec: Spec) -> np.ndarray:
+    """Features of a record batch in one piece of memory, which the next one uses again: fresh memory is slow to fill."""
+    dtype, dim = NUMPY[spec.layout.dtype], spec.layout.dim
+    rows = sum(len(part) for part in parts)
+    size = rows * dim * dtype.itemsize
+    if len(getattr(_scratch, "memory", b"")) < size:
+        _scratch.memory = np.zeros(size, np.uint8)
+    found: np.ndarray = _scratch.memory[:size].view(dtype).reshape(rows, dim)
+    if parts:
+        np.concatenate(parts, out=found)
+    return found
 
 
 def _flat(values: np.ndarray, kind: pa.DataType) -> pa.Array:

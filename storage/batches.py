@@ -197,6 +197,8 @@ class Reading:
 
 def advise(ranges: Sequence[tuple[Path, int, int]]) -> None:
     """Ask the system to read parts of files into its cache, without waiting."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
     by_file: dict[Path, list[tuple[int, int]]] = {}
     for path, start, size in ranges:
         by_file.setdefault(path, []).append((start, size))

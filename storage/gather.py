@@ -16,11 +16,18 @@ from storage.spec import OPTIONAL, Spec
 
 @dataclass(frozen=True)
 class Gathered:
-    """Columns of several images: offsets (images + 1,) int64, sizes (images, 4) int32 as in `storage.columns.SIZES`."""
+    """Columns of several images.
+
+    offsets   (images + 1,) int64
+    sizes     (images, 4) int32, as in `storage.columns.SIZES`
+    features  each image's rows as they are stored; not laid end to end, since they are nearly all there is
+    arrays    the other columns, all images end to end
+    """
 
     keys: list[str]
     offsets: np.ndarray
     sizes: np.ndarray
+    features: list[np.ndarray]
     arrays: dict[str, np.ndarray]
 
 
@@ -37,31 +44,29 @@ def gather(records: Sequence[Record], spec: Spec) -> Gathered:
     shapes = [each.features.shape[:2] if isinstance(each, GridRecord) else (0, 0) for each in records]
     pairs = zip(records, shapes, strict=True)
     sizes = [(each.image_size[1], each.image_size[0], shape[0], shape[1]) for each, shape in pairs]
-    arrays = _encoded("features", _joined(rows, (0, dim), spec), spec)
+    arrays: dict[str, np.ndarray] = {}
+    if spec.layout.dtype == "uint8":
+        coded = [encode(each) for each in rows]
+        rows = [codes for codes, _ in coded]
+        scales = [each for _, each in coded]
+        arrays["features_scale"] = np.concatenate(scales) if scales else np.empty(0, np.float32)
     for column in columns(spec):
-        if column.name in arrays or column.name.startswith("whole_image"):
+        if column.name.startswith(("features", "whole_image")):
             continue
         parts = [getattr(record, column.field) for record in records]
         arrays[column.name] = np.concatenate(parts) if parts else _none(column)
     if spec.view == "regions" and "whole_image" not in spec.layout.without:
         whole = [record.whole_image[None] for record in records if isinstance(record, RegionRecord)]  # type: ignore[index]
-        arrays |= _encoded("whole_image", _joined(whole, (0, dim), spec), spec)
-    return Gathered([record.key for record in records], offsets, np.array(sizes, np.int32).reshape(-1, 4), arrays)
+        joined = np.concatenate(whole) if whole else np.empty((0, dim), record_dtype(spec.layout.dtype))
+        if spec.layout.dtype == "uint8":
+            joined, arrays["whole_image_scale"] = encode(joined)
+        arrays["whole_image"] = joined
+    keys = [record.key for record in records]
+    return Gathered(keys, offsets, np.array(sizes, np.int32).reshape(-1, 4), rows, arrays)
 
 
 def _none(column: Column) -> np.ndarray:
     return np.empty((0, column.width) if column.width else 0, column.dtype)
-
-
-def _joined(parts: list[np.ndarray], empty: tuple[int, ...], spec: Spec) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(empty, record_dtype(spec.layout.dtype))
-
-
-def _encoded(name: str, rows: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
-    if spec.layout.dtype != "uint8":
-        return {name: rows}
-    codes, scales = encode(rows)
-    return {name: codes, f"{name}_scale": scales}
 
 
 def check_fits(record: Record, spec: Spec) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from storage.arrow import shard_metadata
 from storage.atomic import HashedFile
+from storage.codecs import NUMPY
 from storage.columns import SIZES, columns
 from storage.errors import StoreError
 from storage.gather import Gathered, check_fits, gather
@@ -66,14 +67,14 @@ class Hdf5ShardWriter:
         """Write, finish and sync the file; returns its size in bytes and its XXH3-128."""
         gathered = gather(self._records, self.spec)
         self._records = []
-        features = gathered.arrays["features"].reshape(-1).view(np.uint8)
         head_size = _write_all_but_features(self.path, gathered, self.spec)
         with self.path.open("rb") as handle:
             head = handle.read(head_size)
         self._file = HashedFile(self.path, self._checksum, mode="r+b")
         self._file.write(head)
         if self.path.stat().st_size > head_size:
-            self._file.write(features)
+            for part in gathered.features:
+                self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
         return self._file.finish()
 
     def abort(self) -> None:
@@ -117,8 +118,11 @@ def _place(data: h5py.Dataset) -> tuple[int, int]:
 
 def _write_all_but_features(path: Path, gathered: Gathered, spec: Spec) -> int:
     """The whole file, but for large features, whose room at its end stays empty; returns the bytes before that."""
-    features = _plain(gathered.arrays["features"])
-    large = features.nbytes >= LARGE_FROM
+    stored = NUMPY[spec.layout.dtype]
+    dtype = _STORED.get(stored.name, stored)
+    shape = (int(gathered.offsets[-1]), spec.layout.dim)
+    size = shape[0] * shape[1] * dtype.itemsize
+    large = size >= LARGE_FROM
     with h5py.File(path, "w", locking=False, **_OPTIONS) as file:
         for name, value in shard_metadata(spec).items():
             file.attrs[name] = np.bytes_(value)  # variable lengths lie in a heap without a checksum
@@ -132,24 +136,25 @@ def _write_all_but_features(path: Path, gathered: Gathered, spec: Spec) -> int:
         for column in columns(spec)[1:]:
             file.create_dataset(column.name, data=_plain(gathered.arrays[column.name]))
         if not large:
-            file.create_dataset("features", data=features)
+            data = np.concatenate([_plain(part) for part in gathered.features]) if shape[0] else None
+            file.create_dataset("features", shape, dtype, data=data)
     if large:  # the file was closed in between, so that HDF5's own tables lie before the room
         with h5py.File(path, "r+", locking=False, **_OPTIONS) as file:
-            place = _make_room(file, features)
-        if place + features.nbytes != path.stat().st_size:
+            place = _make_room(file, shape, dtype)
+        if place + size != path.stat().st_size:
             raise StoreError(f"HDF5 {h5py.version.hdf5_version} did not put the features at the end of {path}.")
         return place
     return path.stat().st_size
 
 
-def _make_room(file: h5py.File, features: np.ndarray) -> int:
+def _make_room(file: h5py.File, shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
     """Allocate the features' data set without writing it; returns its place."""
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_layout(h5py.h5d.CONTIGUOUS)
     made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple(features.shape)
-    data = h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(features.dtype), space, dcpl=made)
+    space = h5py.h5s.create_simple(shape)
+    data = h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(dtype), space, dcpl=made)
     return int(data.get_offset())
 
 

@@ -365,6 +365,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     if kind in ("s3", "s3a"):
         options["config_kwargs"] = _s3_settings() | fsspec.config.conf.get(kind, {}).get("config_kwargs", {})
     fs, root = fsspec.core.url_to_fs(url, **options)
+    if "config_kwargs" in options:
+        fs.retries = 2  # s3fs's own, each of which is several of botocore's
     return fs, str(root)
 
 

@@ -105,7 +105,7 @@ def _rebuild(place: Place, spec: Spec, done: Repair) -> None:
 
 
 def _without_copies(place: Place, tail: list[Entry], found: list[Entry], done: Repair) -> list[Entry]:
-    """Rebuilt units, the largest first, but for those whose every record is in another; killed jobs leave such shards."""
+    """Rebuilt units, the largest first, but for those that others hold as a whole; killed jobs leave such shards."""
     taken = {key for entry in tail for key in entry.keys}
     kept = []
     for entry in sorted(found, key=lambda entry: -len(entry.keys)):

@@ -173,7 +173,8 @@ class FeatureStore(Mapping[str, Record]):
         """Write the records as webdataset shards, tar files with a few .npy and a .json for each key; returns them.
 
         Raises:
-            StoreError: a shard is damaged, or `out` cannot be written.
+            StoreError: a shard is damaged, or `out` cannot be written, or has tar files already.
+            ValueError: `shard_bytes` is not positive.
         """
         from storage.tar_shards import write_tar_shards
 

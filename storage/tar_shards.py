@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
-import webdataset
 
 from storage.atomic import discard, partial_path, publish, remove_stale_partials, writing
 from storage.errors import StoreError
@@ -84,6 +83,8 @@ def store_key(name: str) -> str:
 
 def _write_tar(final: Path, first: dict[str, Any], more: Iterator[dict[str, Any]], size: int) -> dict[str, Any] | None:
     """Write one tar; returns the sample that did not fit, None after the last one."""
+    import webdataset  # it imports torch
+
     coming: dict[str, Any] | None = first
     partial = partial_path(final)
     try:

@@ -121,8 +121,8 @@ def write(store: FeatureStore, out: Path) -> ExportReport:
     name = FOLDER.fullmatch(out.name)
     if not name:
         raise StoreError(
-            f"UNITER opens folders named as feat_th0.2_max100_min10, feat_numbb36 or all (with _compressed at the end for "
-            f"entries of .npz), not {out.name!r}; name --out so."
+            "UNITER opens folders named as feat_th0.2_max100_min10, feat_numbb36 or all (with _compressed at the end "
+            f"for entries of .npz), not {out.name!r}; name --out so."
         )
     demand_uniter(store, NAME)
     numbers: dict[str, int] = {}

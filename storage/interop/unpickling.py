@@ -45,7 +45,7 @@ def loads(data: bytes, what: str) -> Any:
 
 
 def dumps(content: Any) -> bytes:
-    """A pickle (protocol 4) for projects of any age: of what numpy 2 pickles, releases before 1.26 cannot load a thing."""
+    """A pickle (protocol 4) that old projects can load: numpy before 1.26 knows no array as numpy 2 pickles it."""
     target = io.BytesIO()
     _OldNames(target, protocol=4).dump(content)
     return target.getvalue()

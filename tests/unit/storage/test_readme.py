@@ -131,5 +131,5 @@ def test_the_snippet_reads_a_store_without_this_package(tmp_path: Path, spec: Sp
     assert "storage" not in snippet
     found: dict[str, Any] = {}
     exec(snippet.replace("features/regions", str(path)), found)
-    wanted = open_store(path)[found["entry"]["keys"][0]].features
+    wanted = open_store(path)[found["table"]["image_id"][0].as_py()].features
     np.testing.assert_array_equal(found["features"], wanted.reshape(-1, spec.layout.dim))
