@@ -36,6 +36,15 @@ class Located:
         self.paths: list[Path | None] = []
         self.packed: list[Shard] = []  # archives: their images are unpacked one by one
 
+    def mapped(self, position: int) -> tuple[Segment, int] | None:
+        """The segment of a position and its number there, if it is open, and in no archive or object store."""
+        if not 0 <= position < len(self.table):
+            return None
+        number, image = self.table[position, :2].tolist()
+        if number < 1 or self.segments[number - 1].remote:
+            return None
+        return self.segments[number - 1], image
+
     def unknown(self, positions: np.ndarray) -> list[int]:
         """Positions whose shard is not open yet."""
         missing: list[int] = positions[self.table[positions, SEGMENT] == 0].tolist()
@@ -83,7 +92,7 @@ class Reading:
             return self.located.packed[-number - 1].record(image, self.dtype)
         segment = self.located.segments[number - 1]
         if not segment.remote:
-            return record_from(self.spec, segment, image, segment.arrays, self.dtype)
+            return record_from(self.spec, segment, image, self.dtype)
         return self._fetched_record(segment, image)
 
     def batch(self, fields: tuple[str, ...], out: np.ndarray | None) -> PackedBatch:
@@ -173,7 +182,7 @@ class Reading:
             np.array([0, stop - start]),
             arrays,
         )
-        return record_from(self.spec, alone, 0, arrays, self.dtype)
+        return record_from(self.spec, alone, 0, self.dtype)
 
     def _packed_batch(self, fields: tuple[str, ...], out: np.ndarray | None) -> PackedBatch:
         """The slow way, for archives."""

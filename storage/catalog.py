@@ -113,7 +113,11 @@ class Catalog:
 
     def position(self, key: str) -> int:
         """One key's position; -1 where it has no record."""
-        return int(self.find([key])[0])
+        at = self._tail_positions.get(key, -1)
+        if at < 0 and self.index:
+            at = self._seen.get(key, -1)
+            at = int(self.find([key])[0]) if at < 0 else at
+        return at
 
     def key(self, position: int) -> str:
         indexed = len(self.index) if self.index else 0

@@ -154,11 +154,12 @@ class Shard:
     def record(self, row: int, dtype: str) -> Record:
         """The record in this row, its features in `dtype`."""
         segment, image = self.locate(row)
-        return record_from(self.spec, segment, image, segment.arrays, dtype)
+        return record_from(self.spec, segment, image, dtype)
 
 
-def record_from(spec: Spec, segment: Segment, image: int, arrays: dict[str, np.ndarray], dtype: str) -> Record:
-    """One image's record out of columns of its segment."""
+def record_from(spec: Spec, segment: Segment, image: int, dtype: str) -> Record:
+    """One image's record out of the columns of its segment."""
+    arrays = segment.arrays
     start, stop = segment.rows(image)
     key = segment.keys[image]
     size = (int(segment.sizes["height"][image]), int(segment.sizes["width"][image]))
@@ -171,15 +172,16 @@ def record_from(spec: Spec, segment: Segment, image: int, arrays: dict[str, np.n
     if whole is not None:
         scale = arrays["whole_image_scale"][image : image + 1] if "whole_image_scale" in arrays else None
         whole = as_asked(whole, scale, dtype)[0]
-    return RegionRecord(
-        key,
-        size,
-        boxes=arrays["boxes"][start:stop],
-        features=features,
-        whole_image=whole,
-        class_probs=arrays["class_probs"][start:stop] if "class_probs" in arrays else None,
-        **{field: arrays[name][start:stop] for name, (field, _) in PER_BOX_COLUMNS.items() if name in arrays},
-    )
+    # Opening the segment has checked what building a record checks; here it would cost as much as all the rest.
+    record = object.__new__(RegionRecord)
+    record.__dict__.update(key=key, image_size=size, boxes=arrays["boxes"][start:stop], features=features)
+    for name, field in _REST:
+        record.__dict__[field] = arrays[name][start:stop] if name in arrays else None
+    record.__dict__["whole_image"] = whole
+    return record
+
+
+_REST = [*((name, field) for name, (field, _) in PER_BOX_COLUMNS.items()), ("class_probs", "class_probs")]
 
 
 def as_asked(rows: np.ndarray, scale: np.ndarray | None, dtype: str) -> np.ndarray:
