@@ -5,9 +5,10 @@
 
 Protocol. Two sets: the published Caffe features of six COCO photographs (36 boxes each, trained weights, float32), and
 region and grid features of photographs extracted here in float32 at full width (random weights, whose activations are
-spread otherwise than trained ones'). Each store is converted to every type, `triptych convert --dtype`, and compared with
-the float32 one: largest and mean absolute difference, cosine of rows; relative error is the length of a row's difference
-over the row's. Size is of the shards. linear int8 is what a plain scale a row would do; no store is written with it.
+spread otherwise than trained ones'). Each store is converted to every type, `triptych convert --dtype`, and compared
+with the float32 one: largest and mean absolute difference, cosine of rows; the row error is the length of a row's
+difference over the row's. Size is of the shards. linear int8 is what a plain scale a row would do; no store is written
+with it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,16 @@ def extract(view: str, photos: Path, out: Path, count: int) -> Path:
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    header = ["features", "stored as", "size", "max error", "mean error", "row error", "lowest cosine", "1 - mean cosine"]
+    header = [
+        "features",
+        "stored as",
+        "size",
+        "max error",
+        "mean error",
+        "row error",
+        "lowest cosine",
+        "1 - mean cosine",
+    ]
     header.append("values below 0.05 that become 0")
     cells = []
     for row in rows:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
@@ -25,6 +25,7 @@ from pipeline.sources import Listing, open_source
 from pipeline.unit import OnImages, UnitReport
 from storage import Spec, StoreWriter, TriptychError, open_store
 from storage.compact import FOLD_FROM, fold
+from storage.places import BusyError
 from storage.writer import unit_id
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
@@ -113,7 +114,8 @@ def run_job(job: ExtractJob, progress: Progress) -> JobResult:
     result = JobResult(start, report, errors, ready - began, seconds, status)
     store.write_run(_run_facts(result, before))
     if not interrupted:
-        fold(job.engine.out, at_least=FOLD_FROM)  # so that opening the store costs the same however many units it has
+        with suppress(BusyError):  # another job's end or a compaction does it
+            fold(job.engine.out, at_least=FOLD_FROM)  # so that opening the store costs the same however many units
     return result
 
 

@@ -240,11 +240,11 @@ _scratch = threading.local()
 
 
 def _end_to_end(parts: list[np.ndarray], spec: Spec) -> np.ndarray:
-    """Features of a record batch in one piece of memory, which the next one uses again: fresh memory is slow to fill."""
+    """Features of a record batch in one piece of memory, which the next one uses again: fresh memory is slow."""
     dtype, dim = NUMPY[spec.layout.dtype], spec.layout.dim
     rows = sum(len(part) for part in parts)
     size = rows * dim * dtype.itemsize
-    if len(getattr(_scratch, "memory", b"")) < size:
+    if not hasattr(_scratch, "memory") or len(_scratch.memory) < size:
         _scratch.memory = np.zeros(size, np.uint8)
     found: np.ndarray = _scratch.memory[:size].view(dtype).reshape(rows, dim)
     if parts:

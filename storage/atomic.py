@@ -28,8 +28,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise StoreError(
-            f"cannot write {path}: {error.strerror or error}. What was committed before is kept; "
+            f"cannot write {path}: {reason}. What was committed before is kept; "
             "make room or set the permission, then run the same command again."
         ) from error
 

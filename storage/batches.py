@@ -55,7 +55,8 @@ class Located:
         target = self.table[first : first + len(rows)]
         if not shard.segments:
             self.packed.append(shard)
-            target[:, SEGMENT], target[:, IMAGE] = -len(self.packed), rows
+            target[:, IMAGE] = rows
+            target[:, SEGMENT] = -len(self.packed)  # last, as below
             return
         found = np.concatenate([self._rows_of(segment, shard.path) for segment in shard.segments])[rows]
         target[:, IMAGE:] = found[:, IMAGE:]

@@ -5,6 +5,8 @@ units and rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from storage.manifest import Entry, ErrorRow, entry_file, entry_names, read_entr
 from storage.places import Place
 
 ATTEMPTS = 20
+READERS, PARALLEL_FROM = 16, 4
 REMEMBERED = 200_000  # keys of the index whose positions are kept once they were looked up: some 20 MB
 
 
@@ -57,11 +60,16 @@ class Catalog:
 
     def _read_tail(self) -> bool:
         """Read new entries; False where they were folded into a newer index meanwhile."""
-        try:
-            names = [unit for unit in entry_names(self.place) if unit not in self._units]
-            new = [read_entry(self.place, unit) for unit in names]
-        except FileNotFoundError:
-            return False
+        names = [unit for unit in entry_names(self.place) if unit not in self._units]
+        read = partial(_entry_or_none, self.place)
+        if self.place.local or len(names) < PARALLEL_FROM:
+            found = [read(unit) for unit in names]
+        else:
+            with ThreadPoolExecutor(READERS) as threads:
+                found = list(threads.map(read, names))
+        # One that is listed and not there was folded meanwhile, or its deletion is not listed yet.
+        new = [entry for entry in found if entry is not None]
+        names = [unit for unit, entry in zip(names, found, strict=True) if entry is not None]
         for unit, entry in zip(names, new, strict=True):
             if entry.unit != unit:
                 raise StoreError(f"{self.place.name}/{entry_file(unit)} is of another unit; run `triptych repair`.")
@@ -187,3 +195,10 @@ class Catalog:
         named = list(keys)
         assert self.index is not None
         return {key for key, at in zip(named, self.index.find(named).tolist(), strict=True) if at >= 0}
+
+
+def _entry_or_none(place: Place, unit: str) -> Entry | None:
+    try:
+        return read_entry(place, unit)
+    except FileNotFoundError:
+        return None

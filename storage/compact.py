@@ -37,10 +37,16 @@ def fold(path: str | Path, at_least: int = 1) -> int:
 
     Raises:
         StoreError: there is no store, it is damaged, or it cannot be written.
+        BusyError: the store is on an object store, and another process is folding or compacting it.
     """
     store = FeatureStore(path)
     if len(store.catalog.tail) < at_least:
         return 0
+    with store.place.alone():
+        return _fold(path, store)
+
+
+def _fold(path: str | Path, store: FeatureStore) -> int:
     writer = StoreWriter(path, store.spec)
     with writer.place.locked():
         writer.refresh()
@@ -54,13 +60,21 @@ def compact(path: str | Path, shard_bytes: int = SHARD_BYTES) -> Compaction:
 
     Raises:
         StoreError: there is no store, it is damaged, or it cannot be written.
+        BusyError: the store is on an object store, and another process is folding or compacting it.
     """
-    fold(path)  # first: units that are merged must not have entries beside the index, where a kill would leave them
+    with FeatureStore(path).place.alone():
+        return _compact(path, shard_bytes)
+
+
+def _compact(path: str | Path, shard_bytes: int) -> Compaction:
+    _fold(
+        path, FeatureStore(path)
+    )  # first: units that are merged must not have entries beside the index, where a kill would leave them
     store = FeatureStore(path)
     before, written = store.catalog.units, 0
     for group in list(_groups(store, shard_bytes)):
         written += _merge(path, store, group)
-    fold(path)
+    _fold(path, FeatureStore(path))
     return Compaction(before, FeatureStore(path).catalog.units, written)
 
 
@@ -134,20 +148,16 @@ def _replace(writer: StoreWriter, old: list[Entry], new: list[Entry]) -> int:
     """Switch to an index with the whole manifest in it, some units replaced by others; then delete what it replaces."""
     place, catalog = writer.place, writer.catalog
     indexed = set(catalog.index.unit_ids()) if catalog.index else set()
-    for unit in entry_names(place):
-        if unit in indexed:  # left by a fold that was killed; it must not outlive its unit
-            place.remove(entry_file(unit))
+    # Left by a fold that was killed; they must not outlive their units.
+    place.remove(*(entry_file(unit) for unit in entry_names(place) if unit in indexed))
     dropped = frozenset(entry.unit for entry in old)
     tail = [entry for entry in catalog.tail if entry.unit not in dropped]
     write_index(place, catalog.index, [*tail, *new], dropped)
-    for entry in catalog.tail:
-        place.remove(entry_file(entry.unit))
+    place.remove(*(entry_file(entry.unit) for entry in catalog.tail))
     remove_shards(place, old)
     return len(tail)
 
 
 def remove_shards(place: Place, entries: list[Entry]) -> None:
     """Delete shards that nothing refers to any more; who has them mapped keeps them."""
-    for entry in entries:
-        if entry.shard:
-            place.remove(entry.shard.file)
+    place.remove(*(entry.shard.file for entry in entries if entry.shard))

@@ -6,6 +6,7 @@ for the features at its end; they are then written straight to that room, in one
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,11 @@ class Hdf5ShardWriter:
         """Write, finish and sync the file; returns its size in bytes and its XXH3-128."""
         gathered = gather(self._records, self.spec)
         self._records = []
-        head_size = _write_all_but_features(self.path, gathered, self.spec)
-        with self.path.open("rb") as handle:
-            head = handle.read(head_size)
-        self._file = HashedFile(self.path, self._checksum, mode="r+b")
+        head, large = _head(gathered, self.spec)
+        self._file = HashedFile(self.path, self._checksum)
         self._file.write(head)
-        if self.path.stat().st_size > head_size:
-            for part in gathered.features:
-                self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+        for part in gathered.features if large else []:
+            self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
         return self._file.finish()
 
     def abort(self) -> None:
@@ -116,46 +114,41 @@ def _place(data: h5py.Dataset) -> tuple[int, int]:
     return int(place), int(data.size * data.dtype.itemsize)
 
 
-def _write_all_but_features(path: Path, gathered: Gathered, spec: Spec) -> int:
-    """The whole file, but for large features, whose room at its end stays empty; returns the bytes before that."""
+def _head(gathered: Gathered, spec: Spec) -> tuple[bytes, bool]:
+    """The file without its features, if they are large: these then follow right behind. Small ones are in it.
+
+    HDF5 writes it into memory: on a full disk, a process whose HDF5 file cannot be written is lost.
+    """
     stored = NUMPY[spec.layout.dtype]
     dtype = _STORED.get(stored.name, stored)
     shape = (int(gathered.offsets[-1]), spec.layout.dim)
-    size = shape[0] * shape[1] * dtype.itemsize
-    large = size >= LARGE_FROM
-    with h5py.File(path, "w", locking=False, **_OPTIONS) as file:
+    large = shape[0] * shape[1] * dtype.itemsize >= LARGE_FROM
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", **_OPTIONS) as file:
         for name, value in shard_metadata(spec).items():
             file.attrs[name] = np.bytes_(value)  # variable lengths lie in a heap without a checksum
         encoded = [key.encode() for key in gathered.keys]
-        width = max([1, *map(len, encoded)])
-        kind = h5py.string_dtype("utf-8", width)
+        kind = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
         file.create_dataset("image_id", data=np.array(encoded, dtype=kind))
         for at, name in enumerate(SIZES):
             file.create_dataset(name, data=np.ascontiguousarray(gathered.sizes[:, at]))
         file.create_dataset("offsets", data=gathered.offsets)
         for column in columns(spec)[1:]:
             file.create_dataset(column.name, data=_plain(gathered.arrays[column.name]))
-        if not large:
-            data = np.concatenate([_plain(part) for part in gathered.features]) if shape[0] else None
-            file.create_dataset("features", shape, dtype, data=data)
-    if large:  # the file was closed in between, so that HDF5's own tables lie before the room
-        with h5py.File(path, "r+", locking=False, **_OPTIONS) as file:
-            place = _make_room(file, shape, dtype)
-        if place + size != path.stat().st_size:
-            raise StoreError(f"HDF5 {h5py.version.hdf5_version} did not put the features at the end of {path}.")
-        return place
-    return path.stat().st_size
-
-
-def _make_room(file: h5py.File, shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
-    """Allocate the features' data set without writing it; returns its place."""
-    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    made.set_layout(h5py.h5d.CONTIGUOUS)
-    made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple(shape)
-    data = h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(dtype), space, dcpl=made)
-    return int(data.get_offset())
+        if large:
+            file.create_dataset("features", shape, dtype, fill_time="never")  # its room is allocated by the first write
+        else:
+            parts = [_plain(part) for part in gathered.features]
+            file.create_dataset("features", data=np.concatenate(parts) if shape[0] else np.empty(shape, dtype))
+    if not large:
+        return memory.getvalue(), False
+    with h5py.File(memory, "r+", **_OPTIONS) as file:  # closed in between: all of HDF5's own tables lie before the room
+        file["features"][0, 0] = 0
+        place = int(file["features"].id.get_offset())
+    head = memory.getvalue()
+    if len(head) > place + dtype.itemsize:
+        raise StoreError(f"HDF5 {h5py.version.hdf5_version} did not put the features at the end of the file.")
+    return head[:place].ljust(place, b"\0"), True
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

@@ -215,9 +215,7 @@ def _write_table(place: Place, name: str, table: pa.RecordBatch) -> dict[str, An
 def _sweep(place: Place, head: dict[str, Any]) -> None:
     """Remove tables that this head does not name."""
     kept = {each["file"] for each in head["tables"].values()}
-    for name in place.names(FOLDER):
-        if f"{FOLDER}/{name}" not in kept:
-            place.remove(f"{FOLDER}/{name}")
+    place.remove(*(file for file in (f"{FOLDER}/{name}" for name in place.names(FOLDER)) if file not in kept))
 
 
 def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict[str, pa.RecordBatch]:
@@ -240,6 +238,10 @@ def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict
         keep[doubled] = False
         keys, hashes, unit_of, row_of = keys.filter(pa.array(keep)), hashes[keep], unit_of[keep], row_of[keep]
         order = np.argsort(hashes, kind="stable")
+    if errors:  # a key that failed in two units, or has a record in another, is no error of its own
+        failed = pa.array([row[1] for row in errors], pa.large_string())
+        seen = set(keys.filter(pc.is_in(keys, value_set=failed)).to_pylist())
+        errors = [row for row in errors if not (row[1] in seen or seen.add(row[1]))]  # type: ignore[func-returns-value]
     arrays = {
         "keys": [keys, pa.array(unit_of), pa.array(row_of)],
         "lookup": [pa.array(hashes[order]), pa.array(order.astype(np.uint32))],

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -34,7 +37,7 @@ from storage.atomic import (
 )
 from storage.errors import StoreError
 
-LOCK = ".commit.lock"
+LOCK, FOLDING = ".commit.lock", "folding.lock"
 DRAFTS = "triptych"  # how the names of folders begin in which files for object stores are made
 WAITS = (0.2, 1.0)  # seconds before trying once more, beyond what a file system tries by itself
 GAP, LONGEST = 64 << 10, 16 << 20  # bytes: parts of one object closer than this are fetched as one, but none longer
@@ -44,6 +47,10 @@ T = TypeVar("T")
 
 class UnreachableError(StoreError):
     """An object store did not do what it was asked; what lies there may well be sound."""
+
+
+class BusyError(StoreError):
+    """Another process is doing what only one may do at a time."""
 
 
 class Place(Protocol):
@@ -66,8 +73,9 @@ class Place(Protocol):
     def draft(self, file: str) -> Path: ...
     def publish(self, draft: Path, file: str) -> None: ...
     def discard(self, draft: Path) -> None: ...
-    def remove(self, file: str) -> None: ...
+    def remove(self, *files: str) -> None: ...
     def locked(self) -> AbstractContextManager[None]: ...
+    def alone(self) -> AbstractContextManager[None]: ...
     def is_something_else(self, head: str, ours: set[str]) -> bool: ...
 
 
@@ -81,6 +89,14 @@ def open_place(path: str | Path) -> Place:
     if "://" not in text or text.startswith("file://"):
         return Folder(Path(text.removeprefix("file://")))
     return Bucket(text)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}; ask its owner, or for the permission.") from error
 
 
 class Folder:
@@ -104,13 +120,13 @@ class Folder:
 
     def names(self, folder: str) -> list[str]:
         """Names of the finished files in a folder, sorted; none where it is missing."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self.root / folder):
             return sorted(each.name for each in (self.root / folder).iterdir() if not each.name.startswith("."))
         return []
 
     def size(self, file: str) -> int | None:
         """Bytes of a file; None where it is missing."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self.root / file):
             return (self.root / file).stat().st_size
         return None
 
@@ -141,15 +157,22 @@ class Folder:
     def discard(self, draft: Path) -> None:
         discard(draft)
 
-    def remove(self, file: str) -> None:
-        path = self.root / file
-        with writing(path):
-            path.unlink(missing_ok=True)
-            sync_folder(path.parent)
+    def remove(self, *files: str) -> None:
+        paths = [self.root / file for file in files]
+        for path in paths:
+            with writing(path):
+                path.unlink(missing_ok=True)
+        for folder in {path.parent for path in paths if path.parent.is_dir()}:
+            with writing(folder):
+                sync_folder(folder)
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclude other writers of this machine, and of others where the file system's locks reach that far."""
         return locked(self.root / LOCK)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nothing to do: whoever replaces the index looks again, under the lock, at what he replaces."""
+        return contextlib.nullcontext()
 
     def is_something_else(self, head: str, ours: set[str]) -> bool:
         """True for a file, or a folder with foreign content; a store that another writer is just making is none."""
@@ -296,16 +319,37 @@ class Bucket:
         if draft.parent.name.startswith(f"{DRAFTS}~"):
             shutil.rmtree(draft.parent, ignore_errors=True)
 
-    def remove(self, file: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._try("removed", file, lambda: self.fs.rm_file(self._path(file)))
-        folder, _, name = file.rpartition("/")
-        self._unlisted.get(folder, set()).discard(name)
+    def remove(self, *files: str) -> None:
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                self._try("removed", file, partial(self.fs.rm_file, self._path(file)))
+            folder, _, name = file.rpartition("/")
+            self._unlisted.get(folder, set()).discard(name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """No lock: units have names of their own, and where two hold one key, readers take the first."""
         yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one process at a time replace the index; an object that only one can make stands for it.
+
+        Raises:
+            BusyError: another process is at it.
+        """
+        mark = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}).encode()
+        self.create(FOLDING, mark)
+        found = self.read(FOLDING)
+        if found != mark:
+            raise BusyError(
+                f"{self.name} is being folded or compacted by another process ({found.decode(errors='replace')}); "
+                f"try again later, or, if that one died, remove {self.name}/{FOLDING}."
+            )
+        try:
+            yield
+        finally:
+            self.remove(FOLDING)
 
     def is_something_else(self, head: str, ours: set[str]) -> bool:
         if self.size(head) is not None:

@@ -194,7 +194,7 @@ class BatchLoader:
         slot, rows = turn % len(ring.buffers), self.store.rows(positions)
         buffer = ring.buffers[slot]
         if buffer is None or len(buffer) < rows:
-            buffer = ring.buffers[slot] = self._buffer(max(1, rows + rows // 4))
+            buffer = ring.buffers[slot] = self._buffer(rows + rows // 4)
         return self.store.batch(positions, self.fields, buffer)
 
     def _buffer(self, rows: int) -> np.ndarray:

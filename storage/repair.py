@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import xxhash
 
 from storage.catalog import Catalog
@@ -13,7 +15,7 @@ from storage.errors import StoreError
 from storage.formats import FORMATS, open_shard_file, plain_layouts
 from storage.index import FOLDER as INDEX
 from storage.index import HEAD as INDEX_HEAD
-from storage.index import write_index
+from storage.index import index_head, write_index
 from storage.manifest import FOLDER, Entry, ShardFacts, entry_file, entry_names, read_entry
 from storage.places import Place, open_place
 from storage.spec import Spec
@@ -43,7 +45,7 @@ def repair_store(path: str | Path, found: Verification | None = None) -> Repair:
     spec = Spec.from_dict(read_head(place)["spec"])
     found = found or verify_store(path)
     done = Repair()
-    with place.locked():
+    with place.alone(), place.locked():
         place.make((SHARDS, FOLDER))
         for problem in found.problems:
             _drop_files(place, problem, done)
@@ -69,8 +71,8 @@ def _drop_files(place: Place, problem: Problem, done: Repair) -> None:
 def _drop_units(place: Place, units: frozenset[str], done: Repair) -> None:
     catalog = Catalog(place)
     entries = [entry for entry in catalog.entries() if entry.unit in units]
-    for entry in entries:  # before the index: left beside it by a kill, an entry would come back to life
-        place.remove(entry_file(entry.unit))
+    # Before the index: left beside it by a kill, an entry would come back to life.
+    place.remove(*(entry_file(entry.unit) for entry in entries))
     if catalog.index and not units.isdisjoint(catalog.index.unit_ids()):
         write_index(place, catalog.index, [], units)
     for entry in entries:
@@ -85,23 +87,39 @@ def _rebuild(place: Place, spec: Spec, done: Repair) -> None:
         raise StoreError(f"{place.name}: a damaged index can only be made anew in a folder; copy the store to one.")
     tail = [read_entry(place, unit) for unit in entry_names(place)]
     files = {entry.shard.file for entry in tail if entry.shard}
+    noted = _noted_checksums(place)
     found = []
     for name in place.names(SHARDS):
-        if f"{SHARDS}/{name}" not in files:
-            entry = _entry_of(place.local / SHARDS / name, spec)
-            if entry:
+        file = f"{SHARDS}/{name}"
+        if file not in files:
+            entry = _entry_of(place.local / file, spec)
+            if entry and entry.shard and entry.shard.xxh3_128 == noted.get(file, entry.shard.xxh3_128):
                 found.append(entry)
             else:
-                place.remove(f"{SHARDS}/{name}")
-                done.notes.append(f"{SHARDS}/{name} removed: it cannot be read")
+                place.remove(file)
+                done.notes.append(f"{file} removed: " + ("its checksum differs" if entry else "it cannot be read"))
     rebuilt = _without_copies(place, tail, found, done)
     write_index(place, None, [*tail, *rebuilt])
-    for entry in tail:
-        place.remove(entry_file(entry.unit))
+    place.remove(*(entry_file(entry.unit) for entry in tail))
+    blind = sum(entry.shard is None or entry.shard.file not in noted for entry in rebuilt)
     done.notes.append(
-        f"the folded manifest was made anew from {len(rebuilt)} shards, whose checksums could not be compared; "
-        "images that had failed will be tried again"
+        f"the folded manifest was made anew from {len(rebuilt)} shards"
+        + (f", of {blind} of which no checksum was left to compare" if blind else "")
+        + "; images that had failed will be tried again"
     )
+
+
+def _noted_checksums(place: Place) -> dict[str, str]:
+    """Checksums of shards by file, where the table of units is still what was written; else none."""
+    try:
+        table = (index_head(place) or {})["tables"]["units"]
+        data = place.read(table["file"])
+        if xxhash.xxh3_128_hexdigest(data) != table["xxh3_128"]:
+            return {}
+        shards = pa.ipc.open_file(pa.py_buffer(data)).read_all()["shard"].to_pylist()
+    except (OSError, StoreError, KeyError, TypeError):
+        return {}
+    return {facts["file"]: facts["xxh3_128"] for facts in map(json.loads, filter(None, shards))}
 
 
 def _without_copies(place: Place, tail: list[Entry], found: list[Entry], done: Repair) -> list[Entry]:

@@ -30,8 +30,8 @@ class Layout:
     """Where the columns of consecutive images lie in a file.
 
     images, rows   how many; rows are boxes or cells
-    places         column name -> (place in the file, bytes). Besides the columns of `storage.columns`: "image_id"
-                   (UTF-8, end to end, with int32 "image_id.offsets"; or all of one length, zero-padded, without them) and
+    places         column name -> (place in the file, bytes): those of `storage.columns`, the sizes, "image_id" (UTF-8,
+                   end to end, with int32 "image_id.offsets"; or all of one length, zero-padded, without them) and
                    "offsets" (images + 1 row numbers, int32 or int64)
     """
 
@@ -175,13 +175,13 @@ def record_from(spec: Spec, segment: Segment, image: int, dtype: str) -> Record:
     # Opening the segment has checked what building a record checks; here it would cost as much as all the rest.
     record = object.__new__(RegionRecord)
     record.__dict__.update(key=key, image_size=size, boxes=arrays["boxes"][start:stop], features=features)
-    for name, field in _REST:
-        record.__dict__[field] = arrays[name][start:stop] if name in arrays else None
+    for name, attribute in _REST:
+        record.__dict__[attribute] = arrays[name][start:stop] if name in arrays else None
     record.__dict__["whole_image"] = whole
     return record
 
 
-_REST = [*((name, field) for name, (field, _) in PER_BOX_COLUMNS.items()), ("class_probs", "class_probs")]
+_REST = [*((name, each) for name, (each, _) in PER_BOX_COLUMNS.items()), ("class_probs", "class_probs")]
 
 
 def as_asked(rows: np.ndarray, scale: np.ndarray | None, dtype: str) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from storage.formats import open_shard_file
 from storage.index import UnitFacts
 from storage.limits import allow_open_files
 from storage.manifest import Entry, ErrorRow, ShardFacts
-from storage.places import Place, open_place, read_document
+from storage.places import Place, UnreachableError, open_place, read_document
 from storage.records import PackedBatch, PaddedBatch, Record, pad
 from storage.remote import open_remote_shard
 from storage.shard import Shard, record_from
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from storage.reading import Records
 
 NEAREST_AMONG = 100_000
+T = TypeVar("T")
 
 
 class FeatureStore(Mapping[str, Record]):
@@ -95,7 +96,7 @@ class FeatureStore(Mapping[str, Record]):
         found = self._located.mapped(position)  # by far the most frequent case, and then worth no more than this
         if found is not None:
             return record_from(self.spec, *found, self.dtype)
-        return self._reading([position]).record()
+        return self._read([position], Reading.record)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The record, or `default`; unlike `store[key]` it does not look for what a missing key may have meant."""
@@ -136,7 +137,7 @@ class FeatureStore(Mapping[str, Record]):
         positions = keys if isinstance(keys, np.ndarray) else self.positions(keys)
         if not len(positions):
             raise ValueError("a batch needs at least one key")
-        return self._reading(positions).batch(tuple(fields), out)
+        return self._read(positions, lambda reading: reading.batch(tuple(fields), out))
 
     def pack(self, keys: Sequence[str] | np.ndarray, max_boxes: int) -> PaddedBatch:
         """Records side by side: each cut to its first `max_boxes` rows in the detector's order, or padded with zeros.
@@ -189,7 +190,8 @@ class FeatureStore(Mapping[str, Record]):
 
     def errors(self) -> list[ErrorRow]:
         """One row for each image that has no record."""
-        return [row for row in self.catalog.errors() if row.key not in self]
+        rows = {row.key: row for row in self.catalog.errors() if row.key not in self}
+        return list(rows.values())  # each once, where two writers without a lock both noted it
 
     @property
     def run(self) -> dict[str, Any]:
@@ -216,18 +218,39 @@ class FeatureStore(Mapping[str, Record]):
         address = state["path"] if state["place"].local else state["place"].name
         self.__init__(address, state["dtype"])  # type: ignore[misc]
 
+    def _read(self, positions: Sequence[int] | np.ndarray, get: Callable[[Reading], T]) -> T:
+        """What `get` takes from these images; from the new objects, where a compaction removed those opened before."""
+        reading = self._reading(positions)
+        try:
+            return get(reading)
+        except UnreachableError:
+            raise
+        except StoreError:
+            if self.place.local or not self._is_outdated():
+                raise
+        return get(self._moved(np.asarray(positions, np.int64)))
+
     def _reading(self, positions: Sequence[int] | np.ndarray) -> Reading:
         """These images with their shards open."""
-        if len(self._located.table) != len(self):
-            self._located = Located(len(self))
         numbers = np.asarray(positions, np.int64)
-        for position in self._located.unknown(numbers):
+        located = self._table()
+        for position in located.unknown(numbers):
             with self._opening:
-                if not self._located.table[position, SEGMENT] and not self._locate(position):
+                if not located.table[position, SEGMENT] and not self._locate(located, position):
                     return self._moved(numbers)
-        return Reading(self._located, numbers, self.place, self.spec, self.dtype)
+        return Reading(located, numbers, self.place, self.spec, self.dtype)
 
-    def _locate(self, position: int) -> bool:
+    def _table(self) -> Located:
+        """Where images are; one for the whole of a reading, as other threads may refresh the store meanwhile."""
+        located = self._located
+        if len(located.table) != len(self):
+            with self._opening:
+                located = self._located
+                if len(located.table) != len(self):
+                    located = self._located = Located(len(self))
+        return located
+
+    def _locate(self, located: Located, position: int) -> bool:
         """Open the shard of a position; False where it was compacted away since this store was opened."""
         number, _ = self.catalog.place_of(position)
         unit = self.catalog.unit(number)
@@ -241,7 +264,7 @@ class FeatureStore(Mapping[str, Record]):
         first, rows = self.catalog.places_near(position)
         if len(rows) and rows.max() >= len(shard):
             raise StoreError(f"{self.place.name}/{unit.shard.file} holds {len(shard)} records, its entry more.")
-        self._located.add(first, rows, shard)
+        located.add(first, rows, shard)
         return True
 
     def _open(self, facts: ShardFacts) -> Shard:

@@ -19,7 +19,7 @@ from storage.formats import format_of, open_shard_file, plain_layouts
 from storage.index import FOLDER as INDEX
 from storage.index import HEAD as INDEX_HEAD
 from storage.manifest import FOLDER, Entry, ErrorRow, ShardFacts, read_entry, write_entry
-from storage.places import Place, open_place, read_document, write_document
+from storage.places import FOLDING, Place, open_place, read_document, write_document
 from storage.records import Record
 from storage.shard import Shard
 from storage.spec import Spec
@@ -27,7 +27,7 @@ from storage.spec import Spec
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 HEAD, RUN, SHARDS = "store.json", "run.json", "shards"
-OURS = {SHARDS, FOLDER, INDEX, INDEX_HEAD}
+OURS = {SHARDS, FOLDER, INDEX, INDEX_HEAD, FOLDING}
 
 
 def unit_id(spec_id: str, keys: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from storage import StoreWriter, open_store
 from storage.against import coverage, needed_ids
+from storage.codecs import cast, decode, encode
 from tests.helpers import TINY, differences, write_photos
 from tests.unit.storage.samples import REGIONS, contents, make_store, region_record, with_layout
 from workflows.cli import main
@@ -239,3 +240,21 @@ def test_a_store_of_many_units_folds_its_manifest_when_the_job_ends(photos: Path
     assert list((tmp_path / "s" / "manifest").iterdir()) == []
     assert len(open_store(tmp_path / "s")) == 18
     assert main(["verify", str(tmp_path / "s")]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_features_are_extracted_in_the_dtype_asked_for(dtype: str, photos: Path, tmp_path: Path) -> None:
+    flags = ["--model", "r50", *TINY, "--images", str(photos)]
+    assert main(["extract", "grid", "--out", str(tmp_path / "exact"), *flags, "--store-dtype", "float32"]) == 0
+    assert main(["extract", "grid", "--out", str(tmp_path / dtype), *flags, "--store-dtype", dtype]) == 0
+    assert main(["verify", str(tmp_path / dtype)]) == 0
+    exact, found = open_store(tmp_path / "exact"), open_store(tmp_path / dtype, "float32")
+    assert found.spec.layout.dtype == dtype and set(found) == set(exact)
+    for key in exact:
+        wanted = exact[key].features
+        if dtype == "uint8":
+            rows = wanted.reshape(-1, wanted.shape[-1])
+            wanted = decode(*encode(rows), "float32").reshape(wanted.shape)
+        np.testing.assert_array_equal(
+            found[key].features, cast(cast(wanted, dtype), "float32") if dtype == "bfloat16" else wanted
+        )

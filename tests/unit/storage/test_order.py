@@ -129,6 +129,12 @@ def test_a_shuffle_moves_blocks_as_well_as_records() -> None:
     assert all((np.diff(window) < 0).any() for window in windows)
 
 
+def test_a_store_of_a_single_block_has_another_order_in_each_epoch_too() -> None:
+    found = [sequence(Order(20, 1, seed=1, epoch=epoch)) for epoch in range(10)]
+    assert len({tuple(each) for each in found}) == 10
+    assert all(sorted(each) == list(range(20)) for each in found)
+
+
 def test_epochs_put_a_record_at_places_all_over_the_order() -> None:
     with windows_of(2):
         places = [sequence(Order(64, 1, seed=3, epoch=epoch)).index(10) for epoch in range(300)]

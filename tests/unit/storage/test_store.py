@@ -267,7 +267,9 @@ def test_opening_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = make_store(tmp_path / "store", [["a"]])
     write_sealed(path / "store.json", read_sealed(path / "store.json") | {"format_version": 3})
-    with pytest.raises(StoreError, match="has format version 3, this Triptych reads versions 1 and 2; install the release"):
+    with pytest.raises(
+        StoreError, match="has format version 3, this Triptych reads versions 1 and 2; install the release"
+    ):
         open_store(path)
 
 

@@ -104,6 +104,7 @@ def test_ranks_and_workers_share_a_stream_without_overlap(path: Path, workers: i
         dataset.set_epoch(2)
         found = [sample["key"] for sample in samples_of(loader_of(dataset, workers, "fork"))]
         assert len(found) == len(dataset)
+        assert set(found) == {record.key for record in dataset.store.iter(5, 2, rank, world)}  # whatever the workers
         shares.append(found)
     assert Counter(key for share in shares for key in share) == Counter(KEYS)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -152,7 +153,7 @@ def test_shuffling_and_spreading_by_torchs_own_samplers_gives_each_record_once(p
     dataset = StoreDataset(path)
     found = samples_of(loader_of(dataset, 0, shuffle=True, generator=torch.Generator().manual_seed(1)))
     assert Counter(sample["key"] for sample in found) == Counter(KEYS)
-    ranks = [torch.utils.data.DistributedSampler(dataset, 2, rank, shuffle=True) for rank in range(2)]
+    ranks: list[Any] = [torch.utils.data.DistributedSampler(dataset, 2, rank, shuffle=True) for rank in range(2)]
     shares = [[sample["key"] for sample in samples_of(loader_of(dataset, 0, sampler=rank))] for rank in ranks]
     assert set(shares[0]) | set(shares[1]) == set(KEYS)
 

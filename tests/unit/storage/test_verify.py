@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import storage.verify
 from storage import Spec, StoreError, StoreWriter, open_store, verify_store
 from storage.atomic import read_sealed, write_sealed
+from storage.compact import compact, fold
+from storage.index import TABLES
 from storage.manifest import Entry
+from storage.places import Place
 from storage.verify import Problem
 from tests.unit.storage.samples import GRID, REGIONS, make_store, region_record, write_unit
 
@@ -227,3 +231,109 @@ def test_a_verified_store_can_be_written_on(path: Path) -> None:
     verify_store(path)
     write_unit(StoreWriter(path, REGIONS), ["g"])
     assert verify_store(path).problems == []
+
+
+# The folded manifest, and what can be told without reading the shards.
+
+
+@pytest.fixture
+def folded(path: Path) -> Path:
+    fold(path)
+    write_unit(StoreWriter(path, REGIONS), ["g"])
+    return path
+
+
+def test_a_folded_store_is_sound_and_counted_with_what_came_later(folded: Path) -> None:
+    found = verify_store(folded)
+    assert (found.problems, found.notes) == ([], [])
+    assert (found.shards, found.records) == (3, 5)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_flipped_bit_anywhere_in_a_table_of_the_index_is_found(folded: Path, table: str) -> None:
+    [file] = (folded / "index").glob(f"{table}-*.arrow")
+    size = file.stat().st_size
+    for place in range(0, size, max(1, size // 60)):
+        flip(file, place, place % 8)
+        found = verify_store(folded, quick=True)
+        assert [each.file for each in found.problems] == [f"index/{file.name}"], f"byte {place}"
+        assert found.records == 1  # what lies beside the index is still looked at
+        flip(file, place, place % 8)
+    assert verify_store(folded).problems == []
+
+
+def test_a_flipped_bit_anywhere_in_the_head_of_the_index_is_found(folded: Path) -> None:
+    for place in range(0, (folded / "index.json").stat().st_size, 9):
+        flip(folded / "index.json", place, place % 8)
+        assert [each.file for each in verify_store(folded, quick=True).problems] == ["index.json"], f"byte {place}"
+        flip(folded / "index.json", place, place % 8)
+
+
+def test_a_missing_table_of_the_index_is_found(folded: Path) -> None:
+    next((folded / "index").glob("keys-*")).unlink()
+    assert "names a table that is missing" in problem(folded).what
+
+
+def test_damage_to_a_shard_of_a_folded_unit_names_its_unit_and_images(folded: Path) -> None:
+    entry = entry_of(folded, "a")
+    flip(shard_of(folded, "a"), 200)
+    found = problem(folded)
+    assert found == Problem(entry.shard.file, "checksum differs: bytes were changed after the commit", 2)
+    assert (found.keys, found.unit) == (["a", "c"], entry.unit)
+
+
+def test_a_quick_look_finds_what_is_missing_or_cut_and_not_what_was_changed(path: Path) -> None:
+    sound = verify_store(path, quick=True)
+    assert (sound.problems, sound.shards, sound.records) == ([], 2, 4)
+    flip(shard_of(path, "a"), 200)
+    assert verify_store(path, quick=True).problems == []
+    assert problem(path).keys == ["a", "c"]
+    shard_of(path, "a").unlink()
+    cut = shard_of(path, "d")
+    size = cut.stat().st_size
+    cut.write_bytes(cut.read_bytes()[:-1])
+    found = {each.what: each.keys for each in verify_store(path, quick=True).problems}
+    assert found == {"missing": ["a", "c"], f"{size - 1:,} bytes instead of {size:,}": ["d", "e"]}
+
+
+def test_the_images_of_every_kind_of_problem_are_named(path: Path) -> None:
+    rewritten(path, "d", lambda content: content["keys"].reverse())
+    assert problem(path).keys == ["e", "d"]
+    rewritten(path, "d", lambda content: content["keys"].reverse())
+    rewritten(path, "f", lambda content: content["errors"][0].update(key="d"))
+    assert [(each.keys, each.unit) for each in verify_store(path).problems] == [
+        (["d"], entry.unit) for entry in open_store(path).entries if "d" in entry.all_keys()
+    ]
+
+
+def test_an_entry_that_a_killed_fold_left_beside_the_index_is_no_problem(path: Path) -> None:
+    unit = entry_of(path, "d").unit
+    data = (path / "manifest" / f"{unit}.json").read_bytes()
+    fold(path)
+    (path / "manifest" / f"{unit}.json").write_bytes(data)
+    assert verify_store(path).problems == []
+    assert list(open_store(path)).count("d") == 1
+
+
+@pytest.mark.parametrize("work", [fold, compact])
+def test_units_that_move_while_they_are_verified_are_no_problem(
+    path: Path, work: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = storage.verify.entry_names
+    moved: list[object] = []
+
+    def names(place: Place) -> list[str]:
+        found = original(place)
+        if not moved:
+            moved.append(work(path))
+        return found
+
+    monkeypatch.setattr(storage.verify, "entry_names", names)
+    found = verify_store(path)
+    assert moved and found.problems == [] and found.records == 4
+
+
+def test_the_progress_is_told_in_bytes_up_to_all(folded: Path) -> None:
+    told: list[tuple[int, int]] = []
+    found = verify_store(folded, on_bytes=lambda done, total: told.append((done, total)))
+    assert sorted(told) == told and told[-1] == (found.bytes, found.bytes)
