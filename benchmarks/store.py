@@ -7,9 +7,10 @@ grids (grid). Ratios are medians over interleaved rounds, each against the basel
 should run.
 
 warm    everything in the page cache. Random keys; features and boxes go into one reused buffer. Seconds are of CPU, for
-        two processes of the wall clock. Baseline: numpy copying the same rows from memory into the same buffer.
-cold    the caches of all files are dropped, and every candidate runs in a process of its own. Seconds are of the wall
-        clock. Baselines: eight threads that `preadv` the same records into reused buffers; mapped reads without advice.
+        two processes of the wall clock. Baseline: numpy copying the same rows and boxes from arrays in memory.
+cold    the caches of all files are dropped, and every candidate runs in a process of its own, its buffers filled before.
+        Seconds are of the wall clock. Baselines: eight threads that `preadv` the same records into reused buffers; mapped
+        reads without advice.
 large   the same with a store larger than memory (--large GIB), one epoch.
 write   a shard of 256 MB, synced. Baseline: the same bytes written in 8 MiB pieces and synced.
 shuffle how far apart records come out that lie next to each other: 1 is a perfect shuffle.
@@ -24,7 +25,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -35,11 +36,11 @@ import numpy as np
 
 from benchmarks import feature_sets as sets
 from benchmarks.machine import hardware, table, write_results
-from storage import FeatureStore, StoreWriter, open_store
+from storage import FeatureStore, RegionRecord, StoreWriter, open_store
 from storage.arrow import ArrowShardWriter
 from storage.hdf5 import Hdf5ShardWriter
-from storage.order import Order
-from storage.reading import BatchLoader, record_bytes
+from storage.order import Order, batches
+from storage.reading import KEPT, THREADS, BatchLoader, _Ring, record_bytes
 
 BATCH, ROUNDS, FORMATS = 64, 7, ("arrow", "hdf5")
 NPZ_IMAGES = {"var": 1500, "fixed": 1500, "grid": 200}
@@ -84,18 +85,14 @@ def batch_reads(read: Callable[[list[str], np.ndarray], Any], keys: list[str], b
     return total
 
 
-def from_memory(rows: dict[str, np.ndarray]) -> Callable[[list[str], np.ndarray], int]:
-    """The baseline: the same rows from memory."""
-
-    def read(keys: list[str], buffer: np.ndarray) -> int:
-        at = 0
-        for key in keys:
-            values = rows[key]
-            buffer[at : at + len(values)] = values
-            at += len(values)
-        return at * buffer.shape[1] * buffer.itemsize
-
-    return read
+def from_memory(store: FeatureStore, keys: list[str]) -> Callable[[str], dict[str, np.ndarray]]:
+    """The baseline: the same rows and boxes, as arrays in memory."""
+    found = {}
+    for key in keys:
+        record = store[key]
+        boxes = record.boxes if isinstance(record, RegionRecord) else np.zeros((0, 4), np.float32)
+        found[key] = {"features": record.features.reshape(-1, sets.WIDTH).copy(), "boxes": boxes.copy()}
+    return found.__getitem__
 
 
 def one_by_one(read: Callable[[str], dict[str, np.ndarray]]) -> Callable[[list[str], np.ndarray], int]:
@@ -125,8 +122,8 @@ def warm(work: Path, kind: str) -> list[dict[str, Any]]:
     stores = {format: open_store(folder / format) for format in FORMATS}
     keys = np.random.default_rng(2).permutation(list(stores["arrow"])).tolist()[: 25600 * 1024 * 1024 // (1 << 23)]
     few = [key for key in keys if int(key) < NPZ_IMAGES[kind]]
-    memory = {key: np.array(stores["arrow"][key].features).reshape(-1, sets.WIDTH) for key in keys}
-    buffer = np.zeros((BATCH * max(len(rows) for rows in memory.values()), sets.WIDTH), np.float16)
+    memory = from_memory(stores["arrow"], keys)
+    buffer = np.zeros((BATCH * max(len(memory(key)["features"]) for key in keys), sets.WIDTH), np.float16)
     ours = {format: sets.Ours(folder / format) for format in FORMATS}
     others: dict[str, Callable[[str], dict[str, np.ndarray]]] = {
         "LMDB, pickled float16": sets.Lmdb(folder / "pickle.lmdb", "pickle"),
@@ -142,11 +139,10 @@ def warm(work: Path, kind: str) -> list[dict[str, Any]]:
             found += stores[format].batch(positions[format][start : start + BATCH], out=buffer).values.nbytes
         return found
 
-    def copies() -> int:
-        return single_reads(lambda key: {"features": memory[key]}, keys, buffer)
-
-    candidates: dict[tuple[str, str], Callable[[], int]] = {("memcpy", "single"): copies}
-    candidates["memcpy", "batch"] = lambda: batch_reads(from_memory(memory), keys, buffer)
+    candidates: dict[tuple[str, str], Callable[[], int]] = {
+        ("memcpy", "single"): lambda: single_reads(memory, keys, buffer),
+        ("memcpy", "batch"): lambda: batch_reads(one_by_one(memory), keys, buffer),
+    }
     for format in FORMATS:
         name = {"arrow": "Arrow", "hdf5": "HDF5"}[format]
         candidates[name, "single"] = lambda format=format: single_reads(ours[format], keys, buffer)
@@ -202,7 +198,7 @@ def _one_of_two(folder: str, name: str, start: Any, results: Any) -> None:
     buffer = np.zeros((BATCH * rows, sets.WIDTH), np.float16)
     read = from_store(store)
     if name == "memcpy":
-        read = from_memory({key: np.array(store[key].features).reshape(-1, sets.WIDTH) for key in keys})
+        read = one_by_one(from_memory(store, keys))
     elif name == "pickle":
         read = one_by_one(sets.Lmdb(Path(folder) / "pickle.lmdb", "pickle"))
     batch_reads(read, keys, buffer)
@@ -220,49 +216,58 @@ def cold_candidate(path: Path, how: str, records: int) -> dict[str, float]:
     _drop(path)
     store = open_store(path)
     order = np.random.default_rng(3).permutation(len(store))[:records]
-    began = time.perf_counter()
-    size, first = _COLD[how](store, order)
-    return {"gb_s": size / 1e9 / (time.perf_counter() - began), "first_s": first}
+    size, seconds = _COLD[how](store, order)
+    return {"gb_s": size / 1e9 / seconds}
 
 
 def _loader(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
-    began, first, total, records = time.perf_counter(), 0.0, 0, 0
-    for batch in BatchLoader(store, BATCH, shuffle=0):
-        first = first or time.perf_counter() - began
+    return _steady(store, order, batches(Order(len(store), record_bytes(store), seed=0), BATCH))
+
+
+def _loader_random(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
+    return _steady(store, order, iter(np.array_split(order, max(1, len(order) // BATCH))))
+
+
+def _steady(store: FeatureStore, order: np.ndarray, coming: Iterator[np.ndarray]) -> tuple[int, float]:
+    """Bytes and seconds of a loader whose buffers are there already, as they are after an epoch's first batches."""
+    loader = BatchLoader(store, BATCH)
+    most = np.sort(store._reading(np.arange(len(store))).rows[:, 3])[-BATCH:].sum()
+    loader._idle = _Ring([np.zeros((int(most), sets.WIDTH), np.float16) for _ in range(THREADS + 1 + KEPT)])
+    _drop(store.path)  # opening the shards has read their heads; as for the baseline
+    began, total, records = time.perf_counter(), 0, 0
+    for batch in loader.read(coming):
         total += batch.values.nbytes
         records += len(batch.keys)
         if records >= len(order):
             break
-    return total, first
-
-
-def _loader_random(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
-    parts = iter(np.array_split(order, max(1, len(order) // BATCH)))
-    return sum(batch.values.nbytes for batch in BatchLoader(store, BATCH).read(parts)), 0.0
+    return total, time.perf_counter() - began
 
 
 def _naive(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
+    began = time.perf_counter()
     buffer = np.zeros((100 * 7, sets.WIDTH), np.float16)
     total = 0
     for position in order[: max(40, len(order) // 15)].tolist():
         features = store.at(position).features.reshape(-1, sets.WIDTH)
         buffer[: len(features)] = features
         total += features.nbytes
-    return total, 0.0
+    return total, time.perf_counter() - began
 
 
 def _preadv(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
     ranges = store._reading(order).ranges()
     handles = {path: os.open(path, os.O_RDONLY) for path in {path for path, _, _ in ranges}}
-    buffers = [bytearray(max(size for _, _, size in ranges)) for _ in range(64)]
+    buffers = [bytearray(max(size for _, _, size in ranges)) for _ in range(BATCH)]
 
     def read(numbered: tuple[int, tuple[Path, int, int]]) -> int:
         number, (path, place, size) = numbered
-        return os.preadv(handles[path], [memoryview(buffers[number % 64])[:size]], place)
+        return os.preadv(handles[path], [memoryview(buffers[number % BATCH])[:size]], place)
 
-    _drop(store.path)  # finding the ranges has read the shards' heads; so has the loader's side
+    _drop(store.path)
+    began = time.perf_counter()
     with ThreadPoolExecutor(8) as threads:
-        return sum(threads.map(read, enumerate(ranges))), 0.0
+        total = sum(threads.map(read, enumerate(ranges)))
+    return total, time.perf_counter() - began
 
 
 _COLD = {"loader": _loader, "loader, any order": _loader_random, "naive": _naive, "preadv": _preadv}
@@ -301,7 +306,8 @@ def large(work: Path, gib: int) -> list[dict[str, Any]]:
                 unit.commit()
         (work / "large" / "done").touch()
     store = open_store(path)
-    epoch = cold_candidate(path, "loader", len(store))
+    command = [sys.executable, "-m", "benchmarks.store", "--candidate", "loader", str(path), str(len(store))]
+    epoch = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     rows = cold(work, "large", 2, records=len(store) // 5)
     whole = {"set": "large", "format": "arrow", "how": "loader, the whole epoch", "gb_s": epoch["gb_s"]}
     base = {row["how"]: row["gb_s"] for row in rows}

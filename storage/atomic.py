@@ -9,9 +9,9 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -49,16 +49,17 @@ def discard(path: Path) -> None:
 class HashedFile:
     """A file to write from front to back; its XXH3-128 is taken on the way, so that no byte is read twice.
 
-    Hashing runs in a thread beside the writing: both leave the interpreter to others, and hashing is the faster one.
-    Small pieces are put together first. `size` counts the bytes written so far.
+    Writing and hashing run in threads beside each other, and beside whoever puts the next piece together. `size` counts
+    the bytes taken so far; what the disk refuses is raised by a later call.
     """
 
-    def __init__(self, path: Path, checksum: bool = True, mode: Literal["wb", "r+b"] = "wb") -> None:
-        self.handle: BinaryIO = path.open(mode, buffering=0)
+    def __init__(self, path: Path, checksum: bool = True) -> None:
+        self.handle: BinaryIO = path.open("wb", buffering=0)
         self.size = 0
-        self._digest = xxhash.xxh3_128()
-        self._hasher = ThreadPoolExecutor(1) if checksum else None
-        self._waiting = bytearray(PIECE)
+        self._digest = xxhash.xxh3_128() if checksum else None
+        self._threads = ThreadPoolExecutor(2)
+        self._running: list[Future[None]] = []
+        self._pieces = [bytearray(PIECE), bytearray(PIECE)]  # one to fill while the other is written
         self._filled = self._place = 0
 
     def write(self, data: Any) -> int:
@@ -68,8 +69,9 @@ class HashedFile:
         if len(view) >= PIECE // 2:
             self._drain()
             self._put(view)
+            self._settle()  # the memory is the caller's
         else:
-            self._waiting[self._filled : self._filled + len(view)] = view
+            self._pieces[0][self._filled : self._filled + len(view)] = view
             self._filled += len(view)
         self.size += len(view)
         return len(view)
@@ -77,38 +79,45 @@ class HashedFile:
     def finish(self) -> tuple[int, str]:
         """Sync and close; returns the size in bytes and the XXH3-128 in hex."""
         self._drain()
+        self._settle()
         os.fsync(self.handle.fileno())
         self.abort()
-        return self.size, self._digest.hexdigest()
+        return self.size, self._digest.hexdigest() if self._digest else ""
 
     def abort(self) -> None:
         with contextlib.suppress(OSError):  # on a full disk, closing may fail once more
+            self._settle()
+        with contextlib.suppress(OSError):
             self.handle.close()
-        if self._hasher:
-            self._hasher.shutdown()
+        self._threads.shutdown()
 
     def _drain(self) -> None:
         filled, self._filled = self._filled, 0
         if filled:
-            self._put(memoryview(self._waiting)[:filled])
+            self._put(memoryview(self._pieces[0])[:filled])
+            self._pieces.reverse()
 
     def _put(self, view: memoryview) -> None:
-        hashing = self._hasher.submit(self._digest.update, view) if self._hasher else None
-        try:
-            written = 0
-            while written < len(view):
-                size = self.handle.write(view[written : written + 2 * PIECE])
-                self._start_writing_out(size)
-                written += size
-        finally:
-            if hashing:
-                hashing.result()
+        self._settle()
+        self._running = [self._threads.submit(self._write_out, view)]
+        if self._digest:
+            self._running.append(self._threads.submit(self._digest.update, view))
 
-    def _start_writing_out(self, size: int) -> None:
-        """Let the disk begin with what was just written, so that the sync at the end has little left to wait for."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.handle.fileno(), self._place, size, os.POSIX_FADV_DONTNEED)
-        self._place += size
+    def _settle(self) -> None:
+        """Wait for what is being written and hashed."""
+        running, self._running = self._running, []
+        for each in wait(running).done:
+            each.result()
+
+    def _write_out(self, view: memoryview) -> None:
+        written = 0
+        while written < len(view):
+            size = self.handle.write(view[written : written + 2 * PIECE])
+            # Let the disk begin with it, so that the sync at the end has little left to wait for.
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self.handle.fileno(), self._place, size, os.POSIX_FADV_DONTNEED)
+            self._place += size
+            written += size
 
     def flush(self) -> None:
         """Nothing needs what is written before it is finished."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from storage.columns import PER_BOX_COLUMNS
 from storage.errors import StoreError
 from storage.places import Place
 from storage.records import PackedBatch, Record, RegionRecord, pack
-from storage.shard import Segment, Shard, as_asked, record_from
+from storage.shard import LARGE, Segment, Shard, as_asked, record_from
 from storage.spec import OPTIONAL, Spec
 
 SEGMENT, IMAGE, START, COUNT, HEIGHT, WIDTH, GRID_H, GRID_W = range(8)
@@ -80,6 +81,11 @@ class Reading:
         self.located, self.place, self.spec, self.dtype = located, place, spec, dtype
 
     @property
+    def is_complete(self) -> bool:
+        """True where every image's shard is open."""
+        return bool(self.rows[:, SEGMENT].all())
+
+    @property
     def total(self) -> int:
         """Rows of all images together."""
         if self.rows[:, SEGMENT].min(initial=1) < 0:
@@ -96,23 +102,24 @@ class Reading:
             return record_from(self.spec, segment, image, self.dtype)
         return self._fetched_record(segment, image)
 
-    def batch(self, fields: tuple[str, ...], out: np.ndarray | None) -> PackedBatch:
-        """All images, end to end."""
+    def batch(self, fields: tuple[str, ...], out: np.ndarray | None, keys: Sequence[str] | None = None) -> PackedBatch:
+        """All images, end to end; `keys` are theirs, where they are at hand."""
         _check_fields(fields, self.spec)
-        if self.rows[:, SEGMENT].min() < 0:
+        numbers, images, _, counts = self.rows[:, :4].T.tolist()
+        if min(numbers) < 0:
             return self._packed_batch(fields, out)
-        segments = [self.located.segments[number - 1] for number in self.rows[:, SEGMENT].tolist()]
-        images = self.rows[:, IMAGE].tolist()
-        offsets = np.zeros(len(images) + 1, np.int64)
-        np.cumsum(self.rows[:, COUNT], out=offsets[1:])
+        segments = [self.located.segments[number - 1] for number in numbers]
+        offsets = np.array([0, *accumulate(counts)], np.int64)
         values = self._values("features", "features_scale", segments, out, int(offsets[-1]))
         grid = self.spec.view == "grid"
+        if keys is None:
+            keys = [segment.keys[image] for segment, image in zip(segments, images, strict=True)]
         return PackedBatch(
-            keys=[segment.keys[image] for segment, image in zip(segments, images, strict=True)],
+            keys=list(keys),
             values=values,
             offsets=offsets,
             image_sizes=self.rows[:, HEIGHT : WIDTH + 1],
-            boxes=None if grid else np.concatenate(self._parts("boxes", segments)),
+            boxes=None if grid else self._joined("boxes", segments),
             grid_shapes=self.rows[:, GRID_H : GRID_W + 1] if grid else None,
             others={name: self._other(name, segments) for name in fields} or None,
         )
@@ -144,7 +151,20 @@ class Reading:
     def _other(self, name: str, segments: list[Segment]) -> np.ndarray:
         if name == "whole_image":
             return self._values(name, "whole_image_scale", segments, None, len(segments))
-        return np.concatenate(self._parts(_COLUMN_OF[name], segments))
+        return self._joined(_COLUMN_OF[name], segments)
+
+    def _joined(self, name: str, segments: list[Segment]) -> np.ndarray:
+        """One column's rows of all images; small ones as bytes: numpy takes longer to look at them than to copy."""
+        if any(segment.remote for segment in segments) or name in LARGE:
+            return np.concatenate(self._parts(name, segments))
+        array = segments[0].arrays[name]
+        size = array.itemsize * (array.shape[1] if array.ndim > 1 else 1)
+        _, _, starts, counts = (self.rows[:, :4] * [1, 1, size, size]).T.tolist()
+        parts = [
+            segment.bytes_of(name)[start : start + count]
+            for segment, start, count in zip(segments, starts, counts, strict=True)
+        ]
+        return np.frombuffer(bytearray().join(parts), array.dtype).reshape(-1, *array.shape[1:])
 
     def _parts(self, name: str, segments: list[Segment]) -> list[np.ndarray]:
         """One column's rows of each image; views, or fetched all at once from an object store."""

@@ -69,6 +69,13 @@ class Segment:
     arrays: dict[str, np.ndarray]
     place: int = 0
     remote: dict[str, tuple[int, Column, str]] = field(default_factory=dict)
+    _bytes: dict[str, memoryview] = field(default_factory=dict)
+
+    def bytes_of(self, name: str) -> memoryview:
+        """A column as bytes, whose slices cost less than an array's."""
+        if name not in self._bytes:
+            self._bytes[name] = self.arrays[name].reshape(-1).view(np.uint8).data
+        return self._bytes[name]
 
     def rows(self, image: int) -> tuple[int, int]:
         """First row of an image in the segment, and the one after its last."""

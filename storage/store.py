@@ -137,7 +137,8 @@ class FeatureStore(Mapping[str, Record]):
         positions = keys if isinstance(keys, np.ndarray) else self.positions(keys)
         if not len(positions):
             raise ValueError("a batch needs at least one key")
-        return self._read(positions, lambda reading: reading.batch(tuple(fields), out))
+        known = None if isinstance(keys, np.ndarray) else keys
+        return self._read(positions, lambda reading: reading.batch(tuple(fields), out, known))
 
     def pack(self, keys: Sequence[str] | np.ndarray, max_boxes: int) -> PaddedBatch:
         """Records side by side: each cut to its first `max_boxes` rows in the detector's order, or padded with zeros.
@@ -234,6 +235,9 @@ class FeatureStore(Mapping[str, Record]):
         """These images with their shards open."""
         numbers = np.asarray(positions, np.int64)
         located = self._table()
+        reading = Reading(located, numbers, self.place, self.spec, self.dtype)
+        if reading.is_complete:
+            return reading
         for position in located.unknown(numbers):
             with self._opening:
                 if not located.table[position, SEGMENT] and not self._locate(located, position):
