@@ -8,9 +8,9 @@ should run.
 
 warm    everything in the page cache. Random keys; features and boxes go into one reused buffer. Seconds are of CPU, for
         two processes of the wall clock. Baseline: numpy copying the same rows and boxes from arrays in memory.
-cold    the caches of all files are dropped, and every candidate runs in a process of its own, its buffers filled before.
-        Seconds are of the wall clock. Baselines: eight threads that `preadv` the same records into reused buffers; mapped
-        reads without advice.
+cold    the caches of all files are dropped, and every candidate runs in a process of its own, its buffers filled
+        before. Seconds are of the wall clock. Baselines: eight threads that `preadv` the same records into reused
+        buffers; mapped reads without advice.
 large   the same with a store larger than memory (--large GIB), one epoch.
 write   a shard of 256 MB, synced. Baseline: the same bytes written in 8 MiB pieces and synced.
 shuffle how far apart records come out that lie next to each other: 1 is a perfect shuffle.
@@ -42,7 +42,7 @@ from storage.hdf5 import Hdf5ShardWriter
 from storage.order import Order, batches
 from storage.reading import KEPT, THREADS, BatchLoader, _Ring, record_bytes
 
-BATCH, ROUNDS, FORMATS = 64, 7, ("arrow", "hdf5")
+BATCH, SMALL_BATCH, ROUNDS, FORMATS = 64, 8, 7, ("arrow", "hdf5")
 NPZ_IMAGES = {"var": 1500, "fixed": 1500, "grid": 200}
 COLD_SHARE = {"var": 3000, "fixed": 3000, "grid": 320}
 
@@ -224,14 +224,20 @@ def _loader(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
     return _steady(store, order, batches(Order(len(store), record_bytes(store), seed=0), BATCH))
 
 
+def _loader_small(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
+    return _steady(store, order, batches(Order(len(store), record_bytes(store), seed=0), SMALL_BATCH), SMALL_BATCH)
+
+
 def _loader_random(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
     return _steady(store, order, iter(np.array_split(order, max(1, len(order) // BATCH))))
 
 
-def _steady(store: FeatureStore, order: np.ndarray, coming: Iterator[np.ndarray]) -> tuple[int, float]:
+def _steady(
+    store: FeatureStore, order: np.ndarray, coming: Iterator[np.ndarray], size: int = BATCH
+) -> tuple[int, float]:
     """Bytes and seconds of a loader whose buffers are there already, as they are after an epoch's first batches."""
-    loader = BatchLoader(store, BATCH)
-    most = np.sort(store._reading(np.arange(len(store))).rows[:, 3])[-BATCH:].sum()
+    loader = BatchLoader(store, size)
+    most = np.sort(store._reading(np.arange(len(store))).rows[:, 3])[-size:].sum()
     loader._idle = _Ring([np.zeros((int(most), sets.WIDTH), np.float16) for _ in range(THREADS + 1 + KEPT)])
     _drop(store.path)  # opening the shards has read their heads; as for the baseline
     began, total, records = time.perf_counter(), 0, 0
@@ -270,7 +276,13 @@ def _preadv(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
     return total, time.perf_counter() - began
 
 
-_COLD = {"loader": _loader, "loader, any order": _loader_random, "naive": _naive, "preadv": _preadv}
+_COLD = {
+    "loader": _loader,
+    "loader, batches of 8": _loader_small,
+    "loader, any order": _loader_random,
+    "naive": _naive,
+    "preadv": _preadv,
+}
 
 
 def cold(work: Path, kind: str, rounds: int, records: int | None = None) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ from storage.order import Order, batches
 from storage.records import PackedBatch, Record
 from storage.store import FeatureStore
 
-ADVISED = 256  # records that the disk is asked for ahead of the reading
+ADVISED = 256  # records that the disk is asked for ahead of reading one by one
+AHEAD, ADVISERS = 64, 4  # of batches: records beyond the buffers, and threads, since asking takes time, too
 KEPT = 2  # batches that stay as they are while later ones are filled
 THREADS, REMOTE_THREADS = 2, 8
 
@@ -172,10 +173,10 @@ class BatchLoader:
         ahead: deque[np.ndarray] = deque()
         filling: deque[Future[PackedBatch]] = deque()
         coming = iter(coming)
-        copiers, adviser = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+        copiers, adviser = ThreadPoolExecutor(threads), ThreadPoolExecutor(ADVISERS)
         try:
             while True:
-                for positions in islice(coming, 1 + slots + ADVISED // self.batch_size - len(ahead)):
+                for positions in islice(coming, 1 + slots + AHEAD // self.batch_size - len(ahead)):
                     ahead.append(np.asarray(positions, np.int64))
                     adviser.submit(self.store.advise, ahead[-1])
                 while ahead and len(filling) <= threads:
