@@ -149,13 +149,14 @@ def remove_stale_partials(folder: Path) -> list[Path]:
     stale = []
     for path in folder.glob(f".*{PARTIAL}"):
         parts = path.name.split("~")
-        if len(parts) == 4 and parts[1] == socket.gethostname() and not _alive(int(parts[2])):
+        if len(parts) == 4 and parts[1] == socket.gethostname() and not alive(int(parts[2])):
             discard(path)
             stale.append(path)
     return stale
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """True where a process of this number runs on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -21,8 +21,8 @@ from moto.server import ThreadedMotoServer
 from werkzeug.serving import make_server
 
 from storage import SpecMismatchError, StoreError, StoreWriter, open_store, verify_store
+from storage.bucket import Bucket
 from storage.compact import compact, fold
-from storage.places import Bucket
 from storage.records import pack
 from tests.helpers import TINY, differences, write_photos
 from tests.unit.storage.samples import GRID, REGIONS, assert_same, record_of, region_record, with_layout, write_unit

@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage import FeatureStore, Spec, SpecMismatchError, StoreError, StoreWriter, open_store, places, verify_store
+from storage import FeatureStore, Spec, SpecMismatchError, StoreError, StoreWriter, bucket, open_store, verify_store
+from storage.bucket import Bucket
 from storage.compact import compact, fold
-from storage.places import Bucket, UnreachableError, open_place
+from storage.places import UnreachableError, open_place
 from storage.records import pack
 from tests.unit.storage.samples import (
     GRID,
@@ -116,7 +117,7 @@ def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Faulty]:
     """A new, empty object store without faults; temporary files and cached tables of its stores lie in `tmp_path`."""
     fsspec.register_implementation("faulty", Faulty, clobber=True)
     Faulty.start()
-    monkeypatch.setattr(places, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(bucket, "WAITS", (0.0, 0.0))
     monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -328,7 +329,7 @@ def test_drafts_go_whatever_happens(remote: type[Faulty]) -> None:
 
 def test_drafts_of_dead_processes_go_when_the_next_writer_comes_and_those_of_live_ones_stay() -> None:
     code = (
-        "import sys, storage.places as p, tempfile; tempfile.tempdir = sys.argv[1]; p.Bucket('memory://x').draft('y')"
+        "import sys, storage.bucket as p, tempfile; tempfile.tempdir = sys.argv[1]; p.Bucket('memory://x').draft('y')"
     )
     subprocess.run([sys.executable, "-c", code, tempfile.gettempdir()], check=True, cwd=Path(__file__).parents[3])
     [dead] = leftovers()
