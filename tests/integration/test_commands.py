@@ -329,7 +329,7 @@ def test_weights_of_a_deeper_or_deformable_network_are_refused(
         ("grid", ["--weights", "butd-r101"], "of another network; this one takes grid-r50"),
         ("grid", ["--weights", "grid-x152"], "of another network"),
         ("regions", ["--weights", "grid-x101"], "this one takes butd-r101"),
-        ("grid", ["--out", "s3://bucket/features"], "is an address"),
+        ("grid", ["--weights", "random:0", "--out", "gopher://bucket/features"], "cannot be reached"),
     ],
 )
 def test_what_cannot_fit_is_said_before_anything_is_fetched(
