@@ -320,7 +320,7 @@ def large(work: Path, gib: int) -> list[dict[str, Any]]:
     store = open_store(path)
     command = [sys.executable, "-m", "benchmarks.store", "--candidate", "loader", str(path), str(len(store))]
     epoch = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    rows = cold(work, "large", 2, records=len(store) // 5)
+    rows = cold(work, "large", 1, records=len(store) // 5)
     whole = {"set": "large", "format": "arrow", "how": "loader, the whole epoch", "gb_s": epoch["gb_s"]}
     base = {row["how"]: row["gb_s"] for row in rows}
     return [*rows, {**whole, "of_preadv": epoch["gb_s"] / base["preadv"], "of_naive": epoch["gb_s"] / base["naive"]}]
@@ -504,7 +504,7 @@ def main() -> None:
     facts: dict[str, Any] = {}
     facts["warm"] = [row for kind in sets.IMAGES for row in warm(args.work, kind)]
     facts["two_processes"] = [row for kind in sets.IMAGES for row in two_processes(args.work, kind)]
-    facts["cold"] = [row for kind in sets.IMAGES for row in cold(args.work, kind, 3)]
+    facts["cold"] = [row for kind in sets.IMAGES for row in cold(args.work, kind, 2)]
     facts["cold"] += large(args.work, args.large) if args.large else []
     facts["writing"] = [row for kind in ("var", "grid") for row in writing(args.work, kind)]
     size = record_bytes(open_store(args.work / "var" / "arrow"))

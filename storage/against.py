@@ -19,6 +19,7 @@ FIELDS = (
 )  # fmt: skip
 OF_AN_IMAGE = {"regions", "qas", "img_path", "file_name", "coco_url"}  # fields beside which `id` is the image's
 NLVR2 = re.compile(r"\w+-\d+-\d+-\d+")
+NUMBER = re.compile(r"(?:COCO_\w+_)?0*(\d+)")  # of others, such as "dev-850-0-img0", the number alone says nothing
 COCO_NAME = re.compile(r"(COCO_\w+_\d{12})(_\d+)?")
 
 
@@ -34,7 +35,8 @@ class Coverage:
 def coverage(store: FeatureStore, annotations: str | Path) -> Coverage:
     """Compare a store's keys with the images that an annotation file names.
 
-    A key matches an id if it is the id, or a path or name that ends in it: `val2014/COCO_val2014_000000000042` is 42.
+    A key matches an id if it or the last part of its path is the id, or the same number: a key
+    `val2014/COCO_val2014_000000000042` is the image 42.
 
     Raises:
         StoreError: the file cannot be read, or names no images.
@@ -94,7 +96,7 @@ def _ids(rows: Iterable[Any], own_id: bool = False) -> Iterator[str]:
 
 
 def _names(key: str) -> list[str]:
-    """What a key may be called elsewhere: itself, the last part of its path, and the number that this ends in."""
+    """What a key may be called elsewhere: itself, the last part of its path, and the number that this is."""
     last = key.rsplit("/", 1)[-1]
-    number = re.search(r"(?:^|_|[a-z])0*(\d+)$", last)
+    number = NUMBER.fullmatch(last)
     return [key, last, f"#{number[1]}"] if number else [key, last]

@@ -107,15 +107,21 @@ class UnitWriter:
         mark = "" if store.place.local else f"-{uuid.uuid4().hex[:8]}"
         self._file = f"{SHARDS}/{unit}{mark}{kind.suffix}"
         self._draft = store.place.draft(self._file)
-        with writing(self._draft):
-            self._shard = kind.writer(self._draft, store.spec)
+        try:
+            with writing(self._draft):
+                self._shard = kind.writer(self._draft, store.spec)
+        except BaseException:  # an interruption, too: nobody else knows of the file yet
+            store.place.discard(self._draft)
+            raise
 
     def __enter__(self) -> UnitWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._shard.abort()
-        self.store.place.discard(self._draft)
+        try:
+            self._shard.abort()
+        finally:
+            self.store.place.discard(self._draft)
 
     def append(self, record: Record) -> None:
         with writing(self._draft):

@@ -28,10 +28,10 @@ class Convert:
 
     store: tyro.conf.Positional[str]
     """The store to copy; it is not changed."""
-    to: Literal["arrow", "hdf5"]
-    """Shard format of the copy."""
     out: str
     """The copy, a folder or an address such as s3://bucket/features."""
+    to: Literal["arrow", "hdf5"] = "arrow"
+    """Shard format of the copy."""
     archive: bool = False
     """arrow: compress the columns (zstd). Smaller, and slow to read at random; convert back before training."""
     dtype: StoreDtype | None = None
@@ -79,7 +79,9 @@ class Import:
             print(f"... and {len(done.bad) - SHOWN} more: `triptych errors {self.out}`")
         if done.repeated:
             print(f"{len(done.repeated)} keys stand there more than once, the first is taken: {done.repeated[0]}, ...")
-        if done.file_dtype != self.dtype:
+        if done.file_dtype == "float16" and self.dtype == "float32":
+            print("features are stored as float32; the file's are float16, which loses nothing")
+        elif done.file_dtype != self.dtype:
             far = f"at most {done.largest:.3g} from the file's"
             print(f"features are stored as {self.dtype}, {far}; --dtype {done.file_dtype} keeps every bit")
         known = f", {done.known} were there before" if done.known else ""

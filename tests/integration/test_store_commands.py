@@ -166,6 +166,18 @@ def test_coverage_counts_each_image_once(tmp_path: Path) -> None:
     assert (found.needed, found.missing, found.failed) == (2, ["43"], [])
 
 
+def test_an_image_is_not_another_one_whose_name_ends_in_the_same_number(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", [["dev-999-9-img1", "photo__img1", "CLEVR_train_000001"]])
+    pairs = tmp_path / "dev.json"
+    pairs.write_text("\n".join(json.dumps({"identifier": f"dev-{number}-0-0"}) for number in (1, 2, 999)))
+    assert coverage(open_store(store), pairs).missing == [
+        f"dev-{n}-0-img{side}" for n in (1, 2, 999) for side in (0, 1)
+    ]
+    scenes = tmp_path / "scenes.json"
+    scenes.write_text(json.dumps({"scenes": [{"image_filename": "CLEVR_val_000001.png"}]}))
+    assert coverage(open_store(store), scenes).missing == ["CLEVR_val_000001"]
+
+
 @pytest.mark.parametrize("foreign", ["butd-tsv", "lxmert-tsv", "mcan-npz", "milvlg-npz", "ban-hdf5", "mmf-lmdb"])
 def test_features_go_out_and_come_back(foreign: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = with_layout(REGIONS, dtype="float32", dim=2048)
