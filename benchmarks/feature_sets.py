@@ -17,7 +17,7 @@ import numpy as np
 from storage import FeatureLayout, GridRecord, Record, RegionRecord, Spec, StoreWriter, open_store
 
 WIDTH, POOL = 2048, 16384
-IMAGES = {"var": 6000, "fixed": 7500, "grid": 440}  # about 1.1 GB each
+IMAGES = {"var": 12000, "fixed": 15000, "grid": 880}  # about 2.2 GB each
 UNIT = {"var": 1400, "fixed": 1750, "grid": 110}  # about 256 MB
 
 

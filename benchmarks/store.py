@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.store --work /tmp/store-bench --out benchmarks/results
 
-Protocol. Three sets of about 1.1 GB each, 2048 float16 values a row: 10 to 100 boxes (var), 36 boxes (fixed), 19 x 32
+Protocol. Three sets of about 2.2 GB each, 2048 float16 values a row: 10 to 100 boxes (var), 36 boxes (fixed), 19 x 32
 grids (grid). Ratios are medians over interleaved rounds, each against the baseline of its own round. Nothing else
 should run.
 
@@ -11,7 +11,7 @@ warm    everything in the page cache. Random keys; features and boxes go into on
 cold    the caches of all files are dropped, and every candidate runs in a process of its own, its buffers filled
         before. Seconds are of the wall clock. Baselines: eight threads that `preadv` the same records into reused
         buffers; mapped reads without advice.
-large   the same with a store larger than memory (--large GIB), one epoch.
+large   the same with a store larger than memory (--large GIB): a fifth of it, and the whole.
 write   a shard of 256 MB, synced. Baseline: the same bytes written in 8 MiB pieces and synced.
 shuffle how far apart records come out that lie next to each other: 1 is a perfect shuffle.
 """
@@ -43,8 +43,8 @@ from storage.order import Order, batches
 from storage.reading import KEPT, THREADS, BatchLoader, _Ring, record_bytes
 
 BATCH, SMALL_BATCH, ROUNDS, FORMATS = 64, 8, 7, ("arrow", "hdf5")
+COLD_ROUNDS, WRITING_ROUNDS = 3, 15
 NPZ_IMAGES = {"var": 1500, "fixed": 1500, "grid": 200}
-COLD_SHARE = {"var": 3000, "fixed": 3000, "grid": 320}
 
 
 def build(work: Path) -> None:
@@ -238,7 +238,8 @@ def _steady(
     """Bytes and seconds of a loader whose buffers are there already, as they are after an epoch's first batches."""
     loader = BatchLoader(store, size)
     most = np.sort(store._reading(np.arange(len(store))).rows[:, 3])[-size:].sum()
-    loader._idle = _Ring([np.zeros((int(most), sets.WIDTH), np.float16) for _ in range(THREADS + 1 + KEPT)])
+    buffers = [np.ones((int(most), sets.WIDTH), np.float16) for _ in range(THREADS + 1 + KEPT)]  # zeros: made later
+    loader._idle = _Ring([*buffers])
     _drop(store.path)  # opening the shards has read their heads; as for the baseline
     began, total, records = time.perf_counter(), 0, 0
     for batch in loader.read(coming):
@@ -263,7 +264,7 @@ def _naive(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
 def _preadv(store: FeatureStore, order: np.ndarray) -> tuple[int, float]:
     ranges = store._reading(order).ranges()
     handles = {path: os.open(path, os.O_RDONLY) for path in {path for path, _, _ in ranges}}
-    buffers = [bytearray(max(size for _, _, size in ranges)) for _ in range(BATCH)]
+    buffers = [bytearray(b"1" * max(size for _, _, size in ranges)) for _ in range(BATCH)]
 
     def read(numbered: tuple[int, tuple[Path, int, int]]) -> int:
         number, (path, place, size) = numbered
@@ -292,16 +293,22 @@ def cold(work: Path, kind: str, rounds: int, records: int | None = None) -> list
         rates: dict[str, list[float]] = {how: [] for how in _COLD}
         for _ in range(rounds):
             for how in _COLD:
-                path, count = work / kind / format, records or COLD_SHARE[kind]
-                command = [sys.executable, "-m", "benchmarks.store", "--candidate", how, str(path), str(count)]
-                told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                rates[how].append(json.loads(told)["gb_s"])
+                path, count = work / kind / format, records or sets.IMAGES[kind]
+                rates[how].append(_alone(how, path, count))
         for how, values in rates.items():
             row: dict[str, Any] = {"set": kind, "format": format, "how": how, "gb_s": _median(values)}
             for base in ("preadv", "naive"):
                 row[f"of_{base}"] = _median([a / b for a, b in zip(values, rates[base], strict=True)])
             found.append(row)
     return found
+
+
+def _alone(how: str, path: Path, records: int) -> float:
+    """GB/s of a cold candidate in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.store", "--candidate", how, str(path), str(records)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    rate: float = told["gb_s"]
+    return rate
 
 
 def large(work: Path, gib: int) -> list[dict[str, Any]]:
@@ -318,12 +325,14 @@ def large(work: Path, gib: int) -> list[dict[str, Any]]:
                 unit.commit()
         (work / "large" / "done").touch()
     store = open_store(path)
-    command = [sys.executable, "-m", "benchmarks.store", "--candidate", "loader", str(path), str(len(store))]
-    epoch = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     rows = cold(work, "large", 1, records=len(store) // 5)
-    whole = {"set": "large", "format": "arrow", "how": "loader, the whole epoch", "gb_s": epoch["gb_s"]}
-    base = {row["how"]: row["gb_s"] for row in rows}
-    return [*rows, {**whole, "of_preadv": epoch["gb_s"] / base["preadv"], "of_naive": epoch["gb_s"] / base["naive"]}]
+    naive = next(row["gb_s"] for row in rows if row["how"] == "naive")
+    epoch = {how: _alone(how, path, len(store)) for how in ("loader", "preadv")}
+    whole = {"set": "large", "format": "arrow"}
+    for how, rate in epoch.items():
+        shares = {"of_preadv": rate / epoch["preadv"], "of_naive": rate / naive}
+        rows.append({**whole, "how": f"{how}, the whole epoch", "gb_s": rate, **shares})
+    return rows
 
 
 def _drop(path: Path) -> None:
@@ -353,7 +362,7 @@ def writing(work: Path, kind: str) -> list[dict[str, Any]]:
             make = partial(maker, target, spec, checksum=checksum)
             candidates[label] = lambda make=make: _shard(make(), made)
     rates: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS + 1):
+    for _ in range(WRITING_ROUNDS + 1):
         for name, run in candidates.items():
             target.unlink(missing_ok=True)
             os.sync()
@@ -504,7 +513,7 @@ def main() -> None:
     facts: dict[str, Any] = {}
     facts["warm"] = [row for kind in sets.IMAGES for row in warm(args.work, kind)]
     facts["two_processes"] = [row for kind in sets.IMAGES for row in two_processes(args.work, kind)]
-    facts["cold"] = [row for kind in sets.IMAGES for row in cold(args.work, kind, 2)]
+    facts["cold"] = [row for kind in sets.IMAGES for row in cold(args.work, kind, COLD_ROUNDS)]
     facts["cold"] += large(args.work, args.large) if args.large else []
     facts["writing"] = [row for kind in ("var", "grid") for row in writing(args.work, kind)]
     size = record_bytes(open_store(args.work / "var" / "arrow"))

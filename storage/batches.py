@@ -19,6 +19,7 @@ from storage.spec import OPTIONAL, Spec
 
 SEGMENT, IMAGE, START, COUNT, HEIGHT, WIDTH, GRID_H, GRID_W = range(8)
 FIELDS = (*OPTIONAL, "class_probs")
+ADVICE_BYTES = 256 << 10
 _COLUMN_OF = {field: name for name, (field, _) in PER_BOX_COLUMNS.items()} | {
     "class_probs": "class_probs",
     "whole_image": "whole_image",
@@ -124,16 +125,35 @@ class Reading:
             others={name: self._other(name, segments) for name in fields} or None,
         )
 
-    def ranges(self) -> list[tuple[Path, int, int]]:
-        """File, place and length of each image's features, where they lie in files that are mapped."""
-        width = self.spec.layout.dim
+    def ranges(self, name: str = "features") -> list[tuple[Path, int, int]]:
+        """File, place and length of a column's rows of each image, where they lie in files that are mapped."""
         found = []
-        for number, start, count in self.rows[:, [SEGMENT, START, COUNT]].tolist():
+        for number, image, start, count in self.rows[:, :4].tolist():
             path = self.located.paths[number - 1] if number > 0 else None
             if path is not None:
                 segment = self.located.segments[number - 1]
-                size = segment.arrays["features"].dtype.itemsize * width
-                found.append((path, segment.place + start * size, count * size))
+                array, (place, _) = segment.arrays[name], segment.places[name]
+                first, count = (image, 1) if name.startswith("whole_image") else (start, count)
+                size = array.itemsize * (array.shape[1] if array.ndim > 1 else 1)
+                found.append((path, place + first * size, count * size))
+        return found
+
+    def ranges_to_read(self, fields: Sequence[str]) -> list[tuple[Path, int, int]]:
+        """All that a batch with these fields will touch: the rows of large columns, and small columns as a whole.
+
+        Small ones, too, since a page of a map that is missing makes the system read up to megabytes around it.
+        """
+        _check_fields(fields, self.spec)
+        names = {"boxes", "features_scale", *(_COLUMN_OF[field] for field in fields)}
+        names |= {f"{name}_scale" for name in names & {"whole_image"}}
+        found = self.ranges()
+        for name in names & set(LARGE):
+            found += self.ranges(name)
+        for number in np.unique(self.rows[:, SEGMENT]).tolist():
+            path = self.located.paths[number - 1] if number > 0 else None
+            if path is not None:
+                places = self.located.segments[number - 1].places
+                found += [(path, *places[name]) for name in sorted(names - set(LARGE)) if name in places]
         return found
 
     def _values(self, name: str, scale: str, segments: list[Segment], out: np.ndarray | None, rows: int) -> np.ndarray:
@@ -226,7 +246,10 @@ class Reading:
 
 
 def advise(ranges: Sequence[tuple[Path, int, int]]) -> None:
-    """Ask the system to read parts of files into its cache, without waiting."""
+    """Ask the system to read parts of files into its cache, without waiting.
+
+    In pieces: of a longer one Linux reads only as much as the disk takes in one request.
+    """
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     by_file: dict[Path, list[tuple[int, int]]] = {}
@@ -239,7 +262,9 @@ def advise(ranges: Sequence[tuple[Path, int, int]]) -> None:
             continue
         try:
             for start, size in parts:
-                os.posix_fadvise(handle, start, size, os.POSIX_FADV_WILLNEED)
+                for place in range(start, start + size, ADVICE_BYTES):
+                    length = min(ADVICE_BYTES, start + size - place)
+                    os.posix_fadvise(handle, place, length, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(handle)
 
@@ -250,7 +275,7 @@ def _checked(out: np.ndarray, rows: int, dim: int, dtype: str) -> np.ndarray:
     return out[:rows]
 
 
-def _check_fields(fields: tuple[str, ...], spec: Spec) -> None:
+def _check_fields(fields: Sequence[str], spec: Spec) -> None:
     for name in fields:
         if name not in FIELDS:
             raise StoreError(f"field {name!r} is not known; choose from {', '.join(FIELDS)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -17,10 +17,11 @@ from storage.codecs import NUMPY
 from storage.errors import StoreError
 from storage.order import Order, batches
 from storage.records import PackedBatch, Record
+from storage.spec import OPTIONAL
 from storage.store import FeatureStore
 
 ADVISED = 256  # records that the disk is asked for ahead of reading one by one
-AHEAD, ADVISERS = 64, 4  # of batches: records beyond the buffers, and threads, since asking takes time, too
+AHEAD_BYTES, AHEAD_BATCHES = 256 << 20, 64  # at most, that the disk is asked for beyond what is being copied
 KEPT = 2  # batches that stay as they are while later ones are filled
 THREADS, REMOTE_THREADS = 2, 8
 
@@ -54,6 +55,7 @@ class Records(Iterator[Record]):
         self._next = 0
         if state is not None:
             self.order, self._next = resumed(store, state)
+        self._fields = sorted(set(OPTIONAL) - set(store.spec.layout.without)) if store.spec.view == "regions" else []
         self._ahead: deque[int] = deque()
         self._coming = chain.from_iterable(each.tolist() for each in self.order.positions(self._next))
 
@@ -66,7 +68,7 @@ class Records(Iterator[Record]):
             coming = list(islice(self._coming, ADVISED))
             self._ahead.extend(coming)
             with suppress(StoreError, KeyError):  # what is wrong with them is told when their turn comes
-                self.store.advise(coming)
+                self.store.advise(coming, self._fields)
         if not self._ahead:
             raise StopIteration
         record = self.store.at(self._ahead[0])
@@ -124,7 +126,8 @@ class BatchLoader:
             raise ValueError(f"batch size {batch_size} must be at least 1")
         self.store, self.batch_size, self.fields = store, batch_size, tuple(fields)
         self.drop_last, self.pin = drop_last, pin
-        self.order = Order(len(store), record_bytes(store), shuffle, 0, rank, world)
+        self._record_bytes = record_bytes(store)
+        self.order = Order(len(store), self._record_bytes, shuffle, 0, rank, world)
         self._units = units_digest(store)
         self._start = 0
         self._taken = 0
@@ -170,17 +173,19 @@ class BatchLoader:
         slots = threads + 1 + KEPT
         ring = self._idle or _Ring([None] * slots)
         self._idle = None  # an iteration that begins before this one ends takes buffers of its own
-        ahead: deque[np.ndarray] = deque()
+        ahead: deque[tuple[np.ndarray, Future[None]]] = deque()
         filling: deque[Future[PackedBatch]] = deque()
         coming = iter(coming)
-        copiers, adviser = ThreadPoolExecutor(threads), ThreadPoolExecutor(ADVISERS)
+        beyond = 1 + min(AHEAD_BATCHES, AHEAD_BYTES // (self._record_bytes * self.batch_size))
+        # One adviser: the disk then gets the requests in the order in which the batches are waited for.
+        copiers, adviser = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
         try:
             while True:
-                for positions in islice(coming, 1 + slots + AHEAD // self.batch_size - len(ahead)):
-                    ahead.append(np.asarray(positions, np.int64))
-                    adviser.submit(self.store.advise, ahead[-1])
+                for each in islice(coming, threads + 1 + beyond - len(filling) - len(ahead)):
+                    positions = np.asarray(each, np.int64)
+                    ahead.append((positions, adviser.submit(self.store.advise, positions, self.fields)))
                 while ahead and len(filling) <= threads:
-                    filling.append(copiers.submit(self._fill, ring, ring.turn + len(filling), ahead.popleft()))
+                    filling.append(copiers.submit(self._fill, ring, ring.turn + len(filling), *ahead.popleft()))
                 if not filling:
                     return
                 batch = filling.popleft().result()
@@ -191,7 +196,8 @@ class BatchLoader:
                 pool.shutdown(cancel_futures=True)
             self._idle = ring
 
-    def _fill(self, ring: _Ring, turn: int, positions: np.ndarray) -> PackedBatch:
+    def _fill(self, ring: _Ring, turn: int, positions: np.ndarray, advised: Future[None]) -> PackedBatch:
+        wait([advised])  # copying what was not asked for yet would make the system read what is around it, too
         slot, rows = turn % len(ring.buffers), self.store.rows(positions)
         buffer = ring.buffers[slot]
         if buffer is None or len(buffer) < rows:

@@ -58,8 +58,9 @@ class MappedFile:
 
 @dataclass
 class Segment:
-    """Consecutive images whose columns are in reach as arrays; `place` is that of the features in the file.
+    """Consecutive images whose columns are in reach as arrays.
 
+    places  column name -> (place in the file, bytes)
     remote  columns that stay on an object store: place in the file, what the column is, and the file
     """
 
@@ -67,7 +68,7 @@ class Segment:
     sizes: dict[str, np.ndarray]
     offsets: np.ndarray
     arrays: dict[str, np.ndarray]
-    place: int = 0
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     remote: dict[str, tuple[int, Column, str]] = field(default_factory=dict)
     _bytes: dict[str, memoryview] = field(default_factory=dict)
 
@@ -96,7 +97,7 @@ def read_segment(layout: Layout, spec: Spec, read: Read, file: str | None = None
     cells = sizes["grid_h"].astype(np.int64) * sizes["grid_w"]
     if spec.view == "grid" and not np.array_equal(cells, np.diff(offsets)):
         raise ValueError("its grid shapes are not those of the features")
-    segment = Segment(get.keys(), sizes, offsets, {}, layout.places["features"][0])
+    segment = Segment(get.keys(), sizes, offsets, {}, layout.places)
     for column in columns(spec):
         count = layout.rows if column.per_row else layout.images
         if file and column.name in LARGE:

@@ -185,9 +185,12 @@ class FeatureStore(Mapping[str, Record]):
 
         return write_tar_shards(self, Path(out), shard_bytes)
 
-    def advise(self, positions: Sequence[int] | np.ndarray) -> None:
-        """Ask the system to bring records from the disk, without waiting for them. Harmless for what is in memory."""
-        advise(self._reading(positions).ranges())
+    def advise(self, positions: Sequence[int] | np.ndarray, fields: Sequence[str] = ()) -> None:
+        """Ask the system to bring records from the disk, without waiting for them. Harmless for what is in memory.
+
+        `fields` as of `batch`.
+        """
+        advise(self._reading(positions).ranges_to_read(fields))
 
     def errors(self) -> list[ErrorRow]:
         """One row for each image that has no record."""

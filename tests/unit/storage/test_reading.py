@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 
 from storage import FeatureStore, PackedBatch, StoreError, StoreWriter, open_store, reading
 from storage import order as order_module
+from storage.batches import ADVICE_BYTES, advise
 from storage.compact import compact, fold
 from storage.order import Order, batches
 from storage.reading import BatchLoader, record_bytes
+from storage.spec import OPTIONAL
 from tests.unit.storage.samples import (
     GRID,
     REGIONS,
@@ -597,7 +600,7 @@ def test_a_loader_does_not_need_advice(tmp_path: Path, monkeypatch: pytest.Monke
     wanted = expected(store, BatchLoader(store, 4, 1).order, 4)
     calls = []
 
-    def refused(self: FeatureStore, positions: Any) -> None:
+    def refused(self: FeatureStore, positions: Any, fields: Any) -> None:
         calls.append(len(positions))
         raise StoreError("no advice today")
 
@@ -614,3 +617,30 @@ def test_advice_names_exactly_the_bytes_of_the_features(tmp_path: Path) -> None:
             record = store.at(position)
             [(path, place, size)] = store._reading([position]).ranges()
             assert path.read_bytes()[place : place + size] == record.features.tobytes()
+
+
+def test_advice_covers_all_that_a_batch_touches(tmp_path: Path) -> None:
+    """A page of a map that nobody asked for makes the system read up to megabytes around it: twice the bytes in all."""
+    for format, dtype in (("arrow", "float16"), ("hdf5", "float16"), ("arrow", "uint8")):
+        spec = with_layout(REGIONS, dtype=dtype)
+        store = open_store(make_store(tmp_path / format / dtype, UNITS, spec, format=format))
+        asked: dict[Path, set[int]] = {}
+        for path, place, size in store._reading([3, 20, 46]).ranges_to_read(OPTIONAL):
+            asked.setdefault(path, set()).update(range(place, place + size))
+        for position in (3, 20, 46):
+            number, image = store._located.table[position, :2].tolist()
+            segment, path = store._located.segments[number - 1], store._located.paths[number - 1]
+            start, stop = segment.rows(image)
+            for name, array in segment.arrays.items():
+                first, last = (image, image + 1) if name.startswith("whole_image") else (start, stop)
+                place = segment.places[name][0]
+                width = array.nbytes // len(array)
+                assert set(range(place + first * width, place + last * width)) <= asked[path], name
+
+
+def test_long_advice_is_given_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda handle, place, size, kind: given.append((place, size)))
+    (tmp_path / "file").touch()
+    advise([(tmp_path / "file", 5, 2 * ADVICE_BYTES + 7), (tmp_path / "file", 1, 0)])
+    assert given == [(5, ADVICE_BYTES), (5 + ADVICE_BYTES, ADVICE_BYTES), (5 + 2 * ADVICE_BYTES, 7)]
