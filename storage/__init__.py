@@ -2,7 +2,7 @@
 
 from storage.errors import SpecMismatchError, StoreError, TriptychError
 from storage.manifest import ErrorRow
-from storage.records import GridRecord, PackedBatch, PaddedBatch, Record, RegionRecord
+from storage.records import GridRecord, PackedBatch, PaddedBatch, PatchRecord, PixelRecord, Record, RegionRecord
 from storage.spec import FeatureLayout, Spec
 from storage.store import FeatureStore, open_store
 from storage.verify import verify_store
@@ -15,6 +15,8 @@ __all__ = [
     "GridRecord",
     "PackedBatch",
     "PaddedBatch",
+    "PatchRecord",
+    "PixelRecord",
     "Record",
     "RegionRecord",
     "Spec",

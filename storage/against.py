@@ -46,12 +46,12 @@ def coverage(store: FeatureStore, annotations: str | Path) -> Coverage:
         raise StoreError(
             f"{annotations} names no images; looked for `images` with an `id`, and for {', '.join(FIELDS)}."
         )
-    records = {name for key in store for name in _names(key)}
-    failed = {name for row in store.errors() for name in _names(row.key)}
+    records = {name for key in store for name in names_of(key)}
+    failed = {name for row in store.errors() for name in names_of(row.key)}
     found = Coverage(len(ids))
     for each in ids:
-        if not records & set(_names(each)):
-            (found.failed if failed & set(_names(each)) else found.missing).append(each)
+        if not records & set(names_of(each)):
+            (found.failed if failed & set(names_of(each)) else found.missing).append(each)
     return found
 
 
@@ -67,7 +67,7 @@ def needed_ids(path: Path) -> Iterator[str]:
             content = json.loads(text)
         except ValueError:  # one object a line, whatever the file is called
             content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read as annotations in JSON: {str(error).splitlines()[0]}.") from error
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         yield from _ids(content["images"], own_id=True)
@@ -76,7 +76,7 @@ def needed_ids(path: Path) -> Iterator[str]:
     elif isinstance(content, dict):
         nested = next((content[name] for name in ("annotations", "questions", "scenes") if name in content), None)
         yield from _ids(nested if isinstance(nested, list) else content.values())
-    else:
+    elif isinstance(content, list):
         yield from _ids(content)
 
 
@@ -95,7 +95,7 @@ def _ids(rows: Iterable[Any], own_id: bool = False) -> Iterator[str]:
             yield coco[1] if coco else value
 
 
-def _names(key: str) -> list[str]:
+def names_of(key: str) -> list[str]:
     """What a key may be called elsewhere: itself, the last part of its path, and the number that this is."""
     last = key.rsplit("/", 1)[-1]
     number = NUMBER.fullmatch(last)

@@ -24,7 +24,7 @@ from storage.spec import Spec
 
 SUFFIX = ".arrow"
 VERSION = "1"  # of the columns; a shard of a kind that version 1 of the format had is still written as it was then
-IMAGES_PER_BATCH = {"regions": 256, "grid": 16}
+IMAGES_PER_BATCH = {"regions": 256, "grid": 16, "patches": 16, "pixels": 16}
 ARCHIVE_IMAGES_PER_BATCH = 16  # what one read of an archive unpacks
 BOXES = "x1 y1 x2 y2, pixels of the upright original image"
 FRACTIONS = "x1 y1 x2 y2, fractions of the image's width and height"
@@ -43,9 +43,10 @@ def shard_metadata(spec: Spec) -> dict[str, str]:
         "triptych.version": VERSION,
         "triptych.view": spec.view,
         "triptych.spec_id": spec.id,
-        "triptych.boxes": BOXES if spec.layout.box_units == "pixels" else FRACTIONS,
     }
-    if spec.layout.dtype in ("bfloat16", "uint8"):
+    if spec.view in ("regions", "grid"):  # version 1 said so of grids, too
+        found["triptych.boxes"] = BOXES if spec.layout.box_units == "pixels" else FRACTIONS
+    if spec.layout.dtype in ("bfloat16", "uint8", "bytes"):
         found["triptych.dtype"] = spec.layout.dtype
     return found
 
@@ -185,7 +186,7 @@ class _Buffers:
 
 def _layout(batch: pa.RecordBatch, mapped: Any, spec: Spec) -> Layout:
     """The places of one record batch's columns; the lists of all columns must have the same lengths."""
-    keys, features = batch.column("image_id"), batch.column("features")
+    keys, features = batch.column("image_id"), batch.column(spec.values)
     rows = len(features.values)
     places = {
         "image_id": _place(keys.buffers()[2], mapped),
@@ -219,7 +220,7 @@ def _place(buffer: pa.Buffer | None, mapped: Any, size: int | None = None) -> tu
 
 def _record_batch(gathered: Gathered, schema: pa.Schema, spec: Spec) -> pa.RecordBatch:
     images = len(gathered.keys)
-    values_of = {**gathered.arrays, "features": _end_to_end(gathered.features, spec)}
+    values_of = {**gathered.arrays, spec.values: _end_to_end(gathered.features, spec)}
     offsets = pa.py_buffer(gathered.offsets.astype(np.int32))
     arrays: dict[str, pa.Array] = {"image_id": pa.array(gathered.keys, pa.string())}
     arrays |= {name: pa.array(gathered.sizes[:, at]) for at, name in enumerate(SIZES)}

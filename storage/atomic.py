@@ -188,8 +188,8 @@ def unseal(data: bytes, path: object) -> dict[str, Any]:
     try:
         document = json.loads(data)
         content: dict[str, Any] = document["content"]
-        intact = document["xxh3_128"] == _digest(content) and seal(content) == data
-    except (ValueError, KeyError, TypeError):
+        intact = isinstance(content, dict) and document["xxh3_128"] == _digest(content) and seal(content) == data
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise StoreError(f"{path} is damaged (its checksum does not fit); `triptych verify` lists what else is.")

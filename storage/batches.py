@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.codecs import NUMPY
 from storage.columns import PER_BOX_COLUMNS
 from storage.errors import StoreError
 from storage.places import Place
-from storage.records import PackedBatch, Record, RegionRecord, pack
+from storage.records import PackedBatch, Record, pack
 from storage.shard import LARGE, Segment, Shard, as_asked, record_from
 from storage.spec import OPTIONAL, Spec
 
@@ -111,8 +112,8 @@ class Reading:
             return self._packed_batch(fields, out)
         segments = [self.located.segments[number - 1] for number in numbers]
         offsets = np.array([0, *accumulate(counts)], np.int64)
-        values = self._values("features", "features_scale", segments, out, int(offsets[-1]))
-        grid = self.spec.view == "grid"
+        values = self._values(self.spec.values, "features_scale", segments, out, int(offsets[-1]))
+        regions = self.spec.view == "regions"
         if keys is None:
             keys = [segment.keys[image] for segment, image in zip(segments, images, strict=True)]
         return PackedBatch(
@@ -120,14 +121,14 @@ class Reading:
             values=values,
             offsets=offsets,
             image_sizes=self.rows[:, HEIGHT : WIDTH + 1],
-            boxes=None if grid else self._joined("boxes", segments),
-            grid_shapes=self.rows[:, GRID_H : GRID_W + 1] if grid else None,
+            boxes=self._joined("boxes", segments) if regions else None,
+            grid_shapes=None if regions else self.rows[:, GRID_H : GRID_W + 1],
             others={name: self._other(name, segments) for name in fields} or None,
         )
 
-    def ranges(self, name: str = "features") -> list[tuple[Path, int, int]]:
+    def ranges(self, name: str | None = None) -> list[tuple[Path, int, int]]:
         """File, place and length of a column's rows of each image, where they lie in files that are mapped."""
-        found = []
+        name, found = name or self.spec.values, []
         for number, image, start, count in self.rows[:, :4].tolist():
             path = self.located.paths[number - 1] if number > 0 else None
             if path is not None:
@@ -229,9 +230,8 @@ class Reading:
         """The slow way, for archives."""
         records = [Reading.one(self, row).record() for row in range(len(self.rows))]
         batch = pack(records)
-        regions = [record for record in records if isinstance(record, RegionRecord)]
         join = {"whole_image": np.stack}
-        others = {name: join.get(name, np.concatenate)([getattr(each, name) for each in regions]) for name in fields}
+        others = {name: join.get(name, np.concatenate)([getattr(each, name) for each in records]) for name in fields}
         values = batch.values
         if out is not None:
             values = _checked(out, len(values), self.spec.layout.dim, self.dtype)
@@ -270,8 +270,9 @@ def advise(ranges: Sequence[tuple[Path, int, int]]) -> None:
 
 
 def _checked(out: np.ndarray, rows: int, dim: int, dtype: str) -> np.ndarray:
-    if out.dtype.name != dtype or out.ndim != 2 or out.shape[1] != dim or len(out) < rows:
-        raise ValueError(f"out is {out.dtype} {out.shape}, but the batch needs {dtype} ({rows}, {dim}) or more rows")
+    if out.dtype != NUMPY[dtype] or out.ndim != 2 or out.shape[1] != dim or len(out) < rows:
+        wanted = f"{NUMPY[dtype]} ({rows}, {dim})"
+        raise ValueError(f"out is {out.dtype} {out.shape}, but the batch needs {wanted} or more rows")
     return out[:rows]
 
 
@@ -279,6 +280,6 @@ def _check_fields(fields: Sequence[str], spec: Spec) -> None:
     for name in fields:
         if name not in FIELDS:
             raise StoreError(f"field {name!r} is not known; choose from {', '.join(FIELDS)}.")
-        absent = name in spec.layout.without or (name == "class_probs" and not spec.layout.class_probs)
-        if absent or spec.view != "regions":
+        has = bool(spec.layout.class_probs) if name == "class_probs" else name in spec.carried
+        if not has:
             raise StoreError(f"this store does not have {name}.")

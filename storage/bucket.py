@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from storage.atomic import alive, writing
 from storage.errors import StoreError
-from storage.places import FOLDING, BusyError, UnreachableError
+from storage.places import FOLDING, BusyError, UnreachableError, inside
 
 DRAFTS = "triptych"  # how the names of folders begin in which files for object stores are made
 WAITS = (0.2, 1.0)  # seconds before trying once more, beyond what a file system tries by itself
@@ -46,7 +46,7 @@ class Bucket:
         self._process = os.getpid()
         self._unlisted: dict[str, set[str]] = {}
         try:
-            self._fs, self.root = _file_system(self.name)
+            self._fs, self.root = file_system(self.name)
         except Exception as error:
             raise _unreachable(self.name, error) from error
 
@@ -113,7 +113,7 @@ class Bucket:
 
     def make(self, folders: Sequence[str]) -> None:
         """Prefixes need no making; but what dead processes of this host were making goes."""
-        _remove_stale_drafts()
+        remove_stale_drafts()
 
     def write(self, file: str, data: bytes) -> None:
         self._try("written", file, lambda: self.fs.pipe_file(self._path(file), data))
@@ -200,7 +200,7 @@ class Bucket:
         return any(name not in {*ours, head} for name, _ in self._listed(""))
 
     def _path(self, file: str) -> str:
-        return f"{self.root}/{file}" if file else self.root
+        return f"{self.root}/{inside(file)}" if file else self.root
 
     def _listed(self, folder: str) -> list[tuple[str, str]]:
         """Names and types of what lies in a folder, without the empty object that some tools make for a folder."""
@@ -244,7 +244,7 @@ class Bucket:
         raise AssertionError("the last try returns or raises")
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -330,7 +330,7 @@ def _runs(ranges: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int, l
     return found
 
 
-def _remove_stale_drafts() -> None:
+def remove_stale_drafts() -> None:
     """Delete what processes of this host left in the temporary folder when they died; files of live ones stay."""
     for folder in Path(tempfile.gettempdir()).glob(f"{DRAFTS}~*~*~*"):
         _, host, process, *_ = folder.name.split("~")

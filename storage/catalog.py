@@ -12,7 +12,7 @@ import numpy as np
 
 from storage.errors import StoreError
 from storage.index import Index, UnitFacts, index_head, open_index
-from storage.manifest import Entry, ErrorRow, entry_file, entry_names, read_entry
+from storage.manifest import Entry, ErrorRow, committed_at, entry_file, entry_names, read_entry
 from storage.places import Place
 
 ATTEMPTS = 20
@@ -178,11 +178,12 @@ class Catalog:
         yield from self.tail
 
     def errors(self) -> Iterator[ErrorRow]:
-        """Failed images, in order of their units."""
+        """Failed images; of one that failed again when it was tried again, the last row is the one that counts."""
         if self.index:
             yield from (row for _, row in self.index.errors())
+        last = {row.key: row for entry in sorted(self.tail, key=committed_at) for row in entry.errors}
         for entry in self.tail:
-            yield from entry.errors
+            yield from (row for row in entry.errors if last[row.key] is row)
 
     def done(self, keys: Sequence[str]) -> np.ndarray:
         """(K,) bool: True where an image needs no more work, because it has a record or failed."""

@@ -3,6 +3,7 @@
 float32, float16 and bfloat16 are kept as they are. "uint8" keeps a row in 8 bits a value on a square-root scale: the
 codes of small values, of which features after a ReLU mostly consist, lie closer together than those of large ones. The
 scale of a row is its largest magnitude; a negative scale marks a row with negative values, whose codes are signed.
+"bytes" is for pixels: 8 bits as they are, which is also how they are read.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "uint8": np.dtype(np.uint8),
+    "bytes": np.dtype(np.uint8),
 }
 READABLE = ("float16", "float32", "bfloat16")
 UNSIGNED, SIGNED, ZERO = 255, 127, 128
 NOTHING = 1e-30  # far above where float32 loses digits, far below any feature
 
 
+def exact_dtype(stored: str) -> str:
+    """The dtype in which nothing of what is stored is lost: what is stored, and float32 where the store encodes."""
+    return "float32" if stored == "uint8" else stored
+
+
 def record_dtype(stored: str) -> np.dtype[Any]:
-    """The dtype that records carry into a store: what is stored, and float32 where the store encodes."""
-    return NUMPY["float32" if stored == "uint8" else stored]
+    """`exact_dtype` for numpy: what records carry into a store."""
+    return NUMPY[exact_dtype(stored)]
 
 
 def default_dtype(stored: str) -> str:

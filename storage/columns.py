@@ -24,7 +24,7 @@ class Column:
     """One column: its name on disk, the field of a record it holds, its dtype, and what it has a value for.
 
     width    values a row, 0 for a plain number
-    per_row  True: a value for each box or cell; False: one for each image
+    per_row  True: a value for each box, cell or pixel; False: one for each image
     """
 
     name: str
@@ -38,15 +38,15 @@ def columns(spec: Spec) -> list[Column]:
     """All columns but the key and the sizes, in their order on disk."""
     layout = spec.layout
     stored, single, scaled = NUMPY[layout.dtype], np.dtype(np.float32), layout.dtype == "uint8"
-    found = [Column("features", "features", stored, layout.dim, True)]
+    found = [Column(spec.values, spec.values, stored, layout.dim, True)]
     found += [Column("features_scale", "features", single, 0, True)] if scaled else []
     if spec.view == "regions":
         found.append(Column("boxes", "boxes", single, 4, True))
-        kept = {name: each for name, each in PER_BOX_COLUMNS.items() if each[0] not in layout.without}
+        kept = {name: each for name, each in PER_BOX_COLUMNS.items() if each[0] in spec.carried}
         found += [Column(name, field, dtype, 0, True) for name, (field, dtype) in kept.items()]
-        if "whole_image" not in layout.without:
-            found.append(Column("whole_image", "whole_image", stored, layout.dim, False))
-            found += [Column("whole_image_scale", "whole_image", single, 0, False)] if scaled else []
+    if "whole_image" in spec.carried:
+        found.append(Column("whole_image", "whole_image", stored, layout.dim, False))
+        found += [Column("whole_image_scale", "whole_image", single, 0, False)] if scaled else []
     if layout.class_probs:
         found.append(Column("class_probs", "class_probs", NUMPY[layout.probs_dtype], layout.class_probs, True))
     return found

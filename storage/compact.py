@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.codecs import record_dtype
+from storage.codecs import exact_dtype
 from storage.errors import StoreError
 from storage.index import write_index
 from storage.manifest import Entry, entry_file, entry_names
@@ -101,7 +101,7 @@ def _merge(path: str | Path, store: FeatureStore, group: list[Entry]) -> int:
         return 0
     format = next((entry.shard.format for entry in group if entry.shard), "arrow")
     writer = StoreWriter(path, store.spec, store.vocabulary, format)
-    exact = FeatureStore(path, record_dtype(store.spec.layout.dtype).name)
+    exact = FeatureStore(path, exact_dtype(store.spec.layout.dtype))
     with writer.unit(key for entry in group for key in entry.all_keys()) as unit:
         if writer.catalog.has(unit.unit):  # one of the group already, where the others are empty
             return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.codecs import cast, record_dtype
+from storage.codecs import NUMPY, cast, exact_dtype
 from storage.diff import Difference, diff_stores, open_both
 from storage.errors import StoreError
 from storage.manifest import Entry
@@ -53,16 +53,19 @@ def convert(
     store = open_store(source)
     run = store.run
     spec = with_dtype(store.spec, dtype or store.spec.layout.dtype)
-    exact = FeatureStore(source, record_dtype(store.spec.layout.dtype).name)
+    exact = FeatureStore(source, exact_dtype(store.spec.layout.dtype))
     writer = StoreWriter(out, spec, store.vocabulary, format)
     done = 0
+    failed = {row.key: row for row in store.errors()}
     for entry in store.catalog.entries():
-        if not writer.done(list(entry.all_keys())).all():
+        errors = [row for row in entry.errors if failed.get(row.key) == row]  # not those of images tried again
+        keys = [*entry.keys, *(row.key for row in errors)]
+        if not writer.done(keys).all():
             check_source(store, entry)
-            with writer.unit(entry.all_keys()) as unit:
+            with writer.unit(keys) as unit:
                 for key in entry.keys:
-                    unit.append(in_dtype(exact[key], record_dtype(spec.layout.dtype).name))
-                unit.errors = list(entry.errors)
+                    unit.append(in_dtype(exact[key], exact_dtype(spec.layout.dtype)))
+                unit.errors = errors
                 unit.commit(entry.facts)
         done += len(entry.keys)
         on_records(done, len(store))
@@ -102,6 +105,8 @@ def in_dtype(record: Record, dtype: str) -> Record:
     Raises:
         StoreError: a value does not fit.
     """
+    if record.features.dtype == NUMPY[dtype]:
+        return record
     changed: dict[str, Any] = {"features": cast(record.features, dtype)}
     if any(each.name == "whole_image" for each in fields(record)):
         whole: np.ndarray | None = getattr(record, "whole_image")  # noqa: B009

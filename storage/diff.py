@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import StoreError, spec_differences
-from storage.records import GridRecord, Record, RegionRecord
+from storage.records import PixelRecord, Record, RegionRecord
 from storage.store import FeatureStore
 
 MATCH_IOU = 0.5
@@ -84,7 +84,7 @@ class Difference:
     only_in_first, only_in_second  keys
     identical     records equal to the last bit in every field that both stores have, their boxes in the same order
     resized       keys whose image size differs
-    reshaped      keys whose boxes differ in number, place or order, or whose grids have other numbers of cells
+    reshaped      keys whose boxes differ in number, place or order, or whose cells or pixels are other numbers
     boxes         (matched, in the first, in the second): boxes of records whose numbers or places of boxes differ are
                   matched by IoU, best first, from 0.5; their fields are then compared between matched boxes
     """
@@ -142,11 +142,14 @@ def _compare(one: Record, other: Record, found: Difference, near: float) -> None
 
 def _pairs(one: Record, other: Record, found: Difference, near: float) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Arrays to compare, by field; boxes that do not stand in the same order are matched first."""
-    if isinstance(one, GridRecord) or isinstance(other, GridRecord):
+    if not isinstance(one, RegionRecord) or not isinstance(other, RegionRecord):
         if one.features.shape != other.features.shape:
             found.reshaped.append(one.key)
-        else:
-            yield "features", one.features, other.features
+            return
+        yield "pixels" if isinstance(one, PixelRecord) else "features", one.features, other.features
+        whole = [getattr(each, "whole_image", None) for each in (one, other)]
+        if whole[0] is not None and whole[1] is not None:
+            yield "whole_image", whole[0], whole[1]
         return
     left, right = _matched(one, other, found, near)
     for name in REGION_FIELDS:

@@ -10,7 +10,7 @@ import numpy as np
 from storage.codecs import encode, record_dtype
 from storage.columns import PER_BOX_COLUMNS, Column, columns
 from storage.errors import StoreError
-from storage.records import GridRecord, Record, RegionRecord
+from storage.records import RECORD_OF, Record, RegionRecord
 from storage.spec import OPTIONAL, Spec
 
 
@@ -41,7 +41,7 @@ def gather(records: Sequence[Record], spec: Spec) -> Gathered:
     rows = [record.features.reshape(-1, dim) for record in records]
     offsets = np.zeros(len(records) + 1, np.int64)
     np.cumsum([len(each) for each in rows], out=offsets[1:])
-    shapes = [each.features.shape[:2] if isinstance(each, GridRecord) else (0, 0) for each in records]
+    shapes = [(0, 0) if isinstance(each, RegionRecord) else each.features.shape[:2] for each in records]
     pairs = zip(records, shapes, strict=True)
     sizes = [(each.image_size[1], each.image_size[0], shape[0], shape[1]) for each, shape in pairs]
     arrays: dict[str, np.ndarray] = {}
@@ -51,12 +51,12 @@ def gather(records: Sequence[Record], spec: Spec) -> Gathered:
         scales = [each for _, each in coded]
         arrays["features_scale"] = np.concatenate(scales) if scales else np.empty(0, np.float32)
     for column in columns(spec):
-        if column.name.startswith(("features", "whole_image")):
+        if column.field in (spec.values, "whole_image"):
             continue
         parts = [getattr(record, column.field) for record in records]
         arrays[column.name] = np.concatenate(parts) if parts else _none(column)
-    if spec.view == "regions" and "whole_image" not in spec.layout.without:
-        whole = [record.whole_image[None] for record in records if isinstance(record, RegionRecord)]  # type: ignore[index]
+    if "whole_image" in spec.carried:
+        whole = [getattr(record, "whole_image")[None] for record in records]  # noqa: B009
         joined = np.concatenate(whole) if whole else np.empty((0, dim), record_dtype(spec.layout.dtype))
         if spec.layout.dtype == "uint8":
             joined, arrays["whole_image_scale"] = encode(joined)
@@ -75,7 +75,7 @@ def check_fits(record: Record, spec: Spec) -> None:
     Raises:
         StoreError: it is.
     """
-    wanted = RegionRecord if spec.view == "regions" else GridRecord
+    wanted = RECORD_OF[spec.view]
     dtype = record_dtype(spec.layout.dtype).name
     found = (record.features.shape[-1], record.features.dtype.name)
     if not isinstance(record, wanted) or found != (spec.layout.dim, dtype):
@@ -83,15 +83,16 @@ def check_fits(record: Record, spec: Spec) -> None:
             f"record {record.key!r} ({type(record).__name__}, width {found[0]}, {found[1]}) does not fit the store: "
             f"{spec.view}, width {spec.layout.dim}, {dtype}."
         )
-    if isinstance(record, RegionRecord):
-        _check_fields(record, spec)
-
-
-def _check_fields(record: RegionRecord, spec: Spec) -> None:
     for name in OPTIONAL:
-        if (getattr(record, name) is None) != (name in spec.layout.without):
-            has = "lacks" if getattr(record, name) is None else "carries"
+        carries = getattr(record, name, None) is not None
+        if carries != (name in spec.carried):
+            has = "carries" if carries else "lacks"
             raise StoreError(f"record {record.key!r} {has} {name}, unlike the store's records.")
+    if isinstance(record, RegionRecord):
+        _check_probs(record, spec)
+
+
+def _check_probs(record: RegionRecord, spec: Spec) -> None:
     probs = record.class_probs
     count, dtype = (0, spec.layout.probs_dtype) if probs is None else (probs.shape[1], probs.dtype.name)
     if (count, dtype) != (spec.layout.class_probs, spec.layout.probs_dtype):

@@ -26,6 +26,8 @@ from storage.spec import Spec
 SUFFIX = ".h5"
 ALIGNMENT = 4096  # large data sets start on a page
 LARGE_FROM = 65536
+MOST_ROWS = 2**31 - 1  # readers count the rows of a shard in 32 bits
+_ROWS = {"regions": "boxes", "grid": "cells", "patches": "patches", "pixels": "pixels"}
 _OPTIONS: dict[str, Any] = {
     "libver": "latest",
     "alignment_threshold": LARGE_FROM,
@@ -53,16 +55,21 @@ class Hdf5ShardWriter:
         """Take one record.
 
         Raises:
-            StoreError: the record is of another view, width or dtype than the store.
+            StoreError: the record is of another view, width or dtype than the store, or the shard is full.
         """
         check_fits(record, self.spec)
         if record.key.endswith("\0"):
             raise StoreError(
                 f"key {record.key!r} ends with a zero byte, with which HDF5 fills up keys; use --format arrow."
             )
+        rows = int(np.prod(record.features.shape[:-1]))
+        if self.rows + rows > MOST_ROWS:
+            raise StoreError(
+                f"an HDF5 shard holds {MOST_ROWS:,} {_ROWS[self.spec.view]} at most; put fewer images in one."
+            )
         self._records.append(record)
         self.keys.append(record.key)
-        self.rows += int(np.prod(record.features.shape[:-1]))
+        self.rows += rows
 
     def close(self) -> tuple[int, str]:
         """Write, finish and sync the file; returns its size in bytes and its XXH3-128."""
@@ -92,7 +99,7 @@ def hdf5_layouts(path: Path, spec: Spec) -> list[Layout]:
         found = {name: value for name, value in file.attrs.items() if name.startswith("triptych.")}
         if found != {name: np.bytes_(value) for name, value in shard_metadata(spec).items()}:
             raise StoreError(f"{path} has another schema than its store; `triptych verify` tells more.")
-        images, rows = len(file["image_id"]), len(file["features"])
+        images, rows = len(file["image_id"]), len(file[spec.values])
         places = {"image_id": _place(file["image_id"]), "offsets": _place(file["offsets"])}
         places |= {name: _place(file[name]) for name in SIZES}
         for column in columns(spec):
@@ -136,15 +143,16 @@ def _head(gathered: Gathered, spec: Spec) -> tuple[bytes, bool]:
         for column in columns(spec)[1:]:
             file.create_dataset(column.name, data=_plain(gathered.arrays[column.name]))
         if large:
-            file.create_dataset("features", shape, dtype, fill_time="never")  # its room is allocated by the first write
+            # Its room is allocated by the first write.
+            file.create_dataset(spec.values, shape, dtype, fill_time="never")
         else:
             parts = [_plain(part) for part in gathered.features]
-            file.create_dataset("features", data=np.concatenate(parts) if shape[0] else np.empty(shape, dtype))
+            file.create_dataset(spec.values, data=np.concatenate(parts) if shape[0] else np.empty(shape, dtype))
     if not large:
         return memory.getvalue(), False
     with h5py.File(memory, "r+", **_OPTIONS) as file:  # closed in between: all of HDF5's own tables lie before the room
-        file["features"][0, 0] = 0
-        place = int(file["features"].id.get_offset())
+        file[spec.values][0, 0] = 0
+        place = int(file[spec.values].id.get_offset())
     head = memory.getvalue()
     if len(head) > place + dtype.itemsize:
         raise StoreError(f"HDF5 {h5py.version.hdf5_version} did not put the features at the end of the file.")

@@ -13,6 +13,8 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ import xxhash
 
 from storage.atomic import HashedFile, discard, publish, writing
 from storage.errors import StoreError
-from storage.manifest import Entry, ErrorRow, ShardFacts
-from storage.places import Place, read_document, write_document
+from storage.manifest import Entry, ErrorRow, ShardFacts, committed_at
+from storage.places import Place, inside, read_document, write_document
 from storage.shard import MappedFile
 
 HEAD, FOLDER = "index.json", "index"
@@ -56,7 +58,7 @@ class Index:
     """
 
     def __init__(self, place: Place, head: dict[str, Any]) -> None:
-        self.head = head
+        self.head, self._name = head, place.name
         tables = {name: _Table(_local(place, head["tables"][name])) for name in TABLES}
         self._tables = tables
         self.unit_of, self.row_of = tables["keys"].numbers("unit"), tables["keys"].numbers("row")
@@ -81,7 +83,8 @@ class Index:
         """Positions (K,) int64 of keys; -1 where a key has no record."""
         # File names may hold surrogates, which no key does.
         found = (self._find(key.encode(errors="surrogatepass")) for key in keys)
-        return np.fromiter(found, np.int64, len(keys))
+        with self._reading():
+            return np.fromiter(found, np.int64, len(keys))
 
     def _find(self, key: bytes) -> int:
         """One bucket of hashes is read, about a hundred; mapping them would make resident whatever is touched."""
@@ -94,27 +97,29 @@ class Index:
         return -1
 
     def key(self, position: int) -> str:
-        return self._bytes(position).decode()
+        with self._reading():
+            return self._bytes(position).decode()
 
     def keys(self) -> Iterator[str]:
         column = self._tables["keys"].batch.column("key")
         for start in range(0, len(self), 65536):
-            yield from column.slice(start, 65536).to_pylist()
+            yield from self._values(column.slice(start, 65536))
 
     def unit(self, number: int) -> UnitFacts:
-        shard, facts = (self._units.column(name)[number].as_py() for name in ("shard", "facts"))
-        shard = ShardFacts.from_dict(json.loads(shard)) if shard else None
-        return UnitFacts(self._units.column("unit")[number].as_py(), shard, json.loads(facts))
+        row = self._units.slice(number, 1)
+        [unit], [shard], [facts] = (self._values(row.column(name)) for name in ("unit", "shard", "facts"))
+        with self._reading():
+            return UnitFacts(unit, ShardFacts.from_dict(json.loads(shard)) if shard else None, json.loads(facts))
 
     def unit_ids(self) -> list[str]:
-        ids: list[str] = self._units.column("unit").to_pylist()
-        return ids
+        return self._values(self._units.column("unit"))
 
     def errors(self) -> Iterator[tuple[int, ErrorRow]]:
         """Failed images with the number of their unit."""
         for start in range(0, self._errors.num_rows, 65536):
-            for row in self._errors.slice(start, 65536).to_pylist():
-                yield row.pop("unit"), ErrorRow(**row)
+            rows = self._errors.slice(start, 65536)
+            for number, *texts in zip(*(self._values(rows.column(name)) for name in rows.schema.names), strict=True):
+                yield number, ErrorRow(*texts)
 
     def rows(self, number: int) -> np.ndarray:
         """Rows of a unit's shard that are records of the store; another unit may have had the others first."""
@@ -130,8 +135,25 @@ class Index:
         bounds = np.searchsorted(self.unit_of, np.arange(self.units + 1))
         for number in range(self.units):
             each = self.unit(number)
-            keys = column.slice(bounds[number], bounds[number + 1] - bounds[number]).to_pylist()
+            keys = self._values(column.slice(bounds[number], bounds[number + 1] - bounds[number]))
             yield Entry(each.unit, keys, errors.get(number, []), each.shard, each.facts)
+
+    def _values(self, column: Any) -> list[Any]:
+        """A slice as Python values, once its offsets are seen to lead nowhere outside the table."""
+        with self._reading():
+            column.validate(full=True)
+            if column.null_count:
+                raise ValueError("a value is missing")
+            values: list[Any] = column.to_pylist()
+            return values
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Opening compares the lengths of the tables only; other damage is met here."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+            raise StoreError(f"{self._name}/{HEAD} names a table that is damaged; run `triptych repair`.") from error
 
     def _bytes(self, position: int) -> bytes:
         start, stop = self._ends.read(position, position + 2).tolist()
@@ -221,9 +243,15 @@ def _sweep(place: Place, head: dict[str, Any]) -> None:
 def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict[str, pa.RecordBatch]:
     keys, hashes, unit_of, row_of, units, errors = _kept(old, dropped)
     first = len(units)
-    for number, entry in enumerate(new, first):
+    for entry in new:
         units.append((entry.unit, json.dumps(asdict(entry.shard)) if entry.shard else "", json.dumps(entry.facts)))
-        errors += [(number, row.key, row.uri, row.stage, row.reason, row.message) for row in entry.errors]
+    fresh_errors = [
+        [(number, row.key, row.uri, row.stage, row.reason, row.message) for row in entry.errors]
+        for number, entry in enumerate(new, first)
+    ]
+    in_time = sorted(zip(map(committed_at, new), fresh_errors, strict=True), key=itemgetter(0))
+    last = {row[1]: row for rows in (errors, *(rows for _, rows in in_time)) for row in rows}
+    errors += chain.from_iterable(fresh_errors)
     fresh = [key for entry in new for key in entry.keys]
     counts = [len(entry.keys) for entry in new]
     keys = pa.concat_arrays([keys, pa.array(fresh, pa.large_string())])
@@ -238,10 +266,10 @@ def _built(old: Index | None, new: list[Entry], dropped: frozenset[str]) -> dict
         keep[doubled] = False
         keys, hashes, unit_of, row_of = keys.filter(pa.array(keep)), hashes[keep], unit_of[keep], row_of[keep]
         order = np.argsort(hashes, kind="stable")
-    if errors:  # a key that failed in two units, or has a record in another, is no error of its own
+    if errors:  # a key with a record in another unit is no error; one that failed in two failed as it last did
         failed = pa.array([row[1] for row in errors], pa.large_string())
         seen = set(keys.filter(pc.is_in(keys, value_set=failed)).to_pylist())
-        errors = [row for row in errors if not (row[1] in seen or seen.add(row[1]))]  # type: ignore[func-returns-value]
+        errors = [row for row in errors if row[1] not in seen and last[row[1]] is row]
     arrays = {
         "keys": [keys, pa.array(unit_of), pa.array(row_of)],
         "lookup": [pa.array(hashes[order]), pa.array(order.astype(np.uint32))],
@@ -356,7 +384,7 @@ def _shift(keys: int) -> int:
 def _local(place: Place, facts: dict[str, Any]) -> Path:
     """A table as a local file: where it lies, or a copy of an object's in the cache, named by its content."""
     if place.local:
-        path = place.local / facts["file"]
+        path = place.local / inside(facts["file"])
         if path.stat().st_size != facts["bytes"]:
             raise StoreError(f"{path} has another length than was written; run `triptych repair`.")
         return path

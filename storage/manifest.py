@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from storage.atomic import seal
+from storage.errors import StoreError
 from storage.places import Place, read_document
 
 FOLDER = "manifest"
@@ -44,7 +45,14 @@ class ShardFacts:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ShardFacts:
-        return cls(**values)
+        """The facts that an entry holds.
+
+        Raises:
+            TypeError: they are of other types.
+        """
+        facts = cls(**values)
+        _check_types(facts, file=str, format=str, bytes=int, xxh3_128=str, rows=int, layouts=list | None)
+        return facts
 
 
 @dataclass(frozen=True)
@@ -64,14 +72,35 @@ class Entry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Entry:
+        """An entry as it was committed.
+
+        Raises:
+            KeyError, TypeError: something is missing, or of another type.
+        """
         shard = values["shard"]
-        return cls(
+        entry = cls(
             unit=values["unit"],
             keys=values["keys"],
             errors=[ErrorRow(**row) for row in values["errors"]],
             shard=ShardFacts.from_dict(shard) if shard else None,
             facts=values["facts"],
         )
+        _check_types(entry, unit=str, keys=list, facts=dict)
+        texts = [*entry.keys, *(text for row in entry.errors for text in astuple(row))]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a key, or a column of an error, is no text")
+        return entry
+
+
+def _check_types(found: Any, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(getattr(found, name), kind):
+            raise TypeError(f"{name} is {getattr(found, name)!r:.40}")
+
+
+def committed_at(entry: Entry) -> float:
+    """When a unit was committed, by its writer's clock; 0 where the entry does not say."""
+    return float(entry.facts.get("committed_at", 0))
 
 
 def entry_file(unit: str) -> str:
@@ -90,7 +119,14 @@ def read_entry(place: Place, unit: str) -> Entry:
         FileNotFoundError: it is not there.
         StoreError: it is damaged.
     """
-    return Entry.from_dict(read_document(place, entry_file(unit)))
+    content = read_document(place, entry_file(unit))
+    try:
+        return Entry.from_dict(content)
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"{place.name}/{entry_file(unit)} is no entry of a manifest ({type(error).__name__}: {error}); "
+            "run `triptych repair`."
+        ) from error
 
 
 def write_entry(place: Place, entry: Entry) -> None:

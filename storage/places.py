@@ -78,6 +78,17 @@ def open_place(path: str | Path) -> Place:
     return Bucket(text)
 
 
+def inside(file: str) -> str:
+    """The name of a file below a store.
+
+    Raises:
+        StoreError: it leads elsewhere, as the manifest of a store that was made to do harm could.
+    """
+    if not isinstance(file, str) or "\0" in file or file.startswith("/") or ".." in file.split("/"):
+        raise StoreError(f"the store names a file {file!r:.80}, which does not lie in it; do not use this store.")
+    return file
+
+
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
@@ -95,37 +106,37 @@ class Folder:
         self.name = str(root)
 
     def read(self, file: str) -> bytes:
-        return (self.root / file).read_bytes()
+        return self._path(file).read_bytes()
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         found = []
         for file, start, size in ranges:
-            with (self.root / file).open("rb") as handle:
+            with self._path(file).open("rb") as handle:
                 handle.seek(start)
                 found.append(handle.read(size))
         return found
 
     def names(self, folder: str) -> list[str]:
         """Names of the finished files in a folder, sorted; none where it is missing."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self.root / folder):
-            return sorted(each.name for each in (self.root / folder).iterdir() if not each.name.startswith("."))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self._path(folder)):
+            return sorted(each.name for each in self._path(folder).iterdir() if not each.name.startswith("."))
         return []
 
     def size(self, file: str) -> int | None:
         """Bytes of a file; None where it is missing."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self.root / file):
-            return (self.root / file).stat().st_size
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _readable(self._path(file)):
+            return self._path(file).stat().st_size
         return None
 
     def make(self, folders: Sequence[str]) -> None:
         with writing(self.root):
             for folder in folders:
-                (self.root / folder).mkdir(parents=True, exist_ok=True)
+                self._path(folder).mkdir(parents=True, exist_ok=True)
         for folder in ("", *folders):
-            remove_stale_partials(self.root / folder)
+            remove_stale_partials(self._path(folder))
 
     def write(self, file: str, data: bytes) -> None:
-        write_whole(self.root / file, data)
+        write_whole(self._path(file), data)
 
     def create(self, file: str, data: bytes) -> None:
         """Write a file unless there is one."""
@@ -135,17 +146,17 @@ class Folder:
 
     def draft(self, file: str) -> Path:
         """A path to write a file to before `publish`."""
-        return partial_path(self.root / file)
+        return partial_path(self._path(file))
 
     def publish(self, draft: Path, file: str) -> None:
-        with writing(self.root / file):
-            publish(draft, self.root / file)
+        with writing(self._path(file)):
+            publish(draft, self._path(file))
 
     def discard(self, draft: Path) -> None:
         discard(draft)
 
     def remove(self, *files: str) -> None:
-        paths = [self.root / file for file in files]
+        paths = [self._path(file) for file in files]
         for path in paths:
             with writing(path):
                 path.unlink(missing_ok=True)
@@ -160,6 +171,9 @@ class Folder:
     def alone(self) -> AbstractContextManager[None]:
         """Nothing to do: whoever replaces the index looks again, under the lock, at what he replaces."""
         return contextlib.nullcontext()
+
+    def _path(self, file: str) -> Path:
+        return self.root / inside(file)
 
     def is_something_else(self, head: str, ours: set[str]) -> bool:
         """True for a file, or a folder with foreign content; a store that another writer is just making is none."""

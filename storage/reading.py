@@ -17,7 +17,6 @@ from storage.codecs import NUMPY
 from storage.errors import StoreError
 from storage.order import Order, batches
 from storage.records import PackedBatch, Record
-from storage.spec import OPTIONAL
 from storage.store import FeatureStore
 
 ADVISED = 256  # records that the disk is asked for ahead of reading one by one
@@ -55,7 +54,7 @@ class Records(Iterator[Record]):
         self._next = 0
         if state is not None:
             self.order, self._next = resumed(store, state)
-        self._fields = sorted(set(OPTIONAL) - set(store.spec.layout.without)) if store.spec.view == "regions" else []
+        self._fields = store.spec.carried
         self._ahead: deque[int] = deque()
         self._coming = chain.from_iterable(each.tolist() for each in self.order.positions(self._next))
 

@@ -1,6 +1,7 @@
 """What an image's features are: shapes, dtypes, units and order. A record that disagrees with itself cannot be built.
 
-Shapes in this file: N boxes, D feature width, C classes, H x W grid cells, B images of a batch, M rows of a padded one.
+Shapes in this file: N boxes, D feature width, C classes, H x W cells or pixels, B images of a batch, M rows of a padded
+one.
 Feature dtypes: float16, float32, or bfloat16 as `ml_dtypes.bfloat16`.
 """
 
@@ -85,7 +86,65 @@ class GridRecord:
             raise ValueError(f"{self.key}: grid features must be (H, W, D), found {self.features.shape}")
 
 
-Record = RegionRecord | GridRecord
+@dataclass(frozen=True, eq=False)
+class PatchRecord:
+    """The patch tokens of one image, by a vision transformer.
+
+    key          str               names the image in its store
+    image_size   (height, width)   of the upright original, in pixels
+    features     (H, W, D)         row-major over what the tower saw of the image, top-left patch first
+    whole_image  (D,)              the tower's class token; None where it has none (FeatureLayout.without)
+
+    Raises:
+        ValueError: the arrays do not agree in width or dtype, or the features are not three-dimensional.
+    """
+
+    key: str
+    image_size: tuple[int, int]
+    features: np.ndarray
+    whole_image: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3:
+            raise ValueError(f"{self.key}: patch features must be (H, W, D), found {self.features.shape}")
+        _require(self.key, "whole_image", self.whole_image, self.features.shape[2:], self.features.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelRecord:
+    """One image, decoded and resized, for networks that are trained end to end.
+
+    key         str               names the image in its store
+    image_size  (height, width)   of the upright original, in pixels
+    pixels      (H, W, 3) uint8   upright RGB
+
+    Raises:
+        ValueError: the pixels are of another shape or dtype.
+    """
+
+    key: str
+    image_size: tuple[int, int]
+    pixels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
+            raise ValueError(
+                f"{self.key}: pixels must be uint8 (H, W, 3), found {self.pixels.dtype} {self.pixels.shape}"
+            )
+
+    @property
+    def features(self) -> np.ndarray:
+        """The pixels, by the name of what other records hold."""
+        return self.pixels
+
+
+Record = RegionRecord | GridRecord | PatchRecord | PixelRecord
+RECORD_OF: dict[str, type[Record]] = {
+    "regions": RegionRecord,
+    "grid": GridRecord,
+    "patches": PatchRecord,
+    "pixels": PixelRecord,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +152,11 @@ class PackedBatch:
     """Several records end to end; image i owns rows `offsets[i]:offsets[i + 1]`.
 
     keys         B strings
-    values       (sum N, D)             features; grid cells row by row
+    values       (sum N, D)             features; cells row by row. Of a store of pixels (sum H W, 3) uint8, row by row
     offsets      (B + 1,) int64
     image_sizes  (B, 2) int32           height, width of the upright originals, in pixels
     boxes        (sum N, 4) float32     regions only
-    grid_shapes  (B, 2) int32           grid only: cells down, cells across
+    grid_shapes  (B, 2) int32           not for regions: cells (or pixels) down, and across
     others       by name, where asked for: class_ids, class_scores, attribute_ids, attribute_scores (sum N,),
                  class_probs (sum N, C), whole_image (B, D)
     """
@@ -120,7 +179,7 @@ class PaddedBatch:
     mask         (B, M) bool        True where a row is the record's
     image_sizes  (B, 2) int32       height, width of the upright originals, in pixels
     boxes        (B, M, 4) float32  regions only; zero where `mask` is False
-    grid_shapes  (B, 2) int32       grid only: cells down, cells across, before anything was cut
+    grid_shapes  (B, 2) int32       not for regions: cells down, cells across, before anything was cut
     """
 
     keys: list[str]
@@ -143,7 +202,7 @@ def pack(records: Sequence[Record]) -> PackedBatch:
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(each) for each in rows], out=offsets[1:])
     regions = [record for record in records if isinstance(record, RegionRecord)]
-    grids = [record for record in records if isinstance(record, GridRecord)]
+    grids = [record for record in records if not isinstance(record, RegionRecord)]
     return PackedBatch(
         keys=[record.key for record in records],
         values=np.concatenate(rows),

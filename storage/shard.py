@@ -18,18 +18,18 @@ import numpy as np
 
 from storage.codecs import cast, decode, default_dtype
 from storage.columns import PER_BOX_COLUMNS, SIZES, Column, columns
-from storage.records import GridRecord, Record, RegionRecord
+from storage.records import GridRecord, PatchRecord, PixelRecord, Record, RegionRecord
 from storage.spec import Spec
 
 Read = Callable[[int, int], np.ndarray]  # (place in the file, number of bytes) -> uint8
-LARGE = ("features", "class_probs", "whole_image")  # columns that are not read as a whole from an object store
+LARGE = ("features", "pixels", "class_probs", "whole_image")  # columns that are not read whole from an object store
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the columns of consecutive images lie in a file.
 
-    images, rows   how many; rows are boxes or cells
+    images, rows   how many; rows are boxes, cells or pixels
     places         column name -> (place in the file, bytes): those of `storage.columns`, the sizes, "image_id" (UTF-8,
                    end to end, with int32 "image_id.offsets"; or all of one length, zero-padded, without them) and
                    "offsets" (images + 1 row numbers, int32 or int64)
@@ -95,8 +95,8 @@ def read_segment(layout: Layout, spec: Spec, read: Read, file: str | None = None
         raise ValueError("its row offsets are not those of its rows")
     sizes = {name: get.typed(name, np.dtype(np.int32), layout.images) for name in SIZES}
     cells = sizes["grid_h"].astype(np.int64) * sizes["grid_w"]
-    if spec.view == "grid" and not np.array_equal(cells, np.diff(offsets)):
-        raise ValueError("its grid shapes are not those of the features")
+    if spec.view != "regions" and not np.array_equal(cells, np.diff(offsets)):
+        raise ValueError(f"its grid shapes are not those of the {spec.values}")
     segment = Segment(get.keys(), sizes, offsets, {}, layout.places)
     for column in columns(spec):
         count = layout.rows if column.per_row else layout.images
@@ -172,14 +172,20 @@ def record_from(spec: Spec, segment: Segment, image: int, dtype: str) -> Record:
     key = segment.keys[image]
     size = (int(segment.sizes["height"][image]), int(segment.sizes["width"][image]))
     scale = arrays["features_scale"][start:stop] if "features_scale" in arrays else None
-    features = as_asked(arrays["features"][start:stop], scale, dtype)
-    if spec.view == "grid":
+    features = as_asked(arrays[spec.values][start:stop], scale, dtype)
+    if spec.view != "regions":
         shape = (int(segment.sizes["grid_h"][image]), int(segment.sizes["grid_w"][image]), spec.layout.dim)
-        return GridRecord(key, size, features.reshape(shape))
+        features = features.reshape(shape)
+    if spec.view == "grid":
+        return GridRecord(key, size, features)
+    if spec.view == "pixels":
+        return PixelRecord(key, size, features)
     whole = arrays["whole_image"][image : image + 1] if "whole_image" in arrays else None
     if whole is not None:
         scale = arrays["whole_image_scale"][image : image + 1] if "whole_image_scale" in arrays else None
         whole = as_asked(whole, scale, dtype)[0]
+    if spec.view == "patches":
+        return PatchRecord(key, size, features, whole)
     # Opening the segment has checked what building a record checks; here it would cost as much as all the rest.
     record = object.__new__(RegionRecord)
     record.__dict__.update(key=key, image_size=size, boxes=arrays["boxes"][start:stop], features=features)

@@ -10,11 +10,12 @@ from typing import Any
 
 from storage.errors import StoreError
 
-VIEWS = ("regions", "grid")
-DTYPES = ("float16", "float32", "bfloat16", "uint8")
+VIEWS = ("regions", "grid", "patches", "pixels")
+DTYPES = ("float16", "float32", "bfloat16", "uint8", "bytes")
 PROBS_DTYPES = ("float16", "float32")
 OPTIONAL = ("whole_image", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 BOX_UNITS = ("pixels", "fractions")
+_CARRIED = {"regions": OPTIONAL, "patches": ("whole_image",)}
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,12 @@ class FeatureLayout:
     """How features lie in a record.
 
     dim          width D of one feature
-    dtype        stored dtype: "float16", "float32", "bfloat16", or "uint8", which is 8 bits a value with a square-root
-                 scale a row (storage/codecs.py)
+    dtype        stored dtype: "float16", "float32", "bfloat16"; "uint8", which is 8 bits a value with a square-root
+                 scale a row (storage/codecs.py); or "bytes", pixels as they are, for their view and no other
     class_probs  columns of the class probabilities, background included; 0 where they are not stored
     probs_dtype  stored dtype of the class probabilities, "float16" or "float32"
-    without      fields of a region record that this store does not have, out of OPTIONAL; foreign files lack some
+    without      fields of a record that this store does not have, out of OPTIONAL; foreign files lack some, and some
+                 towers of patches have no class token for whole_image
     box_units    "pixels" of the upright original; or "fractions" of its width and height, where a foreign file does not
                  tell the size
     """
@@ -53,11 +55,11 @@ class FeatureLayout:
 class Spec:
     """Everything that decides the numbers in a store, as plain JSON values.
 
-    view        "regions" or "grid"
+    view        "regions", "grid", "patches" or "pixels"
     layout      how features lie in a record
     model       name, weights (origin and sha256), dtype computed in, and what else shapes the network
     preprocess  resize, colour order, mean, std
-    selection   which boxes are kept; empty for a grid
+    selection   which boxes are kept; empty for other views than regions
     """
 
     view: str
@@ -68,6 +70,18 @@ class Spec:
 
     def __post_init__(self) -> None:
         _check_choice("view", self.view, VIEWS)
+        if (self.view == "pixels") != (self.layout.dtype == "bytes"):
+            raise StoreError(f"{self.view} cannot be stored as {self.layout.dtype}: pixels are bytes, features never.")
+
+    @property
+    def values(self) -> str:
+        """The column, and the field of a record, that holds its rows: "pixels" or "features"."""
+        return "pixels" if self.view == "pixels" else "features"
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The fields out of OPTIONAL that every record of this store has."""
+        return tuple(name for name in _CARRIED.get(self.view, ()) if name not in self.layout.without)
 
     @property
     def id(self) -> str:

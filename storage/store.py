@@ -38,7 +38,7 @@ class FeatureStore(Mapping[str, Record]):
 
     path   a folder, or an address that fsspec knows
     dtype  of the features that come out: "float16", "float32" or "bfloat16". Default: as stored, which for 8-bit stores
-           means float16
+           means float16; pixels are read as they are
 
     Going through it reads each shard once and in order. Records have positions, 0 to `len(store)` - 1, in that order.
     Picklable, and safe under fork and spawn: shards are mapped when they are first asked for, in each process.
@@ -54,8 +54,11 @@ class FeatureStore(Mapping[str, Record]):
         self.spec = Spec.from_dict(head["spec"])
         self.vocabulary: dict[str, Any] = head["vocabulary"]
         self.dtype = dtype or default_dtype(self.spec.layout.dtype)
-        if self.dtype not in READABLE:
-            raise StoreError(f"features cannot be read as {self.dtype!r}; choose one of {', '.join(READABLE)}.")
+        readable = ("bytes",) if self.spec.view == "pixels" else READABLE
+        if self.dtype not in readable:
+            raise StoreError(
+                f"{self.spec.values} cannot be read as {self.dtype!r}; choose one of {', '.join(readable)}."
+            )
         self.catalog = Catalog(self.place)
         self._located = Located(0)
         self._newer: FeatureStore | None = None
@@ -144,11 +147,16 @@ class FeatureStore(Mapping[str, Record]):
         """Records side by side: each cut to its first `max_boxes` rows in the detector's order, or padded with zeros.
 
         The mask tells the rows that are real; none is invented. Errors as of `batch`.
+
+        Raises:
+            StoreError: the store holds pixels.
         """
+        if self.spec.view == "pixels":
+            raise StoreError(f"{self.place.name} holds pixels, which have no boxes to cut; use batch() or iter().")
         return pad(self.batch(keys), max_boxes)
 
     def rows(self, positions: np.ndarray) -> int:
-        """How many boxes or cells these records have together."""
+        """How many boxes, cells or pixels these records have together."""
         return self._reading(positions).total
 
     def iter(

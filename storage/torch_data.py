@@ -37,7 +37,7 @@ class _Opened:
 
 
 class StoreDataset(_Opened, Dataset[dict[str, Any]]):
-    """Records by index, as dictionaries of tensors: `features`, and for regions `boxes` and what else the store has.
+    """Records by index, as dictionaries of tensors: `features` (or `pixels`), and what else the store has, as `boxes`.
 
     Args:
         path: of the store.

@@ -237,9 +237,13 @@ def _checksum(place: Place, file: str, size: int) -> str:
 
 
 def _check_repeated(place: Place, entries: list[Entry], found: Verification) -> None:
-    """A key in two units: impossible where commits are locked; without a lock the first unit keeps it."""
-    counts = Counter(key for entry in entries for key in entry.all_keys())
-    repeated = {key for key, count in counts.items() if count > 1}
+    """A key in two units: impossible where commits are locked; without a lock the first unit keeps it.
+
+    An image that failed and was tried again stands in both units, and only one of them may have a record of it.
+    """
+    counts = Counter(key for entry in entries if not entry.facts.get("again") for key in entry.all_keys())
+    records = Counter(key for entry in entries for key in entry.keys)
+    repeated = {key for each in (counts, records) for key, count in each.items() if count > 1}
     if repeated and not place.local:
         found.notes.append(f"{len(repeated)} keys stand in two units (two writers at once); the first one's are read")
         return

@@ -79,9 +79,17 @@ class StoreWriter:
                 except FileNotFoundError:
                     continue
 
-    def unit(self, keys: Iterable[str]) -> UnitWriter:
-        """A unit to write; use it as a context, and call `commit` at its end."""
-        return UnitWriter(self, unit_id(self.spec.id, keys))
+    def unit(self, keys: Iterable[str], again: bool = False) -> UnitWriter:
+        """A unit to write; use it as a context, and call `commit` at its end.
+
+        Args:
+            again: its images failed before; what becomes of them now takes the place of their error rows.
+        """
+        keys = list(keys)
+        name, tries = unit_id(self.spec.id, keys), 1
+        while again and self.catalog.has(name):  # they may have been a unit of their own
+            name, tries = unit_id(self.spec.id, [*keys, f"again {tries}"]), tries + 1
+        return UnitWriter(self, name, again)
 
     def write_run(self, facts: dict[str, Any]) -> None:
         """Keep what is known of the last job (planned images, timings, whether it ended)."""
@@ -98,9 +106,10 @@ class StoreWriter:
 class UnitWriter:
     """One unit under way: records go to a file nobody sees until `commit`; leaving without it discards the file."""
 
-    def __init__(self, store: StoreWriter, unit: str) -> None:
+    def __init__(self, store: StoreWriter, unit: str, again: bool = False) -> None:
         self.store = store
         self.unit = unit
+        self._again = again
         self.errors: list[ErrorRow] = []
         kind = format_of(store.format)
         # Without a lock, two writers may commit one unit at once; each entry must then name its own writer's bytes.
@@ -143,7 +152,8 @@ class UnitWriter:
         with self.store.place.locked():
             self.store.refresh()
             mine = [*self._shard.keys, *(error.key for error in self.errors)]
-            taken = {key for key, done in zip(mine, self.store.done(mine), strict=True) if done}
+            there = self.store.catalog.find(mine) >= 0 if self._again else self.store.done(mine)
+            taken = {key for key, is_there in zip(mine, there, strict=True) if is_there}
             return self._publish_rest(taken, facts) if taken else self._publish(facts)
 
     def _close(self) -> None:
@@ -167,7 +177,8 @@ class UnitWriter:
             places = plain_layouts(self._draft, self.store.spec, self.store.format)
             self.store.place.publish(self._draft, self._file)
             shard = ShardFacts(self._file, self.store.format, self._size, self._checksum, self._shard.rows, places)
-        return Entry(self.unit, self._shard.keys, self.errors, shard, {"committed_at": time.time(), **(facts or {})})
+        noted = {"committed_at": time.time(), **({"again": True} if self._again else {}), **(facts or {})}
+        return Entry(self.unit, self._shard.keys, self.errors, shard, noted)
 
     def _publish_rest(self, taken: set[str], facts: Mapping[str, Any] | None) -> Entry | None:
         """The rare path: two jobs were planned differently and met."""
@@ -179,7 +190,7 @@ class UnitWriter:
         if rows:
             written = open_shard_file(self._draft, self.store.spec, self.store.format)
         keys = [self._shard.keys[row] for row in rows] + [error.key for error in errors]
-        with self.store.unit(keys) as rest:
+        with self.store.unit(keys, self._again) as rest:
             for row in rows:
                 rest.append(_as_written(written, row, self.store.spec))
             rest.errors = errors
@@ -223,9 +234,16 @@ def read_head(place: Place) -> dict[str, Any]:
         raise StoreError(f"{place.name}/{HEAD} cannot be read: {error.strerror or error}.") from error
     if head.get("format_version") not in READABLE_VERSIONS:
         raise StoreError(
-            f"{place.name} has format version {head.get('format_version')}, this Triptych reads versions "
+            f"{place.name} has format version {head.get('format_version')!r:.40}, this Triptych reads versions "
             f"{' and '.join(map(str, READABLE_VERSIONS))}; install the release that wrote it."
         )
+    try:
+        Spec.from_dict(head["spec"])
+        _ = head["vocabulary"].keys()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"{place.name}/{HEAD} tells no spec ({type(error).__name__}: {error}); take it from a copy of this store."
+        ) from error
     return head
 
 

@@ -6,12 +6,14 @@ Sub-folders are entered: released features lie in one a split (train2014, val201
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -20,9 +22,12 @@ import numpy as np
 from storage.atomic import PARTIAL, partial_path, publish, writing
 from storage.errors import StoreError
 from storage.interop.base import BadRow, Import, ImportOptions
+from storage.interop.unpickling import first_line
 from storage.records import Record, RegionRecord
 from storage.spec import OPTIONAL, FeatureLayout
 from storage.store import FeatureStore
+
+LARGEST = 1 << 28  # bytes that a part of an image's file may unpack to: 100 boxes of 2048 numbers take 1 MiB
 
 
 class WrongFormatError(StoreError):
@@ -271,13 +276,42 @@ def read_npz(source: Path | BinaryIO, wanted: tuple[str, ...]) -> dict[str, np.n
         with zipfile.ZipFile(source) as archive:
             names = set(archive.namelist())
             for name in (each for each in wanted if f"{each}.npy" in names):
-                with archive.open(f"{name}.npy") as member:
-                    found[name] = np.lib.format.read_array(member, allow_pickle=False)
-                    if member.read(1):  # the checksum is compared at the end only
-                        raise ValueError(f"{name} is longer than it says")
+                found[name] = npy_array(_unpacked(archive, f"{name}.npy"))
     except Exception as error:  # torn archives raise nearly any type, from zlib.error to NotImplementedError
-        raise StoreError(f"it is torn or no .npz file ({error}).") from error
+        raise StoreError(f"it is torn or no .npz file ({first_line(error)}).") from error
     return found
+
+
+def npy_array(data: bytes) -> np.ndarray:
+    """The array of an .npy file; nothing is unpickled.
+
+    Raises:
+        ValueError: it is none, holds objects, or has not just the bytes that its shape takes; room for an array is made
+            only once that is known.
+    """
+    stream = BytesIO(data)
+    shape, dtype = npy_header(stream)
+    wanted, has = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if wanted != has and not dtype.hasobject:
+        raise ValueError(f"{dtype} {shape} takes {wanted:,} bytes, it has {has:,}")
+    stream.seek(0)
+    array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an .npy file, whose numbers follow in the stream; torn headers raise nearly any type."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > LARGEST:
+        raise ValueError(f"{name} unpacks to {size:,} bytes, more than {LARGEST:,}")
+    return archive.read(name)
 
 
 def read_member(source: Path | BinaryIO, name: str) -> bytes:
@@ -289,11 +323,11 @@ def read_member(source: Path | BinaryIO, name: str) -> bytes:
     """
     try:
         with zipfile.ZipFile(source) as archive:
-            return archive.read(name)
+            return _unpacked(archive, name)
     except KeyError as error:
         raise WrongFormatError(f"it has no {name.removesuffix('.npy')}.") from error
     except Exception as error:
-        raise StoreError(f"its {name} cannot be read ({error}).") from error
+        raise StoreError(f"its {name} cannot be read ({first_line(error)}).") from error
 
 
 def write_npz(

@@ -14,7 +14,7 @@ import numpy as np
 from storage.codecs import cast
 from storage.errors import StoreError
 from storage.interop.base import ExportReport, Foreign, Import, ImportOptions
-from storage.interop.folders import FileFormat, WrongFormatError, demand, read_folder, write_folder
+from storage.interop.folders import LARGEST, FileFormat, WrongFormatError, demand, read_folder, write_folder
 from storage.interop.unpickling import first_line
 from storage.records import GridRecord, Record
 from storage.store import FeatureStore
@@ -69,6 +69,8 @@ def _tensor(path: Path) -> np.ndarray:
         raise WrongFormatError(f"its tensor is {str(found.layout).removeprefix('torch.')}; wanted a dense one.")
     if found.dtype not in (torch.float32, torch.float16):
         raise WrongFormatError(f"its tensor is {str(found.dtype).removeprefix('torch.')}; wanted float32 or float16.")
+    if found.nbytes > found.untyped_storage().nbytes():
+        raise StoreError(f"its tensor {tuple(found.shape)} has more numbers than the file; it was not saved whole.")
     values: np.ndarray = found.detach().numpy()
     return values
 
@@ -77,6 +79,9 @@ def _check_sums(path: Path) -> None:
     """Compare the checksums of a zip file, as torch does not; files of torch before 1.6 have none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > LARGEST:
+                raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {LARGEST:,}")
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"the checksum of {damaged} does not fit")

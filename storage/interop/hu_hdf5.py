@@ -25,7 +25,7 @@ from storage.codecs import cast
 from storage.errors import StoreError
 from storage.interop import unpickling
 from storage.interop.base import BadRow, ExportReport, Foreign, Import, ImportOptions, write_beside
-from storage.interop.folders import demand, demand_pixels, known_size, left_out
+from storage.interop.folders import LARGEST, demand, demand_pixels, known_size, left_out
 from storage.interop.lmdbs import Rows, entry
 from storage.records import RegionRecord
 from storage.spec import OPTIONAL, FeatureLayout
@@ -153,11 +153,20 @@ def _record(file: Any, key: str, row: int, place: Slice, options: ImportOptions)
         raise StoreError("there is no such row.")
     try:
         at = place(file, row)
+        _check_size(file, at)
         features, boxes, fractions = (file[each][at] for each in DATASETS)
     except (OSError, IndexError, OverflowError) as error:
         raise StoreError(f"it cannot be read ({unpickling.first_line(error)}).") from error
     size = image_size(boxes, fractions)
     return RegionRecord(key, options.sizes.get(key, size) if size == (0, 0) else size, boxes, features)
+
+
+def _check_size(file: Any, at: slice | int) -> None:
+    """A data set that was never filled takes no room in the file, whatever its shape."""
+    shape = file[FEATURES].shape
+    rows = at.stop - at.start if isinstance(at, slice) else shape[1]
+    if rows * shape[-1] * 4 > LARGEST:
+        raise StoreError(f"an image with {rows:,} boxes of {shape[-1]:,} numbers is larger than {LARGEST:,} bytes.")
 
 
 def image_size(boxes: np.ndarray, fractions: np.ndarray) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from storage.interop.folders import (
     exactly,
     known_size,
     left_out,
+    npy_header,
     read_folder,
     read_member,
     read_npz,
@@ -122,9 +123,7 @@ def _info(path: Path) -> dict[str, Any]:
     """The dict in `info`, which numpy saved as an array that holds one object."""
     stream = io.BytesIO(read_member(path, "info.npy"))
     try:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
+        shape, dtype = npy_header(stream)
     except ValueError as error:
         raise StoreError(f"its info is torn ({error}).") from error
     if shape != () or dtype.kind != "O":

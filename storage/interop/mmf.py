@@ -37,6 +37,8 @@ from storage.interop.folders import (
     known_size,
     left_out,
     new_folder,
+    npy_array,
+    npy_header,
     read_folder,
     safe_name,
     write_folder,
@@ -131,12 +133,10 @@ def _load(path: Path, key: str, options: ImportOptions) -> RegionRecord:
 def _array(handle: BinaryIO) -> np.ndarray:
     """What an .npy file holds; objects are plain ones only."""
     try:
-        version = np.lib.format.read_magic(handle)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        objects = header(handle)[2].hasobject
+        objects = npy_header(handle)[1].hasobject
         if not objects:
             handle.seek(0)
-            found: np.ndarray = np.lib.format.read_array(handle, allow_pickle=False)
+            found = npy_array(handle.read())
     except Exception as error:  # torn headers raise nearly any type
         raise StoreError(f"it is torn or no .npy file ({unpickling.first_line(error)}).") from error
     if objects:

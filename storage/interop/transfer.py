@@ -15,6 +15,7 @@ from storage.convert import in_dtype
 from storage.errors import StoreError
 from storage.interop import FORMATS
 from storage.interop.base import BadRow, ExportReport, Foreign, Import, ImportOptions
+from storage.interop.unpickling import first_line
 from storage.manifest import ErrorRow
 from storage.records import Record
 from storage.spec import Spec
@@ -174,7 +175,7 @@ def read_sizes(path: str | Path) -> dict[str, tuple[int, int]]:
             if image.get("file_name"):
                 sizes[Path(image["file_name"]).stem] = size
         return sizes
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(
-            f"{path} is not a COCO-style JSON with image sizes ({type(error).__name__}: {error})."
+            f"{path} is not a COCO-style JSON with image sizes ({type(error).__name__}: {first_line(error)})."
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from storage.errors import StoreError
 
 KINDS = "biufcOSU"  # of dtypes: numbers, objects, text; no records, no dates
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # opens what torch.save wrote before it wrote zip files
+LONGEST_LINE = 300  # characters of an error that are passed on
 TORCH = "it is a file of torch.save"
 
 
@@ -52,7 +54,9 @@ def dumps(content: Any) -> bytes:
 
 
 def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of what an error says, fit to be shown: errors quote what stands in the file."""
+    line = next(iter(str(error).splitlines()), "")[:LONGEST_LINE] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _dtype(code: str, *_: object) -> np.dtype[Any]:
@@ -127,7 +131,19 @@ class PlainUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks to change the state of {type(target).__name__}")
         target.__setstate__(state)
 
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _build}
+    def _bytearray(self) -> None:
+        """Python's own makes room for as many bytes as the pickle says, before it looks whether they are there."""
+        size = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
+        data = self.read(min(size, sys.maxsize))  # type: ignore[attr-defined]
+        if len(data) < size:
+            raise EOFError("it ends before its bytes do")
+        self.append(bytearray(data))  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _build,
+        pickle.BYTEARRAY8[0]: _bytearray,
+    }
 
 
 def _check_dtype(dtype: np.dtype[Any], state: tuple[Any, ...]) -> None:

@@ -17,7 +17,20 @@ from storage.arrow import ARCHIVE_IMAGES_PER_BATCH, IMAGES_PER_BATCH
 from storage.codecs import decode, encode
 from storage.formats import FORMATS, open_shard_file
 from storage.shard import Shard
-from tests.unit.storage.samples import GRID, REGIONS, assert_same, grid_record, region_record, with_layout
+from tests.unit.storage.samples import (
+    GRID,
+    PATCHES,
+    PIXELS,
+    REGIONS,
+    VIEWS,
+    assert_same,
+    grid_record,
+    patch_record,
+    pixel_record,
+    record_of,
+    region_record,
+    with_layout,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,20 @@ def test_grid_records_of_different_shapes_come_back_bit_for_bit(shards: Shards, 
     assert_round_trip(shards.written(records, spec), records)
 
 
+@pytest.mark.parametrize("without", [(), ("whole_image",)], ids=["class token", "none"])
+def test_patch_records_come_back_bit_for_bit(shards: Shards, without: tuple[str, ...]) -> None:
+    spec = with_layout(PATCHES, without=without)
+    records = [patch_record(f"image{shape}", shape, spec) for shape in [(7, 7), (1, 1), (24, 24)]]
+    assert_round_trip(shards.written(records, spec), records)
+
+
+def test_pixels_of_every_size_come_back_without_padding(shards: Shards) -> None:
+    shapes = [(1, 1), (384, 512), (1, 640), (640, 1), (48, 36)]
+    records = [pixel_record(f"image{shape}", shape) for shape in shapes]
+    assert_round_trip(shards.written(records, PIXELS), records)
+    assert shards.path.stat().st_size < sum(3 * down * across for down, across in shapes) + 32768
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_values_that_compare_unequal_or_equal_by_accident_keep_their_bits(shards: Shards, dtype: type) -> None:
     spec = with_layout(GRID, dim=6, dtype=np.dtype(dtype).name)
@@ -119,12 +146,11 @@ def test_a_shard_without_records_is_empty(shards: Shards) -> None:
     assert len(shards.written([], REGIONS)) == 0
 
 
-@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+@pytest.mark.parametrize("spec", VIEWS.values(), ids=VIEWS.keys())
 def test_order_is_kept_across_batches(shards: Shards, spec: Spec) -> None:
     count = 2 * shards.kind.images_per_batch[spec.view] + 3
     keys = [f"{(7 * i) % count:04}" for i in range(count)]  # not sorted
-    make = region_record if spec.view == "regions" else grid_record
-    records = [make(key, spec=spec) for key in keys]
+    records = [record_of(key, spec) for key in keys]
     shard = shards.written(records, spec)
     assert [shard[row].key for row in range(len(shard))] == keys
     assert_round_trip(shard, records)
@@ -143,10 +169,9 @@ def test_arrays_that_are_not_contiguous_are_written_as_they_read(shards: Shards)
     np.testing.assert_array_equal(found.features, turned.features)
 
 
-@pytest.mark.parametrize("record", [region_record("a", 5), grid_record("a", (3, 4))], ids=["regions", "grid"])
-def test_reading_copies_nothing(shards: Shards, record: Record) -> None:
-    spec = REGIONS if isinstance(record, RegionRecord) else GRID
-    shard = shards.written([grid_record("b") if spec is GRID else region_record("b", 2), record], spec)
+@pytest.mark.parametrize("spec", VIEWS.values(), ids=VIEWS.keys())
+def test_reading_copies_nothing(shards: Shards, spec: Spec) -> None:
+    shard = shards.written([record_of("b", spec), record_of("a", spec)], spec)
     for name, array in vars(shard[1]).items():
         if isinstance(array, np.ndarray):
             assert lies_in_a_map(array) or not shards.kind.mapped, name
@@ -197,6 +222,7 @@ UNFIT = {
     "width": (region_record("a", 2, with_layout(REGIONS, dim=9)), "width 9, float16"),
     "dtype": (region_record("a", 2, with_layout(REGIONS, dtype="float32")), "width 8, float32"),
     "view": (grid_record("a"), "GridRecord, width 8, float16"),
+    "pixels": (pixel_record("a"), "PixelRecord, width 3, uint8"),
 }
 
 
@@ -212,6 +238,14 @@ def test_a_record_that_does_not_fit_the_store_is_refused_and_named(shards: Shard
 def test_a_region_record_does_not_fit_a_grid_store(shards: Shards) -> None:
     with pytest.raises(StoreError, match="RegionRecord.*does not fit the store: grid"):
         shards.kind.writer(shards.path, GRID).append(region_record("a"))
+
+
+def test_a_patch_record_without_the_class_token_of_its_store_is_refused(shards: Shards) -> None:
+    without = with_layout(PATCHES, without=("whole_image",))
+    with pytest.raises(StoreError, match="'a' lacks whole_image, unlike the store's records"):
+        shards.kind.writer(shards.path, PATCHES).append(patch_record("a", spec=without))
+    with pytest.raises(StoreError, match="'a' carries whole_image, unlike the store's records"):
+        shards.kind.writer(shards.path, without).append(patch_record("a"))
 
 
 @pytest.mark.parametrize("carried", [0, 4, 6])
@@ -239,11 +273,10 @@ def test_a_file_that_is_no_whole_shard_is_refused(shards: Shards, damage: Callab
         shards.kind.reader(shards.path, REGIONS)
 
 
-@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+@pytest.mark.parametrize("spec", VIEWS.values(), ids=VIEWS.keys())
 def test_a_flipped_bit_is_refused_or_harmless_but_never_a_crash(shards: Shards, spec: Spec) -> None:
     """Without a checksum nobody can tell a changed feature; but lengths and offsets must not lead outside the file."""
-    make = region_record if spec.view == "regions" else grid_record
-    shards.write([make(key, spec=spec) for key in ("a", "b", "c")], spec)
+    shards.write([record_of(key, spec) for key in ("a", "b", "c")], spec)
     data = shards.path.read_bytes()
     refused = 0
     for place in range(len(data)):
@@ -257,7 +290,7 @@ def test_a_flipped_bit_is_refused_or_harmless_but_never_a_crash(shards: Shards, 
         except StoreError:
             refused += 1
             continue
-        assert all(isinstance(record, RegionRecord | GridRecord) for record in found)
+        assert all(isinstance(record, Record) for record in found)
     assert refused > len(data) // 10
 
 
@@ -278,22 +311,26 @@ def test_records_of_every_layout_come_back_bit_for_bit(shards: Shards, changes: 
     assert_round_trip(shards.written(records, spec), records)
     shards.path.unlink()
     if not {"without", "class_probs"} & changes.keys():
-        grids = [grid_record("a", (3, 4), with_layout(GRID, **changes))]
-        assert_round_trip(shards.written(grids, with_layout(GRID, **changes)), grids)
+        for view in (GRID, PATCHES):
+            grids = [record_of("a", with_layout(view, **changes))]
+            assert_round_trip(shards.written(grids, with_layout(view, **changes)), grids)
+            shards.path.unlink()
 
 
-def test_records_in_8_bits_come_back_as_their_codes_mean(shards: Shards) -> None:
-    spec = with_layout(REGIONS, dtype="uint8")
-    records = [region_record(f"image{boxes}", boxes, spec) for boxes in (3, 0, 40)]
+@pytest.mark.parametrize("view", [REGIONS, PATCHES], ids=["regions", "patches"])
+def test_records_in_8_bits_come_back_as_their_codes_mean(shards: Shards, view: Spec) -> None:
+    spec = with_layout(view, dtype="uint8")
+    records = [record_of(key, spec) for key in "abc"]
     shard = shards.written(records, spec)
     for row, record in enumerate(records):
         found = shard.record(row, "float32")
         for name in ("features", "whole_image"):
-            rows = np.atleast_2d(getattr(record, name))
+            rows = getattr(record, name).reshape(-1, 8)
             wanted = decode(*encode(rows), "float32").reshape(getattr(record, name).shape)
             np.testing.assert_array_equal(getattr(found, name), wanted)
             assert getattr(shard[row], name).dtype == np.float16
-        np.testing.assert_array_equal(found.boxes, record.boxes)
+        if isinstance(record, RegionRecord):
+            np.testing.assert_array_equal(found.boxes, record.boxes)
 
 
 def test_a_large_shard_is_one_file_without_gaps_whose_checksum_fits(shards: Shards) -> None:

@@ -13,11 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import ErrorRow, FeatureLayout, GridRecord, Record, RegionRecord, Spec, StoreWriter
+from storage import (
+    ErrorRow,
+    FeatureLayout,
+    GridRecord,
+    PatchRecord,
+    PixelRecord,
+    Record,
+    RegionRecord,
+    Spec,
+    StoreWriter,
+)
 from storage.codecs import record_dtype
 
 REGIONS = Spec("regions", FeatureLayout(8))
 GRID = Spec("grid", FeatureLayout(8))
+PATCHES = Spec("patches", FeatureLayout(8))
+PIXELS = Spec("pixels", FeatureLayout(3, "bytes"))
+VIEWS = {"regions": REGIONS, "grid": GRID, "patches": PATCHES, "pixels": PIXELS}
 
 
 def region_record(key: str, boxes: int | None = None, spec: Spec = REGIONS) -> RegionRecord:
@@ -48,8 +61,25 @@ def grid_record(key: str, shape: tuple[int, int] | None = None, spec: Spec = GRI
     return GridRecord(key, (32 * down, 32 * across), features)
 
 
+def patch_record(key: str, shape: tuple[int, int] | None = None, spec: Spec = PATCHES) -> PatchRecord:
+    """As `grid_record`, with a class token."""
+    grid = grid_record(key, shape, spec)
+    token = np.random.default_rng(zlib.crc32(key.encode()) + 1).random(spec.layout.dim).astype(grid.features.dtype)
+    return PatchRecord(key, grid.image_size, grid.features, token if "whole_image" in spec.carried else None)
+
+
+def pixel_record(key: str, shape: tuple[int, int] | None = None, spec: Spec = PIXELS) -> PixelRecord:
+    """A record that its key decides: 1 to 9 pixels a side where the shape is left out."""
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    down, across = shape or (int(rng.integers(1, 10)), int(rng.integers(1, 10)))
+    return PixelRecord(key, (2 * down, 2 * across), rng.integers(0, 256, (down, across, 3), np.uint8))
+
+
+_MAKERS = {"regions": region_record, "grid": grid_record, "patches": patch_record, "pixels": pixel_record}
+
+
 def record_of(key: str, spec: Spec) -> Record:
-    return region_record(key, spec=spec) if spec.view == "regions" else grid_record(key, spec=spec)
+    return _MAKERS[spec.view](key, spec=spec)  # type: ignore[operator]
 
 
 def error_row(key: str) -> ErrorRow:

@@ -18,6 +18,8 @@ from storage.store import FeatureStore
 from storage.writer import unit_id
 from tests.unit.storage.samples import (
     GRID,
+    PATCHES,
+    PIXELS,
     REGIONS,
     assert_same,
     contents,
@@ -75,10 +77,12 @@ LAYOUTS = [
     *(with_layout(REGIONS, dtype=dtype) for dtype in ("float32", "bfloat16")),
     with_layout(REGIONS, class_probs=3, without=("whole_image", "attribute_ids")),
     GRID,
+    PATCHES,
+    PIXELS,
 ]
 
 
-@pytest.mark.parametrize("spec", LAYOUTS, ids=["float32", "bfloat16", "other fields", "grid"])
+@pytest.mark.parametrize("spec", LAYOUTS, ids=["float32", "bfloat16", "other fields", "grid", "patches", "pixels"])
 @pytest.mark.parametrize("format", ["arrow", "hdf5"])
 def test_every_kind_of_record_is_merged_bit_for_bit(tmp_path: Path, spec: Spec, format: str) -> None:
     path = make_store(tmp_path / "store", UNITS, spec, FAILED, format)

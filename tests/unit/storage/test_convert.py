@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from storage import GridRecord, Spec, SpecMismatchError, StoreError, StoreWriter, open_store, verify_store
-from storage.codecs import cast, record_dtype
+from storage.codecs import cast, exact_dtype, record_dtype
 from storage.compact import compact, fold
 from storage.convert import convert, in_dtype, shard_bytes
 from storage.store import FeatureStore
 from tests.unit.storage.samples import (
     GRID,
+    PATCHES,
+    PIXELS,
     REGIONS,
     assert_same,
     contents,
@@ -39,6 +41,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 SPECS = {
     **{f"regions {dtype}": with_layout(REGIONS, dtype=dtype) for dtype in ("float16", "float32", "bfloat16", "uint8")},
     **{f"grid {dtype}": with_layout(GRID, dtype=dtype) for dtype in ("float16", "float32", "bfloat16", "uint8")},
+    **{f"patches {dtype}": with_layout(PATCHES, dtype=dtype) for dtype in ("float16", "uint8")},
+    "patches without a class token": with_layout(PATCHES, without=("whole_image",)),
+    "pixels": PIXELS,
     "class probabilities": with_layout(REGIONS, class_probs=5),
     "class probabilities in float32": with_layout(REGIONS, class_probs=5, probs_dtype="float32"),
     "fields left out": with_layout(REGIONS, without=("whole_image", "class_ids", "attribute_scores")),
@@ -49,7 +54,7 @@ SPECS = {
 def exact(path: Path) -> FeatureStore:
     """A store at the precision of what it stores."""
     stored = open_store(path).spec.layout.dtype
-    return open_store(path, record_dtype(stored).name)
+    return open_store(path, exact_dtype(stored))
 
 
 def assert_equal_stores(one: Path, other: Path) -> None:
@@ -82,6 +87,15 @@ def test_from_arrow_to_hdf5_to_an_archive_and_back_nothing_changes(tmp_path: Pat
         assert {unit.shard.format for unit in units if unit.shard} == {format}
     assert contents(tmp_path / "0") == before
     assert shard_contents(tmp_path / "3") == shard_contents(tmp_path / "0")
+
+
+def test_pixels_become_no_features(tmp_path: Path) -> None:
+    make_store(tmp_path / "one", UNITS, PIXELS)
+    with pytest.raises(StoreError, match="pixels cannot be stored as float16: pixels are bytes, features never"):
+        convert(tmp_path / "one", tmp_path / "other", "arrow", "float16")
+    make_store(tmp_path / "patches", UNITS, PATCHES)
+    with pytest.raises(StoreError, match="patches cannot be stored as bytes"):
+        convert(tmp_path / "patches", tmp_path / "other", "arrow", "bytes")
 
 
 def test_odd_values_keep_their_bits(tmp_path: Path) -> None:

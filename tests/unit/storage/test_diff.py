@@ -13,7 +13,17 @@ import pytest
 from storage import GridRecord, Record, RegionRecord, Spec, StoreError, StoreWriter
 from storage.codecs import cast
 from storage.diff import REGION_FIELDS, Difference, diff_stores, match_boxes, open_both
-from tests.unit.storage.samples import GRID, REGIONS, grid_record, make_store, region_record, with_layout
+from tests.unit.storage.samples import (
+    GRID,
+    PATCHES,
+    PIXELS,
+    REGIONS,
+    grid_record,
+    make_store,
+    pixel_record,
+    region_record,
+    with_layout,
+)
 
 KEYS = ["a", "b", "c"]
 BOXES = np.array([[0, 0, 100, 100], [200, 0, 300, 80], [50, 50, 250, 250], [400, 10, 410, 30]], np.float32)
@@ -52,7 +62,7 @@ def changed(array: np.ndarray, at: Any, value: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16", "uint8"])
-@pytest.mark.parametrize("view", [REGIONS, GRID], ids=["regions", "grid"])
+@pytest.mark.parametrize("view", [REGIONS, GRID, PATCHES], ids=["regions", "grid", "patches"])
 def test_equal_stores_are_the_same_however_they_are_cut(tmp_path: Path, view: Spec, dtype: str) -> None:
     spec = with_layout(view, dtype=dtype)
     make_store(tmp_path / "one", [["a", "b"], ["c"]], spec)
@@ -60,10 +70,20 @@ def test_equal_stores_are_the_same_however_they_are_cut(tmp_path: Path, view: Sp
     found = diff_stores(*open_both(tmp_path / "one", tmp_path / "other"))
     assert found.same and (found.records, found.identical) == (3, 3)
     assert not (found.spec or found.resized or found.reshaped or found.only_in_first or found.only_in_second)
-    assert set(found.fields) == (set(REGION_FIELDS) - {"class_probs"} if view is REGIONS else {"features"})
+    fields = {"regions": set(REGION_FIELDS) - {"class_probs"}, "grid": {"features"}}
+    assert set(found.fields) == fields.get(view.view, {"features", "whole_image"})
     for distance in found.fields.values():
         assert (distance.records, distance.equal, distance.largest, distance.mean) == (3, 3, 0, 0)
     assert found.fields["features"].mean_cosine == pytest.approx(1)
+
+
+def test_pixels_are_compared_by_value_and_by_shape(compare: Any) -> None:
+    one = [pixel_record(key, (3, 4)) for key in KEYS]
+    other = [one[0], replace(one[1], pixels=one[1].pixels ^ 4), pixel_record(KEYS[2], (4, 3))]
+    found = compare(one, other, PIXELS)
+    assert (found.records, found.identical, found.reshaped) == (3, 1, [KEYS[2]])
+    distance = found.fields["pixels"]
+    assert (distance.records, distance.equal, distance.largest) == (2, 1, 4)
 
 
 @pytest.mark.parametrize("name", [name for name in REGION_FIELDS if name not in ("boxes", "class_probs")])

@@ -31,6 +31,8 @@ from storage.places import UnreachableError, open_place
 from storage.records import pack
 from tests.unit.storage.samples import (
     GRID,
+    PATCHES,
+    PIXELS,
     REGIONS,
     assert_same,
     error_row,
@@ -165,8 +167,14 @@ def leftovers() -> list[Path]:
 
 
 @pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8"])
-@pytest.mark.parametrize("view", [REGIONS, GRID], ids=["regions", "grid"])
+@pytest.mark.parametrize(
+    ("view", "dtype"),
+    [
+        *((view, dtype) for view in (REGIONS, GRID) for dtype in ("float16", "bfloat16", "uint8")),
+        *((PATCHES, "float16"), (PATCHES, "uint8"), (PIXELS, "bytes")),
+    ],
+    ids=lambda value: getattr(value, "view", value),
+)
 def test_a_store_holds_what_a_folder_would(format: str, dtype: str, view: Spec, tmp_path: Path) -> None:
     spec = with_layout(view, dtype=dtype)
     folder = StoreWriter(tmp_path / "store", spec, format=format)

@@ -27,6 +27,8 @@ from storage.reading import BatchLoader, record_bytes
 from storage.spec import OPTIONAL
 from tests.unit.storage.samples import (
     GRID,
+    PATCHES,
+    PIXELS,
     REGIONS,
     assert_same,
     make_store,
@@ -41,7 +43,9 @@ pytestmark = pytest.mark.timeout(60)  # a loader that waits for nothing must not
 KEYS = [f"k{number:02}" for number in range(47)]
 UNITS = [KEYS[:20], KEYS[20:35], KEYS[35:]]
 KINDS = ["arrow", "hdf5", "arrow-zstd", "mixed", "grid", "uint8", "bfloat16", "remote", "remote archive"]
+KINDS += ["patches", "pixels", "remote pixels"]
 SPECS = {"grid": GRID, "uint8": with_layout(REGIONS, dtype="uint8"), "bfloat16": with_layout(REGIONS, dtype="bfloat16")}
+SPECS |= {"patches": PATCHES, "pixels": PIXELS, "remote pixels": PIXELS}
 
 
 def store_of(kind: str, folder: Path) -> FeatureStore:

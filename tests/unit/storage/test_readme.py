@@ -21,7 +21,7 @@ from storage.index import TABLES
 from storage.manifest import Entry, ShardFacts
 from storage.spec import DTYPES
 from storage.writer import FORMAT_VERSION
-from tests.unit.storage.samples import GRID, REGIONS, make_store, with_layout
+from tests.unit.storage.samples import GRID, PATCHES, PIXELS, REGIONS, VIEWS, make_store, with_layout
 
 README = (Path(storage.arrow.__file__).parent / "README.md").read_text()
 
@@ -47,33 +47,43 @@ def in_words(kind: Any) -> str:
         rows = kind.value_type
         return f"list of N {f'x {in_words(rows)}' if pa.types.is_fixed_size_list(rows) else rows}"
     if pa.types.is_fixed_size_list(kind):
-        width = {8: "D", 4: "4", 5: "C"}[kind.list_size]
+        width = {8: "D", 4: "4", 5: "C", 3: "3"}[kind.list_size]
         return f"{width} {kind.value_type}"
     return str(kind)
+
+
+def is_in(view: str, place: str) -> bool:
+    """What the third cell of a column says of a view."""
+    return place == "all" or (place.startswith("all but") and not place.endswith(view)) or view in place.split("but")[0]
 
 
 def test_the_table_of_columns_is_the_schema() -> None:
     [table] = tables(r"shards/\<unit\>.arrow")
     schema = shard_schema(with_layout(REGIONS, class_probs=5))
-    assert names(table) == schema.names
-    for name, kind, *_ in table:
-        assert kind.replace(" (or float)", "") == in_words(schema.field(name.strip("`")).type), name
-    in_grids = [name.strip("`") for name, _, place, _ in table if place == "both"]
-    assert in_grids == shard_schema(GRID).names
+    assert [name for name in names(table) if name != "pixels"] == schema.names
+    for view, spec in {**VIEWS, "regions": with_layout(REGIONS, class_probs=5)}.items():
+        schema = shard_schema(spec)
+        said = {name.strip("`"): kind for name, kind, place, _ in table if is_in(view, place)}
+        assert list(said) == schema.names
+        for name, kind in said.items():
+            assert kind.replace(" (or float)", "") == in_words(schema.field(name).type), name
     optional = [name.strip("`") for name, _, place, _ in table if "where asked for" in place]
-    assert [name for name in names(table) if name not in optional] == shard_schema(REGIONS).names
+    assert optional == ["class_probs"]
 
 
 def test_the_metadata_named_is_that_of_the_schema() -> None:
     named = re.findall(r"`(triptych\.\w+)`", section(r"shards/\<unit\>.arrow"))
     plain, coded = (shard_schema(with_layout(REGIONS, dtype=dtype)).metadata for dtype in ("float16", "uint8"))
+    assert {b"triptych.boxes"} == plain.keys() - shard_schema(PATCHES).metadata.keys()
+    assert shard_schema(PIXELS).metadata[b"triptych.dtype"] == b"bytes"
     assert named[: len(plain)] == [name.decode() for name in plain]
     assert set(named) == {name.decode() for name in coded}
 
 
 def test_the_batch_sizes_named_are_those_of_the_code() -> None:
-    said = re.search(r"(\d+) images of a region store, (\d+) of a grid store", " ".join(README.split()))
-    assert said and {"regions": int(said[1]), "grid": int(said[2])} == IMAGES_PER_BATCH
+    words = r"(\d+) images of a region store, (\d+) of a grid store, (\d+) of patches, (\d+) of pixels"
+    said = re.search(words, " ".join(README.split()))
+    assert said and dict(zip(VIEWS, map(int, said.groups()), strict=True)) == IMAGES_PER_BATCH
 
 
 def test_the_fields_named_are_those_on_disk(tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_the_data_sets_of_an_hdf5_shard_are_the_columns(tmp_path: Path, dtype: s
     said = [*names(tables(r"shards/\<unit\>.arrow")[0]), "offsets", "features_scale", "whole_image_scale"]
     with h5py.File(store.path / unit.shard.file) as file:
         assert set(file) <= set(said)
-        assert set(file) == set(said) - {"class_probs"} - (set() if dtype == "uint8" else set(said[-2:]))
+        assert set(file) == set(said) - {"class_probs", "pixels"} - (set() if dtype == "uint8" else set(said[-2:]))
         last = max((data for data in file.values()), key=lambda data: data.id.get_offset() or 0)
         assert all(data.chunks is None for data in file.values()) and last.name == "/features"
 

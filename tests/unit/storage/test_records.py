@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from storage import GridRecord
+from storage import GridRecord, PatchRecord, PixelRecord
 from storage.records import PER_BOX, pack
-from tests.unit.storage.samples import REGIONS, grid_record, region_record, with_layout
+from tests.unit.storage.samples import REGIONS, grid_record, patch_record, region_record, with_layout
 
 WRONG = {
     "too few boxes": ({"boxes": np.zeros((2, 4), np.float32)}, r"boxes is float32 \(2, 4\).*float32 \(3, 4\)"),
@@ -45,6 +45,24 @@ def test_ids_and_scores_must_be_one_a_box_and_of_their_dtype(name: str) -> None:
 def test_grid_features_must_have_three_axes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"image: grid features must be \(H, W, D\)"):
         GridRecord("image", (10, 10), np.zeros(shape, np.float16))
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 8), (1, 2, 2, 8)])
+def test_patch_features_must_have_three_axes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"image: patch features must be \(H, W, D\)"):
+        PatchRecord("image", (10, 10), np.zeros(shape, np.float16))
+
+
+def test_a_class_token_must_be_as_the_patches_are() -> None:
+    for token in (np.zeros(7, np.float16), np.zeros(8, np.float32), np.zeros((1, 8), np.float16)):
+        with pytest.raises(ValueError, match="image: whole_image is"):
+            replace(patch_record("image"), whole_image=token)
+
+
+def test_pixels_must_be_bytes_of_three_colours() -> None:
+    for pixels in (np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3), np.float32)):
+        with pytest.raises(ValueError, match=r"image: pixels must be uint8 \(H, W, 3\)"):
+            PixelRecord("image", (10, 10), pixels)
 
 
 def test_a_record_without_boxes_is_a_record() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import FeatureLayout, GridRecord, Record, RegionRecord, Spec, StoreWriter, open_store, verify_store
+from storage import FeatureLayout, Record, RegionRecord, Spec, StoreWriter, open_store, verify_store
 from storage.codecs import record_dtype
-from storage.records import pack
+from storage.records import RECORD_OF, pack
 from tests.unit.storage.samples import assert_same
 
 KEYS = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=8)  # HDF5 keys cannot end in \0
@@ -22,11 +22,14 @@ SIZES = st.tuples(st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1))
 
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
-    view = draw(st.sampled_from(["regions", "grid"]))
+    view = draw(st.sampled_from(["regions", "grid", "patches", "pixels"]))
+    if view == "pixels":
+        return Spec(view, FeatureLayout(3, "bytes"))
     layout = FeatureLayout(
         dim=draw(st.integers(1, 5)),
         dtype=draw(st.sampled_from(["float16", "float32", "bfloat16"])),
         class_probs=draw(st.integers(0, 3)) if view == "regions" else 0,
+        without=("whole_image",) if view == "patches" and draw(st.booleans()) else (),
     )
     return Spec(view, layout)
 
@@ -40,9 +43,10 @@ def any_bits(draw: st.DrawFn, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 @st.composite
 def records(draw: st.DrawFn, spec: Spec, key: str) -> Record:
     dim, dtype, classes = spec.layout.dim, record_dtype(spec.layout.dtype), spec.layout.class_probs
-    if spec.view == "grid":
+    if spec.view != "regions":
         shape = (draw(st.integers(0, 3)), draw(st.integers(0, 3)), dim)
-        return GridRecord(key, draw(SIZES), any_bits(draw, shape, dtype))
+        whole = {"whole_image": any_bits(draw, (dim,), dtype)} if "whole_image" in spec.carried else {}
+        return RECORD_OF[spec.view](key, draw(SIZES), any_bits(draw, shape, dtype), **whole)  # type: ignore[call-arg]
     boxes = draw(st.integers(0, 4))
     return RegionRecord(
         key,

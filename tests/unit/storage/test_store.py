@@ -16,7 +16,10 @@ from storage.codecs import cast
 from storage.records import pack
 from tests.unit.storage.samples import (
     GRID,
+    PATCHES,
+    PIXELS,
     REGIONS,
+    VIEWS,
     assert_same,
     contents,
     error_row,
@@ -92,7 +95,7 @@ def test_a_key_like_no_other_names_none(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
-@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+@pytest.mark.parametrize("spec", VIEWS.values(), ids=VIEWS.keys())
 def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec: Spec, format: str) -> None:
     store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], spec, format=format))
     asked = ["e", "b", "e", "a"]
@@ -100,11 +103,11 @@ def test_a_batch_has_the_keys_in_the_order_asked_for(tmp_path: Path, spec: Spec,
     assert found.keys == wanted.keys
     for name in ("values", "offsets", "image_sizes", "boxes", "grid_shapes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
-    out = np.full((len(wanted.values) + 3, 8), np.nan, np.float16)
+    out = np.full((len(wanted.values) + 3, spec.layout.dim), 99, wanted.values.dtype)
     again = store.batch(store.positions(asked), out=out)
     assert np.shares_memory(again.values, out) and again.keys == asked
     np.testing.assert_array_equal(again.values, wanted.values)
-    assert np.isnan(out[len(wanted.values) :]).all()
+    assert (out[len(wanted.values) :] == 99).all()
 
 
 @pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
@@ -118,6 +121,23 @@ def test_a_batch_carries_the_fields_asked_for(tmp_path: Path, format: str) -> No
         join = np.stack if name == "whole_image" else np.concatenate
         wanted = join([getattr(region_record(key, spec=spec), name) for key in ("e", "b")])
         np.testing.assert_array_equal(found[name], wanted)
+
+
+@pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
+def test_a_batch_of_patches_carries_the_class_tokens_asked_for(tmp_path: Path, format: str) -> None:
+    store = open_store(make_store(tmp_path / "store", [KEYS[:3], KEYS[3:]], PATCHES, format=format))
+    found = store.batch(["e", "b"], ["whole_image"]).others
+    assert found is not None
+    np.testing.assert_array_equal(found["whole_image"], [store[key].whole_image for key in ("e", "b")])
+
+
+def test_pixels_are_read_as_they_are_and_have_no_boxes_to_cut(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "store", [["a", "b"]], PIXELS)
+    assert open_store(path)["a"].features is not None and open_store(path).batch(["a"]).values.dtype == np.uint8
+    with pytest.raises(StoreError, match="pixels cannot be read as 'float16'; choose one of bytes"):
+        open_store(path, "float16")
+    with pytest.raises(StoreError, match="holds pixels, which have no boxes to cut"):
+        open_store(path).pack(["a"], 3)
 
 
 def test_fields_that_a_store_lacks_or_nobody_knows_are_refused(store: FeatureStore, tmp_path: Path) -> None:

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 from storage import FeatureStore, Record, Spec, StoreError, open_store
 from storage.atomic import partial_path
 from storage.tar_shards import store_key, tar_key
-from tests.unit.storage.samples import GRID, REGIONS, make_store, partials, record_of, with_layout
+from tests.unit.storage.samples import (
+    GRID,
+    PATCHES,
+    PIXELS,
+    REGIONS,
+    make_store,
+    partials,
+    record_of,
+    with_layout,
+)
 
 KEYS = [
     "plain",
@@ -78,7 +87,9 @@ def assert_holds(sample: dict[str, Any], record: Record) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16", "uint8"])
-@pytest.mark.parametrize("spec", [REGIONS, WITH_ALL, GRID], ids=["regions", "with class_probs", "grid"])
+@pytest.mark.parametrize(
+    "spec", [REGIONS, WITH_ALL, GRID, PATCHES], ids=["regions", "with class_probs", "grid", "patches"]
+)
 def test_every_array_comes_back_through_webdataset(tmp_path: Path, spec: Spec, dtype: str) -> None:
     keys = [f"k{number}" for number in range(7)]
     store, paths = written(tmp_path, keys, with_layout(spec, dtype=dtype))
@@ -87,6 +98,13 @@ def test_every_array_comes_back_through_webdataset(tmp_path: Path, spec: Spec, d
     for sample in found:
         assert_holds(sample, store[sample["__key__"]])
         assert sample["features.npy"].dtype == {"bfloat16": np.float32, "uint8": np.float16}.get(dtype, dtype)
+
+
+def test_pixels_come_back_through_webdataset(tmp_path: Path) -> None:
+    store, paths = written(tmp_path, ["a", "b"], PIXELS)
+    for sample in samples(paths):
+        assert_holds(sample, store[sample["__key__"]])
+        assert sample["pixels.npy"].dtype == np.uint8 and "features.npy" not in sample
 
 
 def test_fields_that_a_store_lacks_are_not_in_the_tar(tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from storage.index import TABLES
 from storage.manifest import Entry
 from storage.places import Place
 from storage.verify import Problem
-from tests.unit.storage.samples import GRID, REGIONS, make_store, region_record, write_unit
+from tests.unit.storage.samples import (
+    GRID,
+    REGIONS,
+    VIEWS,
+    make_store,
+    region_record,
+    write_unit,
+)
 
 UNITS = [["a", "b", "c"], ["d", "e"], ["f"]]
 
@@ -49,7 +56,7 @@ def problem(path: Path) -> Problem:
     return found
 
 
-@pytest.mark.parametrize("spec", [REGIONS, GRID], ids=["regions", "grid"])
+@pytest.mark.parametrize("spec", VIEWS.values(), ids=VIEWS.keys())
 def test_a_sound_store_has_no_problems_and_is_counted(tmp_path: Path, spec: Spec) -> None:
     store = make_store(tmp_path / "store", UNITS, spec, failed=["f"])
     found = verify_store(str(store))
