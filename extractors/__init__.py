@@ -5,11 +5,28 @@ from typing import Any
 from extractors.base import ConfigError, Extractor, ExtractorConfig, Prepared
 from extractors.grid import GridConfig, GridExtractor
 from extractors.images import ImageError, decode, read_image
-from extractors.regions import RegionConfig, RegionExtractor
+from extractors.patches import PatchConfig, PatchExtractor
+from extractors.pixels import PixelConfig, PixelExtractor
+from extractors.regions import RegionConfig, make_region_extractor
 from extractors.weights import WeightsError
 
-CONFIGS: dict[str, type[ExtractorConfig]] = {"regions": RegionConfig, "grid": GridConfig}
-_EXTRACTORS: dict[type[ExtractorConfig], Any] = {RegionConfig: RegionExtractor, GridConfig: GridExtractor}
+CONFIGS: dict[str, type[ExtractorConfig]] = {
+    "regions": RegionConfig,
+    "grid": GridConfig,
+    "patches": PatchConfig,
+    "pixels": PixelConfig,
+}
+_EXTRACTORS: dict[type[ExtractorConfig], Any] = {
+    RegionConfig: make_region_extractor,
+    GridConfig: GridExtractor,
+    PatchConfig: PatchExtractor,
+    PixelConfig: PixelExtractor,
+}
+
+
+def view_of(config: ExtractorConfig) -> str:
+    """The view that a config's records are of."""
+    return next(view for view, kind in CONFIGS.items() if isinstance(config, kind))
 
 
 def make_extractor(config: ExtractorConfig) -> Extractor:
@@ -22,8 +39,8 @@ def load_extractor(view: str, **settings: Any) -> Extractor:
     """An extractor in one line: `load_extractor("regions", weights="random:0")`.
 
     Args:
-        view: "regions" or "grid".
-        settings: fields of `RegionConfig` or `GridConfig`.
+        view: "regions", "grid", "patches" or "pixels".
+        settings: fields of `RegionConfig`, `GridConfig`, `PatchConfig` or `PixelConfig`.
 
     Raises:
         ConfigError, WeightsError: the settings, or the weights, do not fit.
@@ -39,6 +56,8 @@ __all__ = [
     "ExtractorConfig",
     "GridConfig",
     "ImageError",
+    "PatchConfig",
+    "PixelConfig",
     "Prepared",
     "RegionConfig",
     "WeightsError",
@@ -46,4 +65,5 @@ __all__ = [
     "load_extractor",
     "make_extractor",
     "read_image",
+    "view_of",
 ]

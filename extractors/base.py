@@ -33,17 +33,19 @@ class ConfigError(TriptychError):
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """What both views share. Field comments are the help texts of the command line."""
+    """What every view's settings are. Field comments are the help texts of the command line."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+
+
+@dataclass(frozen=True)
+class NetworkConfig(ExtractorConfig):
+    """What all views share that run a network."""
 
     weights: str | None = None
     """A file, a published name, reference:FOLDER, or random:SEED (for trying things out). Default: the published
     weights of the model."""
-    shorter: int = 600
-    """Resize the shorter side to this many pixels ..."""
-    longer: int = 1000
-    """... unless the longer side would pass this many."""
-    width_divisor: int = 1
-    """Divide all widths of the network by this: quick trials with random weights only, marked in the store."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where there is one, said at the start."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -51,10 +53,31 @@ class ExtractorConfig:
     store_dtype: Literal["float16", "float32", "bfloat16", "uint8"] = "float16"
     """Number type features are stored in; uint8: 8 bits a value, with a square-root scale for each feature."""
 
+
+@dataclass(frozen=True)
+class ResizedConfig(ExtractorConfig):
+    """What all views share that keep the whole image in its own shape."""
+
+    shorter: int = 600
+    """Resize the shorter side to this many pixels ..."""
+    longer: int = 1000
+    """... unless the longer side would pass this many."""
+
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         if not 1 <= self.shorter <= self.longer:
             raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
+
+
+@dataclass(frozen=True)
+class ConvConfig(ResizedConfig, NetworkConfig):
+    """What both views of the convolutional networks share."""
+
+    width_divisor: int = 1
+    """Divide all widths of the network by this: quick trials with random weights only, marked in the store."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width_divisor < 1:
             raise ConfigError(f"--width-divisor {self.width_divisor} must be at least 1.")
 
@@ -76,7 +99,8 @@ class Prepared:
 
     key         names the image
     image_size  (height, width) of the upright original
-    pixels      (3, h, w) BGR, resized: uint8, or float32 with the mean taken off already (Caffe's order)
+    pixels      (3, h, w) resized, RGB for patches and BGR for the other views: uint8, or float32 with the mean taken
+                off already (Caffe's order)
     scale       resized pixels per original pixel
     boxes       (N, 4) float32 given by the user, in original pixels, or None
     """
@@ -184,7 +208,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def narrowed(body: ResNetConfig, config: ExtractorConfig, checkpoint: Checkpoint) -> ResNetConfig:
+def narrowed(body: ResNetConfig, config: ConvConfig, checkpoint: Checkpoint) -> ResNetConfig:
     """A body with divided widths.
 
     Raises:
@@ -195,7 +219,7 @@ def narrowed(body: ResNetConfig, config: ExtractorConfig, checkpoint: Checkpoint
     return body.narrowed(config.width_divisor) if config.width_divisor > 1 else body
 
 
-def model_facts(config: ExtractorConfig, checkpoint: Checkpoint, digest: str) -> dict[str, object]:
+def model_facts(config: ConvConfig, checkpoint: Checkpoint, digest: str) -> dict[str, object]:
     """The `model` part of a spec."""
     return {
         "name": getattr(config, "model", ""),
@@ -205,7 +229,7 @@ def model_facts(config: ExtractorConfig, checkpoint: Checkpoint, digest: str) ->
     }
 
 
-def pil_facts(config: ExtractorConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
+def pil_facts(config: ConvConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
     """The `preprocess` part of a spec, for images resized as bytes."""
     return {
         "decode": DECODE_POLICY,
@@ -218,7 +242,7 @@ def pil_facts(config: ExtractorConfig, mean: tuple[float, ...], std: tuple[float
     }
 
 
-def prepare_pil(key: str, image: np.ndarray, config: ExtractorConfig) -> Prepared:
+def prepare_pil(key: str, image: np.ndarray, config: ResizedConfig) -> Prepared:
     """detectron2's way: resize the bytes with Pillow, take the mean off later, on the device."""
     resized = resize_shortest_edge(image, config.shorter, config.longer)
     pixels = torch.from_numpy(np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1)))

@@ -1,15 +1,19 @@
-"""The bottom-up attention detector: Faster R-CNN, ResNet-101 C4, with object and attribute heads.
+"""Faster R-CNN with object and attribute heads: the bottom-up attention detector, and the grid networks' detectors.
 
-Two published variants share the network and differ in conventions (Anderson et al. 2018, "Bottom-Up and Top-Down
-Attention"): MILVLG/bottom-up-attention.pytorch keeps those of the original Caffe code, airsplay/py-bottom-up-attention
-moved the weights to detectron2's. Module names are detectron2's, so that both checkpoints load by name.
+Two published variants of the bottom-up detector, ResNet-101 C4, share the network and differ in conventions (Anderson
+et al. 2018, "Bottom-Up and Top-Down Attention"): MILVLG/bottom-up-attention.pytorch keeps those of the original Caffe
+code, airsplay/py-bottom-up-attention moved the weights to detectron2's. The networks of facebookresearch/grid-feats-vqa
+were trained as detectors with a dilated res5 in the backbone; their heads are in `extractors/grid_detector.py`. Module
+names are detectron2's, so that all checkpoints load by name.
 
-Shapes in this file: R proposals, K object classes, M attributes, A anchors a cell, C channels of res4, D of res5.
+Shapes in this file: R proposals, K object classes, M attributes, A anchors a cell, C channels of the map that boxes are
+found on (res4, or the dilated res5), D of one box's feature.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -28,7 +32,7 @@ PRE_NMS, PROPOSAL_NMS = 6000, 0.7
 
 @dataclass(frozen=True)
 class Conventions:
-    """What the two variants disagree on.
+    """What the variants disagree on.
 
     plus              1 where widths count both end pixels
     background_first  class 0 and attribute 0 mean "none"; else the last ones do
@@ -36,6 +40,7 @@ class Conventions:
     box_weights       by which the box head's deltas are multiplied
     min_side          proposals narrower than this, in pixels of the original image, are dropped before ranking
     resize            "pil-bilinear" on bytes, mean after; or "cv2-linear" on floats, mean before
+    anchor_sizes      sides of the square anchors: in pixels, or in Caffe's base of 16
     """
 
     name: str
@@ -45,18 +50,24 @@ class Conventions:
     box_weights: tuple[float, float, float, float]
     min_side: int
     resize: str
+    anchor_sizes: tuple[int, ...]
 
 
-CAFFE = Conventions("caffe", 1, True, True, (1.0, 1.0, 1.0, 1.0), 16, "cv2-linear")
-PY_BOTTOM_UP = Conventions("py-bottom-up-attention", 0, False, False, (10.0, 10.0, 5.0, 5.0), 0, "pil-bilinear")
-
+CAFFE = Conventions("caffe", 1, True, True, (1.0, 1.0, 1.0, 1.0), 16, "cv2-linear", (4, 8, 16, 32))
+PY_BOTTOM_UP = Conventions(
+    "py-bottom-up-attention", 0, False, False, (10.0, 10.0, 5.0, 5.0), 0, "pil-bilinear", (64, 128, 256, 512)
+)
+GRID_FEATS = replace(PY_BOTTOM_UP, name="grid-feats-vqa", anchor_sizes=(32, 64, 128, 256, 512))
 
 R101_C4 = ResNetConfig(depth=101, ceil_pool=True, last_stage=4)
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """One detector; the defaults are the published one's."""
+    """One detector; the defaults are the published one's.
+
+    box_hidden  width of the two layers that are the box head where res5 is not
+    """
 
     conventions: Conventions = CAFFE
     body: ResNetConfig = R101_C4
@@ -66,6 +77,23 @@ class DetectorConfig:
     embedding: int = 256
     attribute_hidden: int = 512
     proposals: int = 300
+    box_hidden: int = 1024
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the map that boxes are found on."""
+        return self.body.out_channels(self.body.last_stage)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of one box's feature."""
+        return self.body.out_channels(5) if self.body.last_stage == 4 else self.box_hidden
+
+    @property
+    def anchors(self) -> Tensor:
+        """(A, 4), around one cell."""
+        sizes = self.conventions.anchor_sizes
+        return box_ops.caffe_anchors(sizes) if self.conventions.plus else box_ops.detectron2_anchors(sizes)
 
 
 class Predictions(NamedTuple):
@@ -84,24 +112,23 @@ class Predictions(NamedTuple):
 class RPNHead(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        channels, anchors = config.body.out_channels(4), 12
-        self.conv = nn.Conv2d(channels, config.rpn_channels, 3, padding=1)
+        anchors = len(config.anchors)
+        self.conv = nn.Conv2d(config.map_channels, config.rpn_channels, 3, padding=1)
         self.objectness_logits = nn.Conv2d(
             config.rpn_channels, anchors * (2 if config.conventions.paired_logits else 1), 1
         )
         self.anchor_deltas = nn.Conv2d(config.rpn_channels, anchors * 4, 1)
 
-    def forward(self, res4: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = F.relu_(self.conv(res4))
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu_(self.conv(cells))
         return self.objectness_logits(hidden), self.anchor_deltas(hidden)
 
 
 class AnchorGenerator(nn.Module):
     """The anchors of one cell, (A, 4), as a buffer: the checkpoint's win over the variant's own."""
 
-    def __init__(self, conventions: Conventions) -> None:
+    def __init__(self, cell: Tensor) -> None:
         super().__init__()
-        cell = box_ops.caffe_anchors() if conventions.plus else box_ops.detectron2_anchors()
         self.cell_anchors = nn.Module()
         self.cell_anchors.register_buffer("0", cell)
 
@@ -117,7 +144,7 @@ class ProposalGenerator(nn.Module):
         super().__init__()
         self.config = config
         self.rpn_head = RPNHead(config)
-        self.anchor_generator = AnchorGenerator(config.conventions)
+        self.anchor_generator = AnchorGenerator(config.anchors)
 
     def rank(self, logits: Tensor) -> Tensor:
         """One image's logits (1, A or 2A, h, w) to scores (h * w * A,): a logit, or Caffe's foreground probability."""
@@ -188,7 +215,19 @@ class BoxPredictor(nn.Module):
         return Predictions(probs, deltas, attributes[:, :-1].softmax(dim=1))
 
 
-class RoIHeads(nn.Module):
+class Heads(nn.Module, ABC):
+    """What follows the proposals."""
+
+    @abstractmethod
+    def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
+        """One image's map (1, C, h, w) and boxes (R, 4) in input pixels to a feature a box, (R, D) float32."""
+
+    @abstractmethod
+    def predict(self, features: Tensor) -> Predictions:
+        """What the heads say of features (R, D)."""
+
+
+class RoIHeads(Heads):
     """RoIPool 14x14, res5 with stride 1 and dilation 2, mean."""
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -200,30 +239,43 @@ class RoIHeads(nn.Module):
         """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14)."""
         return roi_pool(res4, [boxes], POOL, 1.0 / STRIDE)
 
-    def features(self, res4: Tensor, boxes: Tensor) -> Tensor:
-        """One pooled feature a box, (R, D) float32."""
+    def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
         if not len(boxes):
-            return res4.new_zeros(0, 2 * res4.shape[1])
-        parts = [self._mean_of_res5(self.pool(res4, part)) for part in boxes.split(ROIS_AT_ONCE)]
+            return cells.new_zeros(0, 2 * cells.shape[1])
+        parts = [self._mean_of_res5(self.pool(cells, part)) for part in boxes.split(ROIS_AT_ONCE)]
         return torch.cat(parts).float()
+
+    def predict(self, features: Tensor) -> Predictions:
+        found: Predictions = self.box_predictor(features)
+        return found
 
     def _mean_of_res5(self, rois: Tensor) -> Tensor:
         return self.res5(rois.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
 
 class BottomUpDetector(nn.Module):
-    """The whole network; its stages are called in this order: backbone, propose, features, predictor."""
+    """The whole network; its stages are called in this order: backbone, propose, features, predict."""
+
+    roi_heads: Heads
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = ResNet(config.body)
         self.proposal_generator = ProposalGenerator(config)
-        self.roi_heads = RoIHeads(config)
+        self.roi_heads = self.make_heads(config)
 
-    def propose(self, res4: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+    @staticmethod
+    def make_heads(config: DetectorConfig) -> Heads:
+        return RoIHeads(config)
+
+    def cells(self, res4: Tensor) -> Tensor:
+        """The map that boxes are found on, from res4: res4 itself, where res5 is the box head."""
+        return res4
+
+    def propose(self, cells: Tensor, size: tuple[int, int], scale: float) -> Tensor:
         """Proposals (R, 4) of one image in input pixels, best first."""
-        logits, deltas = self.proposal_generator.rpn_head(res4)
+        logits, deltas = self.proposal_generator.rpn_head(cells)
         return self.proposal_generator.propose(logits.float(), deltas.float(), size, scale)[0]
 
     def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def read_boxes(path: str, box_format: str, units: str) -> BoxTable:
         content = json.loads(data)
     except OSError as error:
         raise ConfigError(f"--boxes {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--boxes {path} is not JSON ({error}); wanted {{key: [[a, b, c, d], ...]}}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--boxes {path} holds a {type(content).__name__}; wanted {{key: [[a, b, c, d], ...]}}.")
@@ -81,7 +81,7 @@ def _to_xyxy(path: str, key: str, rows: object, box_format: str) -> np.ndarray:
     wrong = f"--boxes {path}: {key!r} is not a list of four numbers a box."
     try:
         boxes = np.asarray(rows, np.float32) if rows != [] else np.empty((0, 4), np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(wrong) from error
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ConfigError(wrong)

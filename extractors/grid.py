@@ -1,126 +1,117 @@
 """Grid features: the last map of a ResNet or ResNeXt, one feature a cell of 32 x 32 pixels.
 
 Source: facebookresearch/grid-feats-vqa `extract_grid_feature.py` and `configs/*-grid.yaml`, `X-152-challenge.yaml`
-(Jiang et al. 2020, "In Defense of Grid Features for Visual Question Answering").
+(Jiang et al. 2020, "In Defense of Grid Features for Visual Question Answering"). The bottom-up detector gives grids,
+too: its box head, res5, over the whole of res4, as that project's `AttributeRes5ROIHeads.get_conv5_features` does for
+detectors of this kind. Its res5 keeps res4's size, so these cells are 16 x 16 pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from extractors.base import (
-    Extractor,
-    ExtractorConfig,
-    Prepared,
-    model_facts,
-    narrowed,
-    pick_device,
-    pil_facts,
-    prepare_pil,
-)
+from extractors.base import ConvConfig, Prepared, model_facts, pick_device
+from extractors.faster_rcnn import RoIHeads
 from extractors.images import ImageError
-from extractors.resnet import ResNet, ResNetConfig, infer_config
-from extractors.weights import Checkpoint, WeightsError, fill, find_weights
+from extractors.networks import (
+    BUTD,
+    GRID_PREFIX,
+    LoadedDetector,
+    grid_body,
+    grid_colours,
+    load_detector,
+)
+from extractors.resnet import ResNet, redilated
+from extractors.trunk import Colours, TrunkExtractor
+from extractors.weights import Checkpoint, fill, find_weights, tensors_sha256
 from storage.records import GridRecord, Record
 from storage.spec import FeatureLayout, Spec
 
-MEAN_BGR = (103.53, 116.28, 123.675)
-UNIT_STD = (1.0, 1.0, 1.0)
-X101_STD = (57.375, 57.12, 58.395)  # of the X-101 alone: the other three networks were trained on 0..255
-
 
 @dataclass(frozen=True)
-class GridModel:
-    """A grid network: its body, the deviation its pixels are divided by, and the name of its official config."""
-
-    body: ResNetConfig
-    upstream: str
-    std: tuple[float, float, float] = UNIT_STD
-
-
-_X152 = ResNetConfig(depth=152, groups=32, width_per_group=8)
-MODELS = {
-    "r50": GridModel(ResNetConfig(depth=50), "R-50-grid"),
-    "x101": GridModel(ResNetConfig(depth=101, groups=32, width_per_group=8), "X-101-grid", X101_STD),
-    "x152": GridModel(_X152, "X-152-grid"),
-    "x152pp": GridModel(replace(_X152, deform_stages=(4, 5)), "X-152-challenge"),
-}
-
-
-@dataclass(frozen=True)
-class GridConfig(ExtractorConfig):
+class GridConfig(ConvConfig):
     """Settings of a grid extraction."""
 
-    model: Literal["r50", "x101", "x152", "x152pp"] = "x101"
-    """Network: ResNet-50, ResNeXt-101 or -152, or the deformable ResNeXt-152 (X-152++)."""
+    model: Literal["r50", "x101", "x152", "x152pp", "butd-r101"] = "x101"
+    """Network: ResNet-50, ResNeXt-101 or -152, the deformable ResNeXt-152 (X-152++), or the region detector's own
+    backbone."""
 
 
-class GridExtractor(Extractor):
+@dataclass(frozen=True)
+class _Parts:
+    """What a grid extractor is made of: `network` up to res4, then `res5`; sha256 is of the weights."""
+
+    network: ResNet
+    res5: nn.Module
+    colours: Colours
+    checkpoint: Checkpoint
+    sha256: str
+
+
+class GridExtractor(TrunkExtractor):
     """Pixels to `GridRecord`s.
+
+    Args:
+        detector: a detector whose network it is to use, with these very weights: nothing is loaded then.
 
     Raises:
         ConfigError, WeightsError: the settings, or the weights, do not fit.
     """
 
-    def __init__(self, config: GridConfig) -> None:
-        model = MODELS[config.model]
-        self.config = config
-        self.device = pick_device(config.device)
-        published = f"grid-{config.model}"
-        checkpoint = find_weights(config.weights or published, fitting=(published,))
-        body = body_for(config, model, checkpoint)
-        self.network = ResNet(body).eval()
-        holder = torch.nn.ModuleDict({"backbone": self.network})  # checkpoints name it so
-        digest = fill(holder, checkpoint, f"grid network {config.model}")
-        self.network.to(self.device).to(memory_format=torch.channels_last)
-        self.mean, self.std = (torch.tensor(each, device=self.device)[:, None, None] for each in (MEAN_BGR, model.std))
+    def __init__(self, config: GridConfig, detector: LoadedDetector | None = None) -> None:
+        if config.model == BUTD:
+            parts = _box_head_of(detector or load_detector(BUTD, config))
+        else:
+            parts = _backbone_of(detector) if detector else _load(config)
+        super().__init__(config, parts.network, parts.colours)
+        self.res5 = parts.res5
         self.vocabulary = {}
         self.spec = Spec(
             view="grid",
-            layout=FeatureLayout(body.out_channels(5), config.store_dtype),
-            model=model_facts(config, checkpoint, digest),
-            preprocess=pil_facts(config, MEAN_BGR, model.std),
+            layout=FeatureLayout(parts.network.config.out_channels(5), config.store_dtype),
+            model=model_facts(config, parts.checkpoint, parts.sha256),
+            preprocess=self.preprocess_facts(),
         )
 
-    def prepare(self, key: str, image: np.ndarray) -> Prepared:
-        return prepare_pil(key, image, self.config)
+    def finish(self, batch: list[Prepared], res4: Tensor) -> list[Record | ImageError]:
+        maps = self.res5(res4).float()
+        return [self._record(image, cells) for image, cells in zip(batch, maps, strict=True)]
 
-    def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        x = torch.stack([image.pixels for image in batch]).to(self.device, non_blocking=True)
-        maps = self.network((x.float() - self.mean) / self.std)
-        return [self._record(image, cells) for image, cells in zip(batch, maps.float(), strict=True)]
-
-    def _record(self, image: Prepared, cells: torch.Tensor) -> Record | ImageError:
+    def _record(self, image: Prepared, cells: Tensor) -> Record | ImageError:
         try:
             return GridRecord(image.key, image.image_size, self.to_numpy(cells.permute(1, 2, 0).contiguous()))
         except ImageError as error:
             return error
 
 
-def body_for(config: GridConfig, model: GridModel, checkpoint: Checkpoint) -> ResNetConfig:
-    """The body to build: the model's own, narrowed where asked; a reference folder's is read off its weights."""
-    body = narrowed(model.body, config, checkpoint)
-    if not checkpoint.is_reference or checkpoint.tensors is None:
-        return body
-    if checkpoint.upstream and checkpoint.upstream != model.upstream:
-        raise WeightsError(
-            f"{checkpoint.description} was made with {checkpoint.upstream}, and {config.model} is {model.upstream}; "
-            "choose another --model."
-        )
-    shapes = {n.removeprefix("backbone."): t.shape for n, t in checkpoint.tensors.items() if n.startswith("backbone.")}
-    try:
-        body = infer_config(shapes, last_stage=5, ceil_pool=False)
-    except KeyError as error:
-        raise WeightsError(
-            f"{checkpoint.description} is not a grid network (no {error}); is it for `regions`?"
-        ) from error
-    if (body.groups > 1, body.deform_stages) != (model.body.groups > 1, model.body.deform_stages):
-        raise WeightsError(
-            f"{checkpoint.description} is not a {config.model}: it has groups {body.groups} and deformable stages "
-            f"{list(body.deform_stages)}; choose another --model."
-        )
-    return body
+def _load(config: GridConfig) -> _Parts:
+    """A grid network of its own."""
+    device = pick_device(config.device)
+    published = f"{GRID_PREFIX}{config.model}"
+    checkpoint = find_weights(config.weights or published, fitting=(published,))
+    network = ResNet(grid_body(config.model, config, checkpoint)).eval()
+    sha256 = fill(_holder(network), checkpoint, f"grid network {config.model}")
+    network.to(device).to(memory_format=torch.channels_last)
+    return _Parts(network, network.res5, grid_colours(config.model), checkpoint, sha256)
+
+
+def _backbone_of(loaded: LoadedDetector) -> _Parts:
+    """The backbone of a grid network's detector, its res5 back to a step of 2 as in the official extraction."""
+    network = loaded.detector.backbone
+    res5 = redilated(network.res5, network.config, dilation=1)
+    return _Parts(network, res5, loaded.colours, loaded.checkpoint, tensors_sha256(_holder(network)))
+
+
+def _box_head_of(loaded: LoadedDetector) -> _Parts:
+    """The bottom-up detector's backbone and box head."""
+    heads = loaded.detector.roi_heads
+    assert isinstance(heads, RoIHeads)
+    return _Parts(loaded.detector.backbone, heads.res5, loaded.colours, loaded.checkpoint, loaded.sha256)
+
+
+def _holder(network: ResNet) -> nn.Module:
+    return nn.ModuleDict({"backbone": network})  # checkpoints name it so

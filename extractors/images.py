@@ -89,7 +89,7 @@ class ImageError(ValueError):
         return str(self.args[1])
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """`decode` of one local file. Raises ImageError, with stage "read" where the bytes cannot be had."""
     try:
         data = Path(path).read_bytes()
@@ -99,7 +99,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         message = f"found {str(path)!r}, but cannot read it ({_one_line(error)}); check that it is a file you may open"
         raise ImageError("unreadable", message, stage="read") from error
-    return decode(data)
+    return decode(data, max_pixels)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -107,6 +107,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     Raises ImageError and nothing else for whatever is wrong with `data`. An image of more than `max_pixels` pixels is
     refused by its header, before its pixels are decoded.
+    Pillow has a limit of its own, 178,956,970 where the host leaves it: a higher `max_pixels` does not raise it.
     """
     if not data:
         raise ImageError("empty", "found an empty file (0 bytes), wanted an image; fetch it again")
@@ -148,6 +149,7 @@ def _decode(data: bytes, max_pixels: int) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
         _check_size(image, max_pixels)
         image.load()  # before the orientation is read: Pillow turns TIFFs by itself, here
+        _check_size(image, max_pixels)  # an icon's header and the picture inside may tell two sizes
         rgb, method = _rgb(image), _upright_method(image)
         return np.array(rgb if method is None else rgb.transpose(method))
 
@@ -279,7 +281,8 @@ def _unsupported(complaint: str) -> ImageError:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # some quote what stands in the file
 
 
 def resized_shape(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:

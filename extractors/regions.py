@@ -1,4 +1,4 @@
-"""Region features: the bottom-up detector on an image, and the published rules for which of its boxes are kept."""
+"""Region features: a detector on an image, and the published rules for which of its boxes are kept."""
 
 from __future__ import annotations
 
@@ -7,49 +7,38 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from extractors import selection as rules
-from extractors.base import (
-    ConfigError,
-    Extractor,
-    ExtractorConfig,
-    Prepared,
-    model_facts,
-    narrowed,
-    pick_device,
-    pil_facts,
-    prepare_pil,
-)
-from extractors.faster_rcnn import CAFFE, PY_BOTTOM_UP, BottomUpDetector, DetectorConfig, Predictions
+from extractors.base import ConfigError, ConvConfig, Extractor, Prepared, model_facts
+from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Predictions
 from extractors.given_boxes import BoxTable, read_boxes
-from extractors.images import ImageError, resize_caffe
-from extractors.resnet import infer_config
-from extractors.weights import PUBLISHED, Checkpoint, Tensors, WeightsError, fill, find_weights
+from extractors.images import ImageError
+from extractors.networks import DETECTORS, load_detector
+from extractors.trunk import TrunkExtractor
 from storage.records import Record, RegionRecord
 from storage.spec import FeatureLayout, Spec
 
-MEAN_BGR = (102.9801, 115.9465, 122.7717)
-SMALLEST_INPUT = 3  # pixels a side: the Caffe pool has no output below
-
+DETECTRON2 = "detectron2:"  # in front of the config file of a model that detectron2 itself runs
 VOCABULARY = Path(__file__).parent / "vocabulary"
 
 
 @dataclass(frozen=True)
-class RegionConfig(ExtractorConfig):
+class RegionConfig(ConvConfig):
     """Settings of a region extraction. Thresholds left out are those of the selection rule's official code."""
 
-    model: Literal["butd-r101"] = "butd-r101"
-    """The bottom-up attention Faster R-CNN, ResNet-101 C4. Its checkpoint tells which of the two published variants it
-    is; random weights follow the Caffe one."""
-    selection: Literal["auto", "10-100", "class-aware", "class-agnostic"] = "auto"
-    """Which boxes are kept. auto: 10-100 for Caffe-order weights, class-aware for py-bottom-up-attention's."""
+    model: str = "butd-r101"
+    """butd-r101: the bottom-up attention Faster R-CNN, ResNet-101 C4; its checkpoint tells which of the two published
+    variants it is, and random weights follow the Caffe one. grid-r50, grid-x101, grid-x152: a grid network as the
+    detector it was trained as. detectron2:CONFIG.yaml: any R-CNN of detectron2, where that is installed."""
+    selection: Literal["auto", "10-100", "class-aware", "class-agnostic", "detectron2"] = "auto"
+    """Which boxes are kept. auto: 10-100 for Caffe-order weights, class-aware for py-bottom-up-attention's, detectron2
+    (its own inference) for the other models."""
     min_boxes: int | None = None
     """10-100: keep at least so many boxes."""
     max_boxes: int | None = None
-    """Keep at most so many boxes; the loops of the other two rules aim for this number."""
+    """Keep at most so many boxes; the loops of class-aware and class-agnostic aim for this number."""
     score_threshold: float | None = None
     """Keep boxes this sure of their class."""
     nms_threshold: float | None = None
@@ -67,6 +56,10 @@ class RegionConfig(ExtractorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        foreign = self.model.startswith(DETECTRON2) and self.model.endswith((".yaml", ".yml"))
+        if self.model not in DETECTORS and not foreign:
+            names = ", ".join(DETECTORS)
+            raise ConfigError(f"--model {self.model!r} is not known; choose one of {names}, detectron2:CONFIG.yaml.")
         if self.boxes is not None and (self.box_format is None or self.box_units is None):
             raise ConfigError(
                 "--boxes needs --box-format xyxy|xywh and --box-units pixels|normalized: they differ silently."
@@ -78,76 +71,62 @@ class RegionConfig(ExtractorConfig):
             raise ConfigError("--boxes keeps all your boxes; leave the selection settings out.")
 
 
-class RegionExtractor(Extractor):
-    """Pixels to `RegionRecord`s.
+class RegionExtractor(TrunkExtractor):
+    """Pixels to `RegionRecord`s, by one of `DETECTORS`.
 
     Raises:
         ConfigError, WeightsError: the settings, or the weights, do not fit.
     """
 
+    config: RegionConfig
+
     def __init__(self, config: RegionConfig) -> None:
-        self.config = config
-        self.device = pick_device(config.device)
-        fitting = [name for name in PUBLISHED if name.startswith(config.model)]
-        checkpoint = find_weights(config.weights or config.model, fitting)
-        shape = detector_for(config, checkpoint)
-        self.detector = BottomUpDetector(shape).eval()
-        digest = fill(self.detector, checkpoint, f"detector {config.model}")
-        self.detector.to(self.device).to(memory_format=torch.channels_last)
+        self.loaded = load_detector(config.model, config)
+        self.detector = self.loaded.detector
+        super().__init__(config, self.detector.backbone, self.loaded.colours)
+        shape = self.detector.config
         self.conventions = shape.conventions
-        self.mean = torch.tensor(MEAN_BGR, device=self.device)[:, None, None]
         self.table = _read_table(config)
         self.rule = choose_rule(config, shape)
-        self.vocabulary = vocabulary(shape.classes, shape.attributes)
-        probs = shape.classes + 1 if config.class_probs else 0
+        self.vocabulary = vocabulary(shape.classes, shape.attributes) if self.conventions != GRID_FEATS else {}
         self.spec = Spec(
             view="regions",
-            layout=FeatureLayout(shape.body.out_channels(5), config.store_dtype, probs),
-            model={**model_facts(config, checkpoint, digest), "conventions": self.conventions.name},
-            preprocess=pil_facts(config, MEAN_BGR, (1.0, 1.0, 1.0)) | self._resize_facts(),
+            layout=FeatureLayout(shape.feature_dim, config.store_dtype, shape.classes + 1 if config.class_probs else 0),
+            model={
+                **model_facts(config, self.loaded.checkpoint, self.loaded.sha256),
+                "conventions": self.conventions.name,
+            },
+            preprocess=self.preprocess_facts(),
             selection=self._selection_facts(),
         )
 
-    def prepare(self, key: str, image: np.ndarray) -> Prepared:
-        if self.conventions is CAFFE:
-            prepared = _prepare_caffe(key, image, self.config)
-        else:
-            prepared = prepare_pil(key, image, self.config)
-        smallest = min(prepared.pixels.shape[1:])
-        if smallest < SMALLEST_INPUT:
-            raise ImageError(
-                "too_thin",
-                f"{prepared.image_size[1]} x {prepared.image_size[0]} pixels resize to a side of {smallest}, at least "
-                f"{SMALLEST_INPUT} is needed; raise --longer or leave the image out",
-                "prepare",
-            )
-        boxes = self.table.of(key, prepared.image_size) if self.table else None
-        return replace(prepared, boxes=boxes)
+    def accept(self, prepared: Prepared) -> Prepared:
+        prepared = super().accept(prepared)
+        if self.table is None:
+            return prepared
+        return replace(prepared, boxes=self.table.of(prepared.key, prepared.image_size))
 
-    def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        x = torch.stack([image.pixels for image in batch]).to(self.device, non_blocking=True)
-        if self.conventions is not CAFFE:
-            x = x.float() - self.mean
-        res4 = self.detector.backbone(x)
-        return [self._record(image, res4[index : index + 1].float()) for index, image in enumerate(batch)]
+    def finish(self, batch: list[Prepared], res4: Tensor) -> list[Record | ImageError]:
+        cells = self.detector.cells(res4).float()
+        return [self._record(image, cells[index : index + 1]) for index, image in enumerate(batch)]
 
-    def _record(self, image: Prepared, res4: Tensor) -> Record | ImageError:
+    def _record(self, image: Prepared, cells: Tensor) -> Record | ImageError:
         try:
-            return self._detect(image, res4)
+            return self._detect(image, cells)
         except ImageError as error:
             return error
 
-    def _detect(self, image: Prepared, res4: Tensor) -> Record:
+    def _detect(self, image: Prepared, cells: Tensor) -> Record:
         height, width = image.pixels.shape[1:]
         frame = rules.Frame((height, width), image.image_size, image.scale)
         if image.boxes is None:
-            boxes = self.detector.propose(res4, frame.input_size, frame.scale)
+            boxes = self.detector.propose(cells, frame.input_size, frame.scale)
         else:
             boxes = self._input_boxes(image.boxes.to(self.device), frame)
         heads = self.detector.roi_heads
         whole = rules.whole_image_box(frame.input_size, self.conventions).to(self.device)
-        features = heads.features(res4, torch.cat([boxes, whole]))
-        found = Predictions(*(each.float() for each in heads.box_predictor(features[:-1])))
+        features = heads.features(cells, torch.cat([boxes, whole]))
+        found = Predictions(*(each.float() for each in heads.predict(features[:-1])))
         kept = self._select(boxes, found, frame, image.boxes)
         return self._to_record(image, kept, found, features)
 
@@ -163,8 +142,7 @@ class RegionExtractor(Extractor):
         regressed = self.detector.decode(boxes, found.box_deltas)
         if own is not None:
             return rules.given(own.to(self.device), regressed, found, frame)
-        choose = rules.class_aware if self.rule.rule == "class-aware" else rules.class_agnostic
-        return choose(regressed, found, frame, self.rule)
+        return rules.ON_REGRESSED[self.rule.rule](regressed, found, frame, self.rule)
 
     def _to_record(self, image: Prepared, kept: rules.Selected, found: Predictions, features: Tensor) -> Record:
         attribute_scores, attribute_ids = found.attribute_probs[kept.rows].max(dim=1)
@@ -181,9 +159,6 @@ class RegionExtractor(Extractor):
             attribute_scores=attribute_scores.cpu().numpy(),
             class_probs=probs,
         )
-
-    def _resize_facts(self) -> dict[str, object]:
-        return {"resize": self.conventions.resize}
 
     def _selection_facts(self) -> dict[str, object]:
         common = {"proposals": self.detector.config.proposals}
@@ -202,7 +177,7 @@ def choose_rule(config: RegionConfig, shape: DetectorConfig) -> rules.Selection:
         return rules.Selection("given", 0, 0, 0.0, 0.0)
     name = rules.DEFAULT_RULE[shape.conventions.name] if config.selection == "auto" else config.selection
     if name != "10-100" and config.min_boxes is not None:
-        raise ConfigError(f"--min-boxes belongs to the 10-100 rule; {name} aims for --max-boxes.")
+        raise ConfigError(f"--min-boxes belongs to the 10-100 rule; {name} has --max-boxes only.")
     if name == "class-agnostic" and config.score_threshold is not None:
         raise ConfigError("--score-threshold has no effect on the class-agnostic rule; leave it out.")
     wanted = {each: getattr(config, each) for each in ("min_boxes", "max_boxes", "score_threshold", "nms_threshold")}
@@ -219,50 +194,6 @@ def choose_rule(config: RegionConfig, shape: DetectorConfig) -> rules.Selection:
     return rule
 
 
-def detector_for(config: RegionConfig, checkpoint: Checkpoint) -> DetectorConfig:
-    """The detector to build: which variant, read off the checkpoint's layout; a reference folder's widths, too.
-
-    Raises:
-        WeightsError: the checkpoint is not a bottom-up detector.
-    """
-    tensors = checkpoint.tensors
-    body = narrowed(DetectorConfig().body, config, checkpoint)
-    if tensors is None:
-        return replace(DetectorConfig(), body=body, rpn_channels=max(1, 512 // config.width_divisor))
-    try:
-        logits = _ending(tensors, "rpn_head.objectness_logits.weight").shape[0]
-        moves = _ending(tensors, "rpn_head.anchor_deltas.weight").shape[0]
-        paired = logits * 2 == moves
-        if checkpoint.is_reference:
-            return _reference_detector(tensors, paired)
-    except KeyError as error:
-        raise WeightsError(
-            f"{checkpoint.description} is not a bottom-up detector (it lacks {error}); is it for `extract grid`?"
-        ) from error
-    return replace(DetectorConfig(), conventions=CAFFE if paired else PY_BOTTOM_UP, body=body)
-
-
-def _reference_detector(tensors: Tensors, paired: bool) -> DetectorConfig:
-    shapes = {n.removeprefix("backbone."): t.shape for n, t in tensors.items() if n.startswith("backbone.")}
-    predictor = "roi_heads.box_predictor."
-    return DetectorConfig(
-        conventions=CAFFE if paired else PY_BOTTOM_UP,
-        body=infer_config(shapes, last_stage=4, ceil_pool=True),
-        rpn_channels=tensors["proposal_generator.rpn_head.conv.weight"].shape[0],
-        classes=tensors[f"{predictor}cls_score.weight"].shape[0] - 1,
-        attributes=tensors[f"{predictor}attr_score.weight"].shape[0] - 1,
-        embedding=tensors[f"{predictor}cls_embedding.weight"].shape[1],
-        attribute_hidden=tensors[f"{predictor}fc_attr.weight"].shape[0],
-    )
-
-
-def _ending(tensors: Tensors, suffix: str) -> Tensor:
-    for name, tensor in tensors.items():
-        if name.endswith(suffix):
-            return tensor
-    raise KeyError(suffix)
-
-
 @cache
 def _names(file: str) -> tuple[str, ...]:
     lines = (VOCABULARY / file).read_text(encoding="utf-8").splitlines()
@@ -270,7 +201,8 @@ def _names(file: str) -> tuple[str, ...]:
 
 
 def vocabulary(classes: int, attributes: int) -> dict[str, list[str]]:
-    """Visual Genome's names of class and attribute ids, for detectors that have as many; empty for others."""
+    """Visual Genome's names of a bottom-up detector's class and attribute ids, if it has as many; else empty. (In which
+    order the grid networks' detectors count the same classes, nothing published tells.)"""
     objects, adjectives = _names("objects_vocab.txt"), _names("attributes_vocab.txt")
     if (classes, attributes) != (len(objects), len(adjectives)):
         return {}
@@ -284,8 +216,10 @@ def _read_table(config: RegionConfig) -> BoxTable | None:
     return read_boxes(config.boxes, config.box_format, config.box_units)
 
 
-def _prepare_caffe(key: str, image: np.ndarray, config: RegionConfig) -> Prepared:
-    """Caffe's way: the mean comes off first, as floats, then OpenCV resizes by one factor."""
-    resized, scale = resize_caffe(np.ascontiguousarray(image[:, :, ::-1]), MEAN_BGR, config.shorter, config.longer)
-    pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-    return Prepared(key, (image.shape[0], image.shape[1]), pixels, scale)
+def make_region_extractor(config: RegionConfig) -> Extractor:
+    """The extractor of a region config: our own networks, or detectron2's."""
+    if not config.model.startswith(DETECTRON2):
+        return RegionExtractor(config)
+    from extractors.detectron2_adapter import Detectron2Extractor  # it imports this module
+
+    return Detectron2Extractor(config)

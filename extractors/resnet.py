@@ -6,8 +6,10 @@ airsplay/py-bottom-up-attention and MILVLG/bottom-up-attention.pytorch.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import gcd
 
 import torch
@@ -30,6 +32,7 @@ class ResNetConfig:
     deform_stages    stages (4, 5) whose 3x3 convolutions are deformable, version 1
     ceil_pool        the Caffe stem pool: no padding, sizes rounded up
     last_stage       5 for grid networks, 4 where res5 is the box head
+    res5_dilation    2 where res5 keeps the size of res4 and dilates its 3x3 convolutions instead
     """
 
     depth: int = 101
@@ -40,6 +43,7 @@ class ResNetConfig:
     deform_stages: tuple[int, ...] = ()
     ceil_pool: bool = False
     last_stage: int = 5
+    res5_dilation: int = 1
 
     def narrowed(self, divisor: int) -> ResNetConfig:
         """The same body with all widths divided: for trying things out, never for features to keep."""
@@ -165,6 +169,19 @@ class Stem(nn.Module):
         return F.max_pool2d(x, 3, stride=2, padding=0 if self.ceil_pool else 1, ceil_mode=self.ceil_pool)
 
 
+def make_res5(config: ResNetConfig, dilation: int) -> nn.Sequential:
+    """The last stage: it halves the map or, with a dilation of 2, keeps its size."""
+    return make_stage(config, 5, stride=2 if dilation == 1 else 1, dilation=dilation)
+
+
+def redilated(res5: nn.Module, config: ResNetConfig, dilation: int) -> nn.Sequential:
+    """The last stage at another dilation, on the tensors of `res5`: nothing is copied."""
+    with torch.device("meta"):
+        stage = make_res5(config, dilation)
+    stage.load_state_dict(res5.state_dict(), assign=True)
+    return stage.eval()
+
+
 class ResNet(nn.Module):
     """Images (B, 3, h, w), normalised, to the last stage's map (B, C, h / 16 or h / 32, ...), each step rounded up."""
 
@@ -172,8 +189,10 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         self.stem = Stem(config)
-        for stage in range(2, config.last_stage + 1):
+        for stage in range(2, min(config.last_stage, 4) + 1):
             self.add_module(f"res{stage}", make_stage(config, stage, stride=1 if stage == 2 else 2))
+        if config.last_stage == 5:
+            self.res5 = make_res5(config, config.res5_dilation)
 
     def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Every stage's output by name, from "stem" on."""
@@ -181,8 +200,9 @@ class ResNet(nn.Module):
             x = stage(x)
             yield name, x
 
-    def forward(self, x: Tensor) -> Tensor:
-        *_, (_, last) = self.stages(x)
+    def forward(self, x: Tensor, last_stage: int = 5) -> Tensor:
+        """The map of the last stage there is, or of `last_stage` (2 to 5) where it comes before."""
+        [(_, last)] = deque(islice(self.stages(x), last_stage), maxlen=1)  # the stem is the first; no map is kept
         return last
 
 

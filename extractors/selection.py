@@ -49,10 +49,10 @@ class Selected(NamedTuple):
 class Selection:
     """A rule with its thresholds.
 
-    rule             "10-100", "class-aware", "class-agnostic" or "given"
+    rule             "10-100", "class-aware", "class-agnostic", "detectron2" or "given"
     min_boxes        10-100: at least so many, by confidence where fewer reach the threshold
     max_boxes        at most so many; the number the two loops aim for
-    score_threshold  10-100 and class-aware
+    score_threshold  all rules but class-agnostic
     nms_threshold    where the loops start; the loops rise by 0.1 to below 1
     """
 
@@ -67,8 +67,9 @@ DEFAULTS = {
     "10-100": Selection("10-100", 10, 100, 0.2, 0.3),
     "class-aware": Selection("class-aware", 0, 36, 0.2, 0.5),
     "class-agnostic": Selection("class-agnostic", 0, 36, 0.0, 0.3),
+    "detectron2": Selection("detectron2", 0, 100, 0.05, 0.5),
 }
-DEFAULT_RULE = {"caffe": "10-100", "py-bottom-up-attention": "class-aware"}
+DEFAULT_RULE = {"caffe": "10-100", "py-bottom-up-attention": "class-aware", "grid-feats-vqa": "detectron2"}
 
 
 def ten_to_hundred(boxes: Tensor, class_probs: Tensor, rule: Selection) -> tuple[Tensor, Tensor]:
@@ -113,15 +114,33 @@ def class_aware(regressed: Tensor, found: Predictions, frame: Frame, rule: Selec
     Args:
         regressed: (R, K, 4) class-specific boxes in input pixels.
     """
-    rows, classes = (found.class_probs[:, :-1] > rule.score_threshold).nonzero(as_tuple=True)
-    boxes = box_ops.clip(regressed[rows, classes], *frame.input_size)
-    scores = found.class_probs[rows, classes]
-    kept = rows[:0]
+    confident = _confident(regressed, found, frame, rule)
+    kept = confident.rows[:0]
     for threshold in np.arange(rule.nms_threshold, 1.0, 0.1):
-        kept = _per_class_nms(boxes, scores, classes, float(threshold))[: rule.max_boxes]
+        kept = _per_class_nms(confident, float(threshold))[: rule.max_boxes]
         if len(kept) == rule.max_boxes:
             break
-    return _in_original(Selected(rows[kept], boxes[kept], classes[kept], scores[kept]), frame)
+    return in_original(_rows_of(confident, kept), frame)
+
+
+def detectron2_inference(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+    """What detectron2 itself detects: the best of one per-class NMS; a proposal may appear as several classes.
+
+    Source: facebookresearch/detectron2 `modeling/roi_heads/fast_rcnn.py` fast_rcnn_inference, and its defaults. As
+    there, and unlike the other rules, no box is kept to make up a number.
+
+    Args:
+        regressed: (R, K, 4) class-specific boxes in input pixels.
+    """
+    confident = _confident(regressed, found, frame, rule)
+    ranked = _rows_of(confident, confident.class_scores.argsort(descending=True, stable=True))
+    kept, count = ranked.rows[:0], 0
+    while len(kept) < rule.max_boxes and count < len(ranked.rows):
+        # A box is suppressed by better ones alone, so the best boxes are those of the best part: with a low threshold
+        # there are 1600 times as many as proposals.
+        count = max(20 * rule.max_boxes, 4 * count)
+        kept = _per_class_nms(Selected(*(each[:count] for each in ranked)), rule.nms_threshold)[: rule.max_boxes]
+    return in_original(_rows_of(ranked, kept), frame)
 
 
 def class_agnostic(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
@@ -138,7 +157,7 @@ def class_agnostic(regressed: Tensor, found: Predictions, frame: Frame, rule: Se
         kept = box_ops.nms(boxes, scores, float(threshold))[: rule.max_boxes]
         if len(kept) == rule.max_boxes:
             break
-    return _in_original(Selected(kept, boxes[kept], classes[kept], scores[kept]), frame)
+    return in_original(Selected(kept, boxes[kept], classes[kept], scores[kept]), frame)
 
 
 def given(boxes: Tensor, regressed: Tensor | None, found: Predictions, frame: Frame) -> Selected:
@@ -163,17 +182,36 @@ def whole_image_box(size: tuple[int, int], conventions: Conventions) -> Tensor:
     return torch.tensor([[0.0, 0.0, width - conventions.plus, height - conventions.plus]])
 
 
-def _per_class_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
+ON_REGRESSED = {
+    "class-aware": class_aware,
+    "class-agnostic": class_agnostic,
+    "detectron2": detectron2_inference,
+}
+
+
+def _confident(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+    """Every class of every proposal that is above the score threshold; boxes still in input pixels."""
+    rows, classes = (found.class_probs[:, :-1] > rule.score_threshold).nonzero(as_tuple=True)
+    boxes = box_ops.clip(regressed[rows, classes], *frame.input_size)
+    return Selected(rows, boxes, classes, found.class_probs[rows, classes])
+
+
+def _per_class_nms(found: Selected, threshold: float) -> Tensor:
     """Rows that survive within their class, best first. True per-class suppression: shifting the classes apart, as
     torchvision's `batched_nms` may, rounds coordinates to 1/8 pixel at 1600 classes."""
-    kept = [box_ops.nms(boxes[mine], scores[mine], threshold) for mine in (classes == c for c in classes.unique())]
-    members = [(classes == c).nonzero()[:, 0] for c in classes.unique()]
-    rows = torch.cat([member[keep] for member, keep in zip(members, kept, strict=True)]) if kept else classes[:0]
+    members = [(found.class_ids == each).nonzero()[:, 0] for each in found.class_ids.unique()]
+    kept = [mine[box_ops.nms(found.boxes[mine], found.class_scores[mine], threshold)] for mine in members]
+    rows = torch.cat(kept) if kept else found.rows[:0]
     rows = rows.sort().values  # ties in score go by row
-    return rows[scores[rows].argsort(descending=True, stable=True)]
+    return rows[found.class_scores[rows].argsort(descending=True, stable=True)]
 
 
-def _in_original(selected: Selected, frame: Frame) -> Selected:
+def _rows_of(selected: Selected, rows: Tensor) -> Selected:
+    return Selected(*(each[rows] for each in selected))
+
+
+def in_original(selected: Selected, frame: Frame) -> Selected:
+    """Boxes in input pixels to original pixels; one that is empty then goes."""
     moved = selected._replace(boxes=frame.to_original(selected.boxes))
     good = box_ops.nonempty(moved.boxes)
     return Selected(*(each[good] for each in moved))

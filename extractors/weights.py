@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _upstream(folder: Path) -> str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return Path(config["upstream"]["config"]).stem
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -170,8 +171,9 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
     wanted = module.state_dict()
     if checkpoint.by_suffix:
         found = _match_suffixes(found, wanted)
-    # Anchors are a rule, not a weight: an export without them means the variant's own, which the network has.
-    optional = {name for name in wanted if "cell_anchors" in name}
+    # Anchors are a rule, not a weight: an export without them means the variant's own, which the network has. Counters
+    # of training batches, which `_named` drops, have no use here.
+    optional = {name for name in wanted if "cell_anchors" in name or name.endswith("num_batches_tracked")}
     missing = sorted(wanted.keys() - found.keys() - optional)
     if missing:
         raise WeightsError(
@@ -195,6 +197,7 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
     return tensors_sha256(module)
 
 
+@torch.no_grad()
 def randomise(module: nn.Module, seed: int) -> None:
     """Fill a network with seeded numbers whose activations stay within float16's range at any depth.
 
@@ -266,6 +269,7 @@ def _read_safetensors(path: Path) -> Tensors:
 
 def _read_torch(path: Path) -> Tensors:
     try:
+        _check_unpacked(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise nearly any type, from KeyError to struct.error
         raise WeightsError(
@@ -274,7 +278,25 @@ def _read_torch(path: Path) -> Tensors:
     state = _state_of(content, path)
     versions = getattr(state, "_metadata", None) or {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        _check_whole(path, name, tensor)
     return _undo_old_frozen_norms(tensors, versions)
+
+
+def _check_unpacked(path: Path) -> None:
+    """torch.save compresses nothing: a file whose parts are larger than itself was made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"its parts unpack to {unpacked:,} bytes")
+
+
+def _check_whole(path: Path, name: str, tensor: Tensor) -> None:
+    """A tensor may say that one stored number stands for a thousand million; to convert it would make them all."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise WeightsError(f"{path}: {name!r:.80} is no dense tensor that the file holds whole; save it again as one.")
 
 
 def _undo_old_frozen_norms(tensors: Tensors, versions: Mapping[str, Any]) -> Tensors:

@@ -27,8 +27,22 @@ WRONG: dict[str, tuple[type[ExtractorConfig], dict[str, Any], str]] = {
     "unknown dtype": (GridConfig, {"dtype": "float64"}, "--dtype 'float64' .*float32, bfloat16, float16"),
     "unknown store dtype": (GridConfig, {"store_dtype": "int8"}, "--store-dtype 'int8' .*float16, float32"),
     "unknown grid model": (GridConfig, {"model": "r18"}, "--model 'r18' .*r50, x101, x152, x152pp"),
-    "unknown region model": (RegionConfig, {"model": "x101"}, "--model 'x101' .*butd-r101"),
-    "unknown rule": (RegionConfig, {"selection": "best"}, "--selection 'best' .*auto, 10-100, class-aware"),
+    "unknown region model": (
+        RegionConfig,
+        {"model": "x101"},
+        "--model 'x101' .*butd-r101, grid-r50, .*detectron2:CONFIG",
+    ),
+    "detectron2 without a config": (
+        RegionConfig,
+        {"model": "detectron2:R50"},
+        "--model 'detectron2:R50' .*CONFIG.yaml",
+    ),
+    "a config without detectron2": (RegionConfig, {"model": "a.yaml"}, "--model 'a.yaml' is not known"),
+    "unknown rule": (
+        RegionConfig,
+        {"selection": "best"},
+        "--selection 'best' .*auto, 10-100, class-aware, class-agnostic, detectron2",
+    ),
     "unknown box format": (RegionConfig, {**BOXES, "box_format": "yxyx"}, "--box-format 'yxyx' .*xyxy, xywh"),
     "unknown box units": (RegionConfig, {**BOXES, "box_units": "percent"}, "--box-units 'percent' .*normalized"),
     "boxes of no format": (RegionConfig, {**BOXES, "box_format": None}, "--boxes needs --box-format xyxy.xywh"),
@@ -55,6 +69,7 @@ def test_settings_that_can_be_meant_are_taken() -> None:
     assert GridConfig(shorter=600, longer=600).model == "x101"
     assert RegionConfig(**BOXES, box_regression=True).selection == "auto"
     assert RegionConfig().weights is None
+    assert RegionConfig(model="detectron2:configs/faster_rcnn.yaml").model.endswith("faster_rcnn.yaml")
 
 
 RULES: dict[str, tuple[dict[str, Any], str]] = {
@@ -68,6 +83,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "overlap of nought": ({"nms_threshold": 0.0}, "--nms-threshold 0.0"),
     "not a number": ({"score_threshold": float("nan")}, "--score-threshold nan"),
     "min of another rule": ({"selection": "class-aware", "min_boxes": 3}, "--min-boxes belongs to the 10-100 rule"),
+    "min of detectron2's": ({"selection": "detectron2", "min_boxes": 3}, "detectron2 has --max-boxes only"),
     "score of another rule": ({"selection": "class-agnostic", "score_threshold": 0.1}, "no effect on the class"),
 }
 
@@ -86,8 +102,8 @@ def test_thresholds_left_out_are_those_of_the_rule() -> None:
 
 
 def test_unknown_views_are_refused() -> None:
-    with pytest.raises(ConfigError, match="view 'patches' is not known; choose one of regions, grid"):
-        load_extractor("patches")
+    with pytest.raises(ConfigError, match="view 'boxes' is not known; choose one of regions, grid, patches, pixels"):
+        load_extractor("boxes")
 
 
 def test_real_weights_cannot_be_narrowed(tmp_path: Path) -> None:
@@ -100,8 +116,9 @@ def test_weights_of_the_other_view_are_told_apart(tmp_path: Path) -> None:
     save_file({"backbone.stem.conv1.weight": torch.ones(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match="is not a bottom-up detector .*is it for `extract grid`"):
         make_extractor(RegionConfig(weights=str(tmp_path / "weights.safetensors")))
-    with pytest.raises(WeightsError, match="is not a grid network .*is it for `regions`"):
-        make_extractor(GridConfig(weights=f"reference:{tmp_path}"))
+    for kind, model in ((GridConfig, "x101"), (RegionConfig, "grid-x101")):
+        with pytest.raises(WeightsError, match="is not a grid network .*is it for `regions`"):
+            make_extractor(kind(model=model, weights=f"reference:{tmp_path}"))
 
 
 def test_weights_of_another_grid_network_name_what_is_missing(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from extractors import GridConfig, ImageError, load_extractor, make_extractor
-from extractors.grid import MEAN_BGR, MODELS, X101_STD, GridExtractor
+from extractors import GridConfig, ImageError, RegionConfig, load_extractor, make_extractor
+from extractors.grid import GridExtractor
 from extractors.images import resized_shape
+from extractors.networks import GRID_MEAN, GRID_MODELS, X101_STD
+from extractors.regions import RegionExtractor
 from extractors.resnet import ResNetConfig
 from storage import GridRecord, Spec
 from tests.unit.storage.samples import assert_same
@@ -27,7 +30,7 @@ def make(**settings: Any) -> GridExtractor:
     return make_extractor(GridConfig(**{**SMALL, **settings}))  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=GRID_MODELS)
 def extractor(request: pytest.FixtureRequest) -> GridExtractor:
     return make(model=request.param)
 
@@ -89,7 +92,7 @@ def test_pixels_are_prepared_as_blue_green_red() -> None:
 
 
 def test_only_the_x101_was_trained_on_scaled_colours() -> None:
-    found = {name: make(model=name).spec.preprocess["std"] for name in MODELS}
+    found = {name: make(model=name).spec.preprocess["std"] for name in GRID_MODELS}
     assert found == {"r50": (1, 1, 1), "x101": X101_STD, "x152": (1, 1, 1), "x152pp": (1, 1, 1)}
 
 
@@ -98,7 +101,7 @@ def test_the_network_sees_pixels_less_the_mean_over_the_std() -> None:
     made.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     image = photo(64, 64)
     made(image)
-    wanted = (image[:, :, ::-1].astype(np.float64) - MEAN_BGR) / X101_STD
+    wanted = (image[:, :, ::-1].astype(np.float64) - GRID_MEAN) / X101_STD
     np.testing.assert_allclose(seen[0][0].numpy(), wanted.transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
 
 
@@ -145,7 +148,7 @@ def test_a_spec_survives_its_way_to_disk_and_back() -> None:
 
 
 def test_the_models_are_the_published_ones() -> None:
-    assert {name: model.body for name, model in MODELS.items()} == {
+    assert {name: model.body for name, model in GRID_MODELS.items()} == {
         "r50": ResNetConfig(depth=50),
         "x101": ResNetConfig(depth=101, groups=32, width_per_group=8),
         "x152": ResNetConfig(depth=152, groups=32, width_per_group=8),
@@ -157,3 +160,40 @@ def test_an_extractor_is_made_in_one_line() -> None:
     made = load_extractor("grid", **SMALL)
     assert_same(made(photo()), make()(photo()))
     assert made.vocabulary == {} and made.spec.selection == {}
+
+
+# Grids of the bottom-up detector: its box head over all of its map.
+
+
+def regions(**settings: Any) -> RegionExtractor:
+    return make_extractor(RegionConfig(**{**SMALL, **settings}))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("size", [(50, 70), (90, 60), (300, 400)])
+def test_the_detectors_grid_is_its_own_modules_applied_by_hand(size: tuple[int, int]) -> None:
+    made, detector = make(model="butd-r101"), regions()
+    image = photo(*size)
+    record = made(image, "some/key")
+    with torch.inference_mode():
+        res4 = detector.detector.backbone(detector.prepare("", image).pixels[None])
+        wanted = detector.detector.roi_heads.res5(res4)[0].permute(1, 2, 0)
+    assert isinstance(record, GridRecord) and record.image_size == size
+    np.testing.assert_array_equal(record.features, wanted.half().numpy())
+    assert record.features.shape == (*res4.shape[2:], 128)  # cells of 16 x 16 pixels
+
+
+@pytest.mark.parametrize("folder", ["butd_regions", "bua_selection"])
+def test_both_variants_checkpoints_give_grids_preprocessed_as_they_are_for_regions(shared: Path, folder: str) -> None:
+    same = {"weights": f"reference:{shared / 'reference' / folder}", "width_divisor": 1}
+    made, detector = make(model="butd-r101", **same), regions(**same)
+    assert made.spec.preprocess == detector.spec.preprocess
+    assert made.spec.model["weights"] == detector.spec.model["weights"]
+    prepared, wanted = made.prepare("a", photo()), detector.prepare("a", photo())
+    assert torch.equal(prepared.pixels, wanted.pixels) and prepared.scale == wanted.scale
+    [record] = made.extract([prepared])
+    assert isinstance(record, GridRecord) and record.features.any()
+
+
+def test_an_image_too_thin_for_the_detector_is_too_thin_for_its_grid() -> None:
+    with pytest.raises(ImageError, match="resize to a side of 1, at least 3 is needed"):
+        make(model="butd-r101").prepare("thin", photo(1, 1000))

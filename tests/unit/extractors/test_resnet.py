@@ -19,6 +19,7 @@ from extractors.resnet import (
     ResNetConfig,
     infer_config,
     make_stage,
+    redilated,
 )
 from extractors.weights import randomise
 
@@ -45,7 +46,7 @@ def picture(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * 50
 
 
-def run(network: nn.Module, *inputs: Tensor) -> Tensor:
+def run(network: nn.Module, *inputs: Tensor | int) -> Tensor:
     with torch.inference_mode():
         return network(*inputs)
 
@@ -69,6 +70,33 @@ def test_the_caffe_stem_pools_without_padding_and_rounds_up(side: int, cells: in
 
 def test_the_body_ends_where_its_config_says() -> None:
     assert [name for name, _ in body(CAFFE).named_children()] == ["stem", "res2", "res3", "res4"]
+
+
+@pytest.mark.parametrize("stage", [2, 3, 4, 5])
+def test_a_run_may_end_at_any_stage(stage: int) -> None:
+    network, image = body(PLAIN), picture(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = dict(network.stages(image))[f"res{stage}"]
+        assert torch.equal(network(image, stage), wanted)
+
+
+@pytest.mark.parametrize("config", [PLAIN, NEXT, DEFORMABLE], ids=["resnet", "resnext", "deformable"])
+def test_a_dilated_res5_keeps_the_size_of_res4(config: ResNetConfig) -> None:
+    dilated = body(replace(config, res5_dilation=2))
+    found = run(dilated, picture(1, 3, 64, 96))
+    assert found.shape == (1, config.out_channels(5), 4, 6)
+    assert [block.conv2.dilation for block in dilated.res5] == [(2, 2)] * 3
+    assert dilated.state_dict().keys() == body(config).state_dict().keys()
+
+
+@pytest.mark.parametrize("config", [PLAIN, NEXT], ids=["resnet", "resnext"])
+def test_res5_at_another_dilation_is_the_same_weights_and_no_copy(config: ResNetConfig) -> None:
+    plain, dilated = body(config), body(replace(config, res5_dilation=2))
+    back = redilated(dilated.res5, dilated.config, dilation=1)
+    image = picture(1, 3, 64, 96)
+    assert torch.equal(run(back, run(dilated, image, 4)), run(plain, image))
+    there, here = dilated.res5.state_dict(), back.state_dict()
+    assert all(here[name].data_ptr() == tensor.data_ptr() for name, tensor in there.items())
 
 
 @pytest.mark.parametrize("depth", BLOCKS)

@@ -18,6 +18,7 @@ from extractors.selection import (
     by_confidence,
     class_agnostic,
     class_aware,
+    detectron2_inference,
     given,
     ten_to_hundred,
     whole_image_box,
@@ -227,12 +228,12 @@ def test_the_background_is_never_chosen() -> None:
     probs = torch.tensor([[0.1, 0.2, 0.7]])
     found = Predictions(probs, torch.zeros(1, 8), torch.zeros(1, 2))
     regressed = torch.tensor([[[0.0, 0, 10, 10], [40, 40, 50, 50]]])
-    for rule in (class_aware, class_agnostic):
+    for rule in (class_aware, class_agnostic, detectron2_inference):
         selected = rule(regressed, found, FRAME, Selection("", 0, 1, 0.15, 0.5))
         assert (selected.class_ids.tolist(), selected.boxes.tolist()) == ([1], [[20, 20, 25, 25]])
 
 
-@pytest.mark.parametrize("rule", [class_aware, class_agnostic])
+@pytest.mark.parametrize("rule", [class_aware, class_agnostic, detectron2_inference])
 def test_boxes_come_out_in_original_pixels_cut_to_the_image(rule: Rule) -> None:
     regressed, found = random_boxes(2, PROPOSALS, CLASSES), predictions(2)
     selected = rule(regressed, found, FRAME, Selection("", 0, 36, 0.1, 0.5))
@@ -240,13 +241,47 @@ def test_boxes_come_out_in_original_pixels_cut_to_the_image(rule: Rule) -> None:
         assert box == pytest.approx([value / 2 for value in clipped(regressed[row, column].tolist())], abs=1e-5)
 
 
-@pytest.mark.parametrize("rule", [class_aware, class_agnostic])
+@pytest.mark.parametrize("rule", [class_aware, class_agnostic, detectron2_inference])
 def test_a_box_outside_the_image_goes_together_with_its_row(rule: Rule) -> None:
     regressed = torch.tensor([[[90.0, 10, 99, 20]], [[10, 10, 20, 20]]])
     found = Predictions(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.zeros(2, 4), torch.zeros(2, 2))
     selected = rule(regressed, found, FRAME, Selection("", 0, 36, 0.1, 0.5))
     assert selected.rows.tolist() == [1] and selected.boxes.tolist() == [[5, 5, 10, 10]]
     torch.testing.assert_close(selected.class_scores, torch.tensor([0.8]))
+
+
+# detectron2's own inference
+
+
+@pytest.mark.parametrize("most", [5, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_detectron2s_inference_is_one_suppression_a_class_and_the_best_of_what_is_left(seed: int, most: int) -> None:
+    regressed, found = random_boxes(seed, PROPOSALS, CLASSES), predictions(seed)
+    probs, kept = found.class_probs[:, :-1], []
+    for column in range(CLASSES):
+        rows = [row for row in range(PROPOSALS) if probs[row, column] > 0.2]
+        boxes = [clipped(regressed[row, column].tolist()) for row in rows]
+        scores = [float(probs[row, column]) for row in rows]
+        kept += [(-scores[at], rows[at], column) for at in slow_nms(boxes, scores, 0.4, plus=0)]
+    selected = detectron2_inference(regressed, found, FRAME, Selection("", 0, most, 0.2, 0.4))
+    wanted = sorted(kept)[:most]
+    assert len(kept) > 5
+    assert list(zip(selected.rows.tolist(), selected.class_ids.tolist(), strict=True)) == [each[1:] for each in wanted]
+    torch.testing.assert_close(selected.class_scores, torch.tensor([-each[0] for each in wanted]))
+
+
+def test_detectron2s_inference_looks_as_far_down_as_it_has_to() -> None:
+    """A hundred boxes on top of each other, and one elsewhere that is the least likely of all."""
+    boxes = torch.tensor([[0.0, 0, 20, 20]] * 100 + [[40, 40, 60, 60]])
+    scores = torch.linspace(0.9, 0.1, 101)
+    found = Predictions(torch.stack([scores, 1 - scores], 1), torch.zeros(101, 4), torch.zeros(101, 2))
+    selected = detectron2_inference(boxes[:, None], found, FRAME, Selection("", 0, 2, 0.0, 0.5))
+    assert selected.rows.tolist() == [0, 100]
+
+
+def test_detectron2s_inference_may_keep_nothing() -> None:
+    regressed, found = random_boxes(0, PROPOSALS, CLASSES), predictions(0)
+    assert len(detectron2_inference(regressed, found, FRAME, Selection("", 0, 9, 1.0, 0.5)).rows) == 0
 
 
 # Given boxes, and where pixels lie.
@@ -283,4 +318,5 @@ def test_the_defaults_are_those_of_the_official_codes() -> None:
     assert DEFAULTS["10-100"] == Selection("10-100", 10, 100, 0.2, 0.3)
     assert DEFAULTS["class-aware"] == Selection("class-aware", 0, 36, 0.2, 0.5)
     assert DEFAULTS["class-agnostic"] == Selection("class-agnostic", 0, 36, 0.0, 0.3)
-    assert set(DEFAULTS) == {"10-100", "class-aware", "class-agnostic"}
+    assert DEFAULTS["detectron2"] == Selection("detectron2", 0, 100, 0.05, 0.5)
+    assert set(DEFAULTS) == {"10-100", "class-aware", "class-agnostic", "detectron2"}

@@ -407,9 +407,9 @@ def test_weights_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_default_of_a_model_is_a_published_name() -> None:
-    from extractors.grid import MODELS
+    from extractors.networks import DETECTORS, GRID_MODELS
 
-    assert {f"grid-{model}" for model in MODELS} | {"butd-r101"} <= set(PUBLISHED)
+    assert {f"grid-{model}" for model in GRID_MODELS} | set(DETECTORS) <= set(PUBLISHED)
 
 
 # Random weights.

@@ -1,0 +1,146 @@
+"""Patch features: the tokens of a frozen vision transformer, one a patch, of any layer.
+
+The square that the tower sees is its own: a centre crop (CLIP, DINOv2) or the whole image squashed (ViT, SigLIP, Swin),
+as its library's configuration says. METER uses CLIP without its last block, all tokens through the final normalisation
+(--layer -2), and the last map of Swin. Source: zdou0830/METER `meter/modules/clip_model.py`, `swin_transformer.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extractors.base import DECODE_POLICY, ConfigError, Extractor, NetworkConfig, Prepared, pick_device
+from extractors.images import ImageError
+from extractors.square import Square
+from extractors.towers import Tower, TowerChoice
+from extractors.weights import find_weights, tensors_sha256
+from storage.records import PatchRecord, Record
+from storage.spec import FeatureLayout, Spec
+
+
+@dataclass(frozen=True)
+class PatchConfig(NetworkConfig):
+    """Settings of a patch extraction."""
+
+    weights: str | None = None
+    """A .safetensors file, a folder with model.safetensors, or random:SEED (for trying things out). Default: the
+    model's own, of its folder or from the Hugging Face hub."""
+    model: str = "hf:openai/clip-vit-base-patch16"
+    """hf:NAME or hf:FOLDER for CLIP, SigLIP, ViT, DINOv2 or Swin of transformers; timm:NAME or timm:FOLDER for timm's
+    VisionTransformer and SwinTransformer models."""
+    layer: int = -1
+    """Whose tokens: -1 the last block (of Swin: stage), -2 the one before (METER's choice of CLIP), ...; 1 the first,
+    0 the patch embedding."""
+    norm: bool = True
+    """Apply the tower's final normalisation to the layer, whichever it is; --no-norm gives its output as it is."""
+    size: int | None = None
+    """Side of the square that the tower sees, in pixels; positions are interpolated. Default: the tower's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        library, _, name = self.model.partition(":")
+        if library not in ("hf", "timm") or not name:
+            raise ConfigError(
+                f"--model {self.model!r} is not known; choose hf:NAME, hf:FOLDER, timm:NAME or timm:FOLDER, "
+                "such as hf:openai/clip-vit-base-patch16 or timm:swin_base_patch4_window7_224."
+            )
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"--size {self.size} must be at least 1.")
+
+
+class PatchExtractor(Extractor):
+    """Pixels to `PatchRecord`s; the class token is the record's `whole_image`, other tokens but patches are dropped.
+
+    Raises:
+        ConfigError, WeightsError: the settings, or the weights, do not fit.
+    """
+
+    def __init__(self, config: PatchConfig) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        seed = _seed(config.weights)
+        self.tower = _tower(config, seed).requires_grad_(False).eval()
+        digest = tensors_sha256(self.tower)
+        self.tower.to(self.device)
+        self.square = self.tower.square
+        self.mean, self.std = (
+            torch.tensor(each, device=self.device)[:, None, None] for each in (self.square.mean, self.square.std)
+        )
+        self.vocabulary = {}
+        without = () if self.tower.has_class else ("whole_image",)
+        self.spec = Spec(
+            view="patches",
+            layout=FeatureLayout(self.tower.dim, config.store_dtype, without=without),
+            model=_model_facts(config, self.tower, seed, digest),
+            preprocess=_square_facts(self.square),
+        )
+
+    def prepare(self, key: str, image: np.ndarray) -> Prepared:
+        pixels = torch.from_numpy(np.ascontiguousarray(self.square.of(image).transpose(2, 0, 1)))
+        height, width = image.shape[:2]
+        return Prepared(key, (height, width), pixels, self.square.resized / min(height, width))
+
+    def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
+        x = torch.stack([image.pixels for image in batch]).to(self.device, non_blocking=True)
+        token, patches = self.tower((x.float() * self.square.scale - self.mean) / self.std)
+        tokens = [None] * len(batch) if token is None else token.float()
+        return [self._record(*each) for each in zip(batch, patches.float(), tokens, strict=True)]
+
+    def _record(self, image: Prepared, patches: Tensor, token: Tensor | None) -> Record | ImageError:
+        try:
+            whole = None if token is None else self.to_numpy(token.contiguous())
+            return PatchRecord(image.key, image.image_size, self.to_numpy(patches.contiguous()), whole)
+        except ImageError as error:
+            return error
+
+
+def _seed(weights: str | None) -> int | None:
+    """The seed of `random:SEED`, None for real weights."""
+    if not weights or not weights.startswith("random:"):
+        return None
+    return int(find_weights(weights).origin.partition(":")[2])
+
+
+def _tower(config: PatchConfig, seed: int | None) -> Tower:
+    library, _, name = config.model.partition(":")
+    weights = config.weights if seed is None else None
+    choice = TowerChoice(library, name, weights, seed, config.size, config.layer, config.norm)
+    if library == "timm":  # either library takes seconds to import
+        from extractors.towers_timm import TimmTower
+
+        return TimmTower(choice)
+    from extractors.towers_hf import HFTower
+
+    return HFTower(choice)
+
+
+def _model_facts(config: PatchConfig, tower: Tower, seed: int | None, digest: str) -> dict[str, Any]:
+    library = config.model.partition(":")[0]
+    return {
+        "name": f"{library}:{tower.facts['architecture']}",
+        "weights": {"origin": "checkpoint" if seed is None else f"random:{seed}", "sha256": digest},
+        "dtype": config.dtype,
+        "layer": tower.layer,
+        "norm": config.norm,
+        "stride": tower.stride,
+        "tower": tower.facts,
+    }
+
+
+def _square_facts(square: Square) -> dict[str, Any]:
+    return {
+        "decode": DECODE_POLICY,
+        "resize": f"pil-{square.interpolation}",
+        "aspect": "squashed" if square.squash else f"centre crop, margins rounded {square.rounding}",
+        "resized": square.resized,
+        "size": square.size,
+        "colour": "RGB",
+        "scale": square.scale,
+        "mean": square.mean,
+        "std": square.std,
+    }

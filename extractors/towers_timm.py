@@ -1,0 +1,127 @@
+"""Towers of timm (huggingface/pytorch-image-models): VisionTransformer (ViT, CLIP, DINOv2, SigLIP) and Swin by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from extractors.base import ConfigError
+from extractors.square import Square
+from extractors.towers import (
+    HUB,
+    Tower,
+    TowerChoice,
+    check_size,
+    layer_number,
+    loading,
+    normalised,
+    safetensors_of,
+    seeded,
+)
+
+
+class TimmTower(Tower):
+    """A VisionTransformer or SwinTransformer of timm.
+
+    Positions are resampled by timm when another size is asked for; Swin's windows stay as they are.
+
+    Raises:
+        ConfigError: timm has no such model, or it is of another kind, or the layer or size do not fit.
+        WeightsError: the weights cannot be had, or do not fit.
+    """
+
+    def __init__(self, choice: TowerChoice) -> None:
+        super().__init__()
+        self.model = _created(choice)
+        self.square = _square(self.model, choice.size)
+        swin = _is_swin(self.model)
+        name = "layers" if swin else "blocks"
+        stages = getattr(self.model, name)
+        self.layer = layer_number(choice.layer, len(stages))
+        setattr(self.model, name, stages[: self.layer])
+        patch = self.model.patch_embed.patch_size[0]
+        self.stride, self.dim = patch, self.model.embed_dim
+        if swin:
+            self.stride *= 2 ** max(0, self.layer - 1)
+            self.dim *= 2 ** max(0, self.layer - 1)
+        else:
+            self.prefix = self.model.num_prefix_tokens
+            self.has_class = self.model.cls_token is not None
+        check_size(self.square.size, patch * 2 ** (len(stages) - 1) if swin else patch)
+        normalised(self.model, "norm", self.dim, choice)
+        self.model.reset_classifier(0, "")
+        self.facts = {"architecture": _architecture(self.model), "img_size": self.square.size}
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.model.forward_features(pixels)
+        return found
+
+
+def _created(choice: TowerChoice) -> Any:
+    import timm
+
+    folder = Path(choice.name).expanduser()
+    name = f"local-dir:{folder}" if folder.is_dir() else choice.name
+    if not folder.is_dir() and not timm.is_model(choice.name):
+        near = ", ".join(timm.list_models(f"*{choice.name.partition('.')[0]}*")[:3])
+        raise ConfigError(
+            f"--model timm:{choice.name} is neither a model of timm {timm.__version__} nor a folder"
+            f"{f'; did you mean {near}?' if near else '.'}"
+        )
+    settings: dict[str, Any] = {"img_size": choice.size} if choice.size else {}
+    if choice.seed is not None:
+        with loading(choice, "timm"), seeded(choice.seed):
+            return _checked(timm.create_model(name, pretrained=False, **settings))
+    local = choice.weights or (choice.name if folder.is_dir() else None)
+    with loading(choice, local or HUB):
+        if local:  # read here, since timm would take a pickle, too
+            tensors = load_file(safetensors_of(local))
+            settings["pretrained_cfg_overlay"] = {"source": "", "state_dict": tensors}
+        model = _checked(timm.create_model(name, pretrained=True, **settings))
+        model.pretrained_cfg.pop("state_dict", None)
+        return model
+
+
+def _checked(model: nn.Module) -> Any:
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(model, VisionTransformer | SwinTransformer):
+        raise ConfigError(
+            f"timm's {type(model).__name__} is no tower of patches; choose a VisionTransformer (vit_*, deit_*) or a "
+            "SwinTransformer (swin_*)."
+        )
+    return model.eval()
+
+
+def _is_swin(model: Any) -> bool:
+    return hasattr(model, "layers")
+
+
+def _square(model: nn.Module, size: int | None) -> Square:
+    """As timm.data.transforms_factory.transforms_imagenet_eval does, from the model's own data config."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config({}, model=model)
+    side, mode = config["input_size"][-1], config["crop_mode"]
+    if mode not in ("center", "squash"):
+        raise ConfigError(f"this tower's images have borders added (crop_mode {mode!r}), which is not done here.")
+    return Square(
+        size=size or side,
+        resized=int((size or side) / config["crop_pct"]),
+        squash=mode == "squash",
+        interpolation=config["interpolation"],
+        rounding="even",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _architecture(model: Any) -> str:
+    config = model.pretrained_cfg
+    extra = config.get("model_args") or {}
+    return f"{config['architecture']}{json.dumps(extra, sort_keys=True) if extra else ''}"
