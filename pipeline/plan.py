@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import overload
 
-from pipeline.sources import ImageRef, Listing
+import numpy as np
+
+from pipeline.sources import ImageRef, Listing, Refs
 from storage.codecs import NUMPY
 from storage.spec import Spec
 
@@ -17,26 +20,59 @@ USUAL_BOXES = 45  # mean of the 10-100 rule on COCO
 
 @dataclass(frozen=True)
 class Unit:
-    """Images that become one shard and one commit."""
+    """Images that become one shard and one commit a view.
+
+    again  they failed before, and what becomes of them now takes the place of their error rows
+    """
 
     refs: tuple[ImageRef, ...]
+    again: bool = False
 
     @property
     def keys(self) -> list[str]:
         return [ref.key for ref in self.refs]
 
 
+class Units(Sequence[Unit]):
+    """What is left of a source, cut into units when they are asked for. Its memory does not grow with their number."""
+
+    def __init__(self, left: Refs, per_unit: int, again: bool = False) -> None:
+        self.left, self.per_unit, self.again = left, per_unit, again
+
+    def __len__(self) -> int:
+        return ceil(len(self.left) / self.per_unit)
+
+    @overload
+    def __getitem__(self, at: int) -> Unit: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Unit]: ...
+    def __getitem__(self, at: int | slice) -> Unit | list[Unit]:
+        numbers = range(len(self))[at]
+        return [self._unit(number) for number in numbers] if isinstance(numbers, range) else self._unit(numbers)
+
+    def _unit(self, number: int) -> Unit:
+        return Unit(tuple(self.left[number * self.per_unit : (number + 1) * self.per_unit]), self.again)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """units to run, `images` of the source in all, and how many of them are committed already."""
+    """units to run, all images of the job, and how many of them are committed already."""
 
-    units: list[Unit]
-    images: int
+    units: Units
+    refs: Refs
     done: int
+
+    @property
+    def images(self) -> int:
+        return len(self.refs)
 
     @property
     def to_do(self) -> int:
         return self.images - self.done
+
+    def cut(self, per_unit: int) -> Plan:
+        """The same work in units of another size."""
+        return replace(self, units=Units(self.units.left, per_unit, self.units.again))
 
 
 def make_plan(
@@ -45,30 +81,32 @@ def make_plan(
     """Cut what is left of a source into units.
 
     Args:
-        done: tells of each key whether its image needs no more work.
+        done: tells of each key whether its image needs no more work; asked page by page.
         per_unit: images a unit, at most.
         limit: take the source's first so many images only.
     """
-    refs = listing.refs[:limit]
-    flags = done([ref.key for ref in refs])
-    left = [ref for ref, is_done in zip(refs, flags, strict=True) if not is_done]
-    units = [Unit(tuple(left[start : start + per_unit])) for start in range(0, len(left), per_unit)]
-    return Plan(units, len(refs), len(refs) - len(left))
+    refs = Refs.of(listing.refs).first(limit)
+    left = refs.select(lambda keys: ~np.asarray(done(keys), bool))
+    return Plan(Units(left, per_unit), refs, len(refs) - len(left))
 
 
 def images_per_unit(spec: Spec, on_cpu: bool) -> int:
-    """How many images make about 256 MiB of features; on a CPU no more than it does in minutes."""
+    """How many images make about 256 MiB of features; on a CPU no more than its network does in minutes."""
     fitting = max(1, SHARD_BYTES // bytes_per_image(spec))
-    return min(fitting, CPU_SHARD_IMAGES) if on_cpu else fitting
+    return min(fitting, CPU_SHARD_IMAGES) if on_cpu and spec.view != "pixels" else fitting
 
 
 def bytes_per_image(spec: Spec) -> int:
-    """Size of a usual image's record: 45 boxes, or the grid of a 4:3 photograph."""
+    """Size of a usual image's record: 45 boxes, a tower's patches, or the cells or pixels of a 4:3 photograph."""
     value = NUMPY[spec.layout.dtype].itemsize
     if spec.view == "regions":
         rule = spec.selection.get("rule")
         boxes = spec.selection["max_boxes"] if rule in ("class-aware", "class-agnostic") else USUAL_BOXES
         return int(boxes * (spec.layout.dim * value + 32 + 2 * spec.layout.class_probs) + spec.layout.dim * value)
-    shorter, longer = spec.preprocess["shorter"], spec.preprocess["longer"]
-    cells = ceil(shorter / 32) * ceil(min(longer, shorter * 4 / 3) / 32)
+    if spec.view == "patches":
+        cells = (spec.preprocess["size"] // spec.model["stride"]) ** 2 + len(spec.carried)
+    else:
+        shorter, longer = spec.preprocess["shorter"], spec.preprocess["longer"]
+        cell = 1 if spec.view == "pixels" else 32
+        cells = ceil(shorter / cell) * ceil(min(longer, shorter * 4 / 3) / cell)
     return int(cells * spec.layout.dim * value)

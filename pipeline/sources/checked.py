@@ -5,19 +5,28 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import ClassVar
 
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.sources.addresses import shown
 from pipeline.sources.contract import ImageRef, Listing, SourceConfig, SourceError
-from pipeline.sources.files import has_image_extension, none_exists, read_file, relative_root, uri_path
+from pipeline.sources.files import has_image_extension, read_file
+from pipeline.sources.refs import PAGE, Pages, text_column
+from pipeline.sources.twins import Twins
+from pipeline.sources.wanted import open_wanted
 
 MAX_KEY_BYTES = 1024
 
 # Why a file is passed over, worded to follow a number.
 NO_EXTENSION = "without an image extension"
 EXCLUDED = "excluded by --exclude"
+
+KEEP_EXTENSION = "Pass --keep-extension to tell them apart."
 
 _KEY_FAULTS = (
     (re.compile(r"^$"), "it is empty"),
@@ -26,25 +35,20 @@ _KEY_FAULTS = (
     (re.compile(r"[\x00-\x1f\x7f-\x9f]"), "it has a control character"),
     (re.compile(r"[\ud800-\udfff]"), "it is not valid Unicode"),
 )
+# All of them at once, for the columns of a page; surrogates never get into a column.
+_SOME_FAULT = r"^(?:$|[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f\x7f-\x{9f}]"
 _UNDECODED_BYTE = re.compile(r"[\udc80-\udcff]")
 
 
 def printable_name(name: str) -> str:
     """The name with each byte that is not valid UTF-8 written as `%E9`; other names stay as they are."""
-    return _UNDECODED_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+    return name if name.isascii() else _UNDECODED_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
 
 
 def key_of_path(path: str, keep_extension: bool) -> str:
     """The key of an image known by its relative path: the path, without the image extension unless it is kept."""
     kept = keep_extension or not has_image_extension(path)
     return printable_name(path if kept else path.rpartition(".")[0])
-
-
-def key_of_listed_path(text: str, root: Path, keep_extension: bool) -> str:
-    """The key of an image that a file names by `text`; an absolute path below `root` counts as relative to it."""
-    path = Path(text)
-    relative = path.relative_to(root) if path.is_relative_to(root) else path
-    return key_of_path(relative.as_posix(), keep_extension)
 
 
 def key_fault(key: str) -> str | None:
@@ -55,24 +59,14 @@ def key_fault(key: str) -> str | None:
     return f"it is longer than {MAX_KEY_BYTES:,} bytes" if len(key.encode()) > MAX_KEY_BYTES else None
 
 
-def with_some_there(listing: Listing, config: SourceConfig) -> Listing:
-    """The listing, if a single one of its files exists.
-
-    Raises:
-        SourceError: none does: the root is wrong, and every image would fail.
-    """
-    if none_exists(uri_path(ref.uri) for ref in listing.refs):
-        raise SourceError(
-            f"{config.images} names {len(listing.refs):,} images, and none of them is in "
-            f"{relative_root(config, Path(config.images))}; name their folder with --image-root"
-        )
-    return listing
-
-
-def clashes(refs: Iterable[ImageRef]) -> list[tuple[ImageRef, ImageRef]]:
-    """Every image whose key an earlier one has, together with the first that had it."""
-    first: dict[str, ImageRef] = {}
-    return [(first[ref.key], ref) for ref in refs if first.setdefault(ref.key, ref) is not ref]
+def all_safe(keys: list[str]) -> bool:
+    """Whether `key_fault` finds fault with none of many keys."""
+    try:
+        column = text_column(keys)
+    except UnicodeEncodeError:
+        return False
+    longest = pc.max(pc.binary_length(column)).as_py() or 0
+    return longest <= MAX_KEY_BYTES and not pc.any(pc.match_substring_regex(column, _SOME_FAULT)).as_py()
 
 
 @dataclass(frozen=True)
@@ -89,35 +83,83 @@ class CheckedSource(ABC):
         """Yield each image, or for a file that is passed over the reason why."""
 
     def list(self) -> Listing:
-        """Name the images; see `Source.list`."""
-        found = list(self.find(self.config.keep_extension))
-        refs = [item for item in found if isinstance(item, ImageRef)]
-        unique = list(dict.fromkeys(refs))
-        if not unique:
-            raise self._nothing_in([item for item in found if isinstance(item, str)])
-        for ref in unique:
-            self._check_key(ref)
-        if pairs := clashes(unique):
-            raise self._clash(pairs)
-        return Listing(unique, passed_over=len(found) - len(refs), repeated=len(refs) - len(unique))
+        """Name the images; see `Source.list`. Memory stays the same however many there are."""
+        return self._listed(self.config.keep_extension)
+
+    def _listed(self, keep_extension: bool) -> Listing:
+        passed_over, pages, twins = Counter[str](), Pages(), Twins()
+        wanted = open_wanted(self.config.keys)
+        for page in self._pages(keep_extension, passed_over):
+            keys = [ref.key for ref in page]
+            if not all_safe(keys):
+                raise self._unsafe(page)
+            if wanted:
+                page = [ref for ref, take in zip(page, wanted.among(keys), strict=True) if take]
+                keys = [ref.key for ref in page]
+            uris = [ref.uri for ref in page]
+            pages.add(keys, uris)
+            twins.add(keys, uris)
+        refs = pages.finish()
+        if wanted:
+            wanted.check_all_found(shown(self.config.images))
+        if not refs:
+            raise self._nothing_in(passed_over)
+        unique = refs.select(_unset(twins.repeats()))
+        if clash := twins.clash(refs):
+            raise self._clash(*clash, keep_extension)
+        return Listing(unique, passed_over.total(), len(refs) - len(unique))
+
+    def _pages(self, keep_extension: bool, passed_over: Counter[str]) -> Iterator[Sequence[ImageRef]]:
+        """What is found, many at a time; the reasons of what is passed over are counted."""
+        found, files = self.find(keep_extension), 0
+        while some := list(islice(found, PAGE)):
+            files += len(some)
+            if files > self.config.max_files:
+                raise SourceError(
+                    f"{shown(self.config.images)} holds more than {self.config.max_files:,} files; "
+                    "raise --max-files if that is meant, or name a part of them."
+                )
+            passed_over.update(item for item in some if isinstance(item, str))
+            if page := [item for item in some if isinstance(item, ImageRef)]:
+                yield page
 
     def read(self, uri: str) -> bytes:
         """The bytes of one image; see `Source.read`."""
         return read_file(uri)
 
-    def _check_key(self, ref: ImageRef) -> None:
-        if fault := key_fault(ref.key):
-            raise SourceError(f"the key {ref.key[:80]!r} of {ref.uri} cannot be used: {fault}. {self.key_advice}")
+    def _unsafe(self, page: Sequence[ImageRef]) -> SourceError:
+        ref, fault = next((ref, fault) for ref in page if (fault := key_fault(ref.key)))
+        return SourceError(f"the key {ref.key[:80]!r} of {shown(ref.uri)} cannot be used: {fault}. {self.key_advice}")
 
-    def _nothing_in(self, reasons: Sequence[str]) -> SourceError:
-        counts = "; ".join(f"{count:,} {reason}" for reason, count in Counter(reasons).items())
-        seen = f"; {len(reasons):,} files passed over ({counts})" if reasons else ""
+    def _nothing_in(self, reasons: Counter[str]) -> SourceError:
+        counts = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        seen = f"; {reasons.total():,} files passed over ({counts})" if reasons else ""
         advice = self.no_extension_advice if NO_EXTENSION in reasons else "Check --images and --exclude."
-        return SourceError(f"{self.config.images} holds no images{seen}. {advice}")
+        return SourceError(f"{shown(self.config.images)} holds no images{seen}. {advice}")
 
-    def _clash(self, pairs: Sequence[tuple[ImageRef, ImageRef]]) -> SourceError:
-        first, second = pairs[0]
-        more = f" (and {len(pairs) - 1:,} more such pairs)" if len(pairs) > 1 else ""
-        longer = dict.fromkeys(item for item in self.find(keep_extension=True) if isinstance(item, ImageRef))
-        advice = self.key_advice if clashes(longer) else "Pass --keep-extension to tell them apart."
-        return SourceError(f"{first.uri} and {second.uri} have the same key {first.key!r}{more}. {advice}")
+    def _clash(self, first: ImageRef, second: ImageRef, others: int, keep_extension: bool) -> SourceError:
+        more = f" (and {others:,} more such pairs)" if others else ""
+        advice = self.key_advice if keep_extension or not self._is_unique_with_extensions() else KEEP_EXTENSION
+        return SourceError(
+            f"{shown(first.uri)} and {shown(second.uri)} have the same key {first.key!r}{more}. {advice}"
+        )
+
+    def _is_unique_with_extensions(self) -> bool:
+        try:
+            self._listed(keep_extension=True)
+        except SourceError:
+            return False
+        return True
+
+
+def _unset(bits: np.ndarray) -> Callable[[list[str]], np.ndarray]:
+    """Choose the images, page by page, whose bit is not set."""
+    start = 0
+
+    def choose(keys: list[str]) -> np.ndarray:
+        nonlocal start
+        first, start = start, start + len(keys)
+        some = np.unpackbits(bits[first >> 3 : (start >> 3) + 1], bitorder="little")
+        return some[first & 7 :][: len(keys)] == 0
+
+    return choose

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from storage.errors import TriptychError
 
@@ -28,12 +29,13 @@ class ImageRef:
 class Listing:
     """The images of a source, in an order that is the same on every run.
 
-    refs         sorted by key for a folder; in file order for tars, Parquet, COCO-style JSON and list files
+    refs         sorted by key for a folder; in file order for tars, tables, COCO-style JSON and list files. What a
+                 source lists is a `Refs`, which may have any number of them
     passed_over  files seen but not taken: no image extension, excluded, unsafe in a tar; and folders behind a link
     repeated     exact repeats of the same image, dropped
     """
 
-    refs: list[ImageRef]
+    refs: Sequence[ImageRef]
     passed_over: int = 0
     repeated: int = 0
 
@@ -43,9 +45,13 @@ class SourceConfig:
     """What --images and its companions say."""
 
     images: str
-    """A folder, a list file, webdataset tars, COCO-style JSON or Parquet."""
+    """A folder, a list file, webdataset tars, COCO-style JSON, Parquet or Arrow: a path, or an address such as s3://."""
+    layout: Literal["coco", "vg", "flickr30k", "cc3m"] | None = None
+    """A folder laid out as that data set's own: keys are its official ids, whatever is not its own is passed over."""
+    keys: str | None = None
+    """Take only these keys: a text file with one a line, a JSON list, or a data set's annotations in JSON."""
     image_root: str | None = None
-    """COCO-style JSON, list file or Parquet: folder that relative paths start from (default: that of the file)."""
+    """COCO-style JSON, list file or table: folder that relative paths start from (default: that of the file)."""
     all_files: bool = False
     """Folder: take every file, whatever its extension; keys then keep the extension."""
     keep_extension: bool = False
@@ -53,9 +59,11 @@ class SourceConfig:
     exclude: str = ""
     """Comma-separated globs, matched against the relative path and the file name; case does not matter."""
     image_column: str | None = None
-    """Parquet: column with paths or bytes (default: found by name and type)."""
+    """Parquet, Arrow: column with paths or bytes (default: found by name and type)."""
     key_column: str | None = None
-    """Parquet: column with keys (default: found by name, else the path column, else <file stem>-<row number>)."""
+    """Parquet, Arrow: column with keys (default: found by name, else the path column, else <file stem>-<row>)."""
+    max_files: int = 1_000_000_000
+    """Stop where the source has more files than this, images or not."""
 
 
 class Source(Protocol):

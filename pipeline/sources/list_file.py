@@ -1,13 +1,23 @@
-"""Images named by a text file: one path a line, or a key, a tab and a path."""
+"""Images named by a text file: one path or address a line, or a key, a tab and a path or address."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from io import TextIOWrapper
 
-from pipeline.sources.checked import EXCLUDED, CheckedSource, key_of_listed_path, with_some_there
+from pipeline.sources.addresses import shown
+from pipeline.sources.checked import EXCLUDED, CheckedSource
 from pipeline.sources.contract import ImageRef, Listing, SourceError
-from pipeline.sources.files import exclusion, path_uri, relative_root, source_errors
+from pipeline.sources.files import (
+    Place,
+    exclusion,
+    open_file,
+    place_of,
+    relative_root,
+    source_errors,
+    with_some_there,
+)
+from pipeline.sources.named import Names
 
 
 class ListFileSource(CheckedSource):
@@ -21,23 +31,27 @@ class ListFileSource(CheckedSource):
 
     def find(self, keep_extension: bool) -> Iterator[ImageRef | str]:
         """Yield each image the file names, or why one is passed over."""
-        root = relative_root(self.config, Path(self.config.images))
+        names = Names(relative_root(self.config, place_of(self.config.images)))
         excluded = exclusion(self.config.exclude)
-        for key, path in _entries(Path(self.config.images)):
+        for key, path in _entries(place_of(self.config.images)):
             if excluded(path):
                 yield EXCLUDED
             else:
-                yield ImageRef(key or key_of_listed_path(path, root, keep_extension), path_uri(root / path))
+                yield ImageRef(key or names.key(path, keep_extension), names.uri(path))
 
 
-def _entries(list_file: Path) -> Iterator[tuple[str | None, str]]:
+def _entries(place: Place) -> Iterator[tuple[str | None, str]]:
     """Key, if given, and path of each line that is neither blank nor a comment."""
     wanted = "a text file with one path, or key<TAB>path, a line"
-    # surrogateescape: names that are not valid UTF-8 still lead to their files; utf-8-sig: some editors add a mark
-    with source_errors(list_file, wanted), list_file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip() and not line.lstrip().startswith("#"):
-                yield _entry(line, f"{list_file}, line {number}", commas=list_file.suffix.lower() != ".csv")
+    name = shown(str(place))
+    commas = not name.removesuffix("?...").lower().endswith(".csv")
+    with source_errors(place, wanted), open_file(place) as file:
+        # surrogateescape: names that are not valid UTF-8 still lead to their files; utf-8-sig: some editors add a mark
+        for number, line in enumerate(TextIOWrapper(file, "utf-8-sig", "surrogateescape"), start=1):
+            text = line.strip()
+            if text and text[0] != "#":
+                plain = "\t" not in line and (commas or "," not in line)
+                yield (None, text) if plain else _entry(line, f"{name}, line {number}", commas)
 
 
 def _entry(line: str, where: str, commas: bool) -> tuple[str | None, str]:

@@ -1,36 +1,46 @@
-"""Images in uncompressed webdataset tars, listed by their headers and read by their place in the file."""
+"""Images in uncompressed webdataset tars, listed by their headers and read by their place in the file.
+
+A tar at an address is read from front to back: once to be listed, of which `tar_members` keeps what it found, and once
+as its images are extracted. Neighbouring images are in one unit, so whoever runs the unit asks for 16 MiB from the
+image it needs on, and for the next 16 MiB where those end: some hundred images a request, hardly a byte twice, none on
+the disk.
+"""
 
 from __future__ import annotations
 
-import tarfile
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
 
 from extractors.images import ImageError
+from pipeline.sources.addresses import BLOCK, read_address, shown
 from pipeline.sources.checked import EXCLUDED, NO_EXTENSION, CheckedSource, printable_name
-from pipeline.sources.contract import ImageRef, SourceConfig, SourceError
+from pipeline.sources.contract import ImageRef, SourceConfig
 from pipeline.sources.files import (
+    Place,
+    check_size,
     exclusion,
     has_image_extension,
     image_errors,
     matching_files,
-    path_uri,
-    source_errors,
-    uri_path,
+    place_uri,
+    uri_place,
 )
+from pipeline.sources.tar_members import Member, members_of
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 UNSAFE_MEMBER = "links or of unsafe names"
 
-_WANTED = "an uncompressed tar; unpack a compressed one, make a damaged one again"
+_KEPT = 4  # pieces of tars at addresses: threads ask for neighbours, not always in their order
 
 
 @dataclass(frozen=True)
 class TarSource(CheckedSource):
     """The image members of one or more tars, shard by shard; keys are those that webdataset gives."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Place, ...]
+    pieces: Pieces = field(default_factory=lambda: Pieces())
 
     key_advice = "Leave one out with --exclude, or extract the tars into a store each."
 
@@ -47,8 +57,8 @@ class TarSource(CheckedSource):
         """Yield each image member, or why a member is passed over."""
         excluded = exclusion(self.config.exclude)
         for path in self.paths:
-            for member in _files_in(path):
-                if not _is_safe(member):
+            for member in members_of(path):
+                if not member.is_safe:
                     yield UNSAFE_MEMBER
                 elif excluded(member.name):
                     yield EXCLUDED
@@ -59,19 +69,65 @@ class TarSource(CheckedSource):
 
     def read(self, uri: str) -> bytes:
         """The bytes of one member, without a look at those before it; see `Source.read`."""
-        path, _, place = uri.partition("#")
-        offset, _, size = place.rpartition("@")[2].partition("+")
-        with image_errors(uri), uri_path(path).open("rb") as tar:
-            tar.seek(int(offset))
-            data = tar.read(int(size))
-        if len(data) < int(size):
-            raise ImageError("unreadable", f"{uri}: the tar ends before the image does", stage="read")
+        place, offset, size = _parsed(uri)
+        check_size(uri, size)
+        if isinstance(place, str):
+            data = self.pieces.read(place, offset, size)
+        else:
+            with image_errors(uri), place.open("rb") as tar:
+                tar.seek(offset)
+                data = tar.read(size)
+        if len(data) < size:
+            raise ImageError("unreadable", f"{shown(uri)}: the tar ends before the image does", stage="read")
         return data
 
 
-def _uri(path: Path, member: tarfile.TarInfo) -> str:
+class Pieces:
+    """Reads parts of files at addresses, with what follows them: neighbours are asked for next.
+
+    Threads may share one, and one of them fetches at a time: the others mostly wait for the same piece. A copy sent to
+    another process starts empty.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[Pieces], tuple[()]]:
+        return Pieces, ()
+
+    def read(self, address: str, start: int, size: int) -> bytes:
+        """Bytes of a file; fewer where it ends.
+
+        Raises:
+            ImageError: see `read_address`; also where a server cannot send a part of a file.
+        """
+        with self._lock:
+            for (file, first), data in self._kept.items():
+                if file == address and first <= start and start + size <= first + len(data):
+                    self._kept.move_to_end((file, first))
+                    return data[start - first : start - first + size]
+            data = read_address(address, start, start + max(size, BLOCK))
+            if len(data) > max(size, BLOCK):
+                told = f"{shown(address)}: the server sends whole files only; copy the tar here, or to an object store"
+                raise ImageError("unreadable", told, stage="read")
+            self._kept[address, start] = data
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return data[:size]
+
+
+def _uri(place: Place, member: Member) -> str:
     name = "".join(letter if letter.isprintable() else "?" for letter in printable_name(member.name))
-    return f"{path_uri(path)}#{name}@{member.offset_data}+{member.size}"
+    return f"{place_uri(place)}#{name}@{member.offset}+{member.size}"
+
+
+def _parsed(uri: str) -> tuple[Place, int, int]:
+    """The tar, and where in it the image is."""
+    file, _, place = uri.partition("#")
+    offset, _, size = place.rpartition("@")[2].partition("+")
+    with image_errors(uri):
+        return uri_place(file), int(offset), int(size)
 
 
 def _key(name: str, keep_extension: bool) -> str | None:
@@ -81,32 +137,3 @@ def _key(name: str, keep_extension: bool) -> str | None:
     if sample is None or not has_image_extension(name):
         return None
     return printable_name(name if keep_extension else sample)
-
-
-def _is_safe(member: tarfile.TarInfo) -> bool:
-    """Whether the member is a plain run of bytes (no link, device or sparse file) under a name inside the tar."""
-    name = PurePosixPath(member.name)
-    return member.isreg() and not member.issparse() and not name.is_absolute() and ".." not in name.parts
-
-
-def _files_in(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Every member but the folders; only headers are read.
-
-    Raises:
-        SourceError: the file is no uncompressed tar, or the tar is damaged.
-    """
-    try:
-        with source_errors(path, _WANTED), tarfile.open(path, "r:") as tar:
-            yield from (member for member in tar if not member.isdir())
-            _check_end(path, tar)
-    except tarfile.TarError as error:
-        raise SourceError(f"{path} cannot be listed ({error}); wanted {_WANTED}") from error
-
-
-def _check_end(path: Path, tar: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header for the end; a true end is a block of zeros, or that of the file."""
-    with path.open("rb") as raw:
-        raw.seek(tar.offset)
-        block = raw.read(tarfile.BLOCKSIZE)
-    if block.strip(b"\0"):
-        raise SourceError(f"{path} is damaged at byte {tar.offset:,}; wanted {_WANTED}")

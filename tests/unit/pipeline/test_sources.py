@@ -118,7 +118,7 @@ def test_a_pickled_copy_reads_without_listing(source):
 
 
 def test_many_threads_read_at_once(source):
-    refs = source.list().refs * 50
+    refs = [*source.list().refs] * 50
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(lambda ref: source.read(ref.uri), refs)) == [f"{ref.key}.jpg".encode() for ref in refs]
 
@@ -156,7 +156,8 @@ def test_relative_images_stay_readable_from_another_folder(tmp_path, monkeypatch
         ("absent*.parquet", "no file 'absent"),
         ("shard-{0..1}.tar", "no file 'shard-1.tar'"),
         ("shard-{0.tar", "balanced braces"),
-        ("s3://bucket/images", "only local files"),
+        ("ftp://host/images", "of the kind 'ftp'; wanted one of s3,"),
+        ("https://host/images/", "cannot be listed; name the images in a list file"),
         ("notes.md", "no kind that is understood"),
         ("x" * 5000, "File name too long"),
         ("shard.tar.gz", "unpack it"),
