@@ -1,19 +1,18 @@
-"""The Ray engine: the same units on a pool of actors, scheduled by Ray Data. The only module that knows Ray.
+"""The Ray engine: the same units on a pool of actors. Ray is known here and in the files beside this one only.
 
-Units and reports travel; pixels and features never do: an actor reads, decodes, extracts, writes and commits. Ray
-Data gives scheduling, restarts of dead actors and retries of units, which are harmless: a unit commits once.
+Units and reports travel; pixels and features never do: an actor reads, decodes, extracts, writes and commits. A unit
+commits once, so that running it again, whatever died, is harmless (docs/decisions/0008-actors-of-our-own.md).
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import logging
 import os
-from collections import Counter
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from math import ceil
 from typing import Any
 
 # Read when ray is imported. Workers run in the environment that started the job: by default Ray would rebuild it for
@@ -23,21 +22,24 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import ray.data
+import ray._private.worker
 import ray.exceptions
+from ray._private.utils import read_ray_address
 
-from extractors import ConfigError, RegionConfig, make_extractor
-from pipeline.config import ExtractJob
-from pipeline.plan import Plan, Unit
-from pipeline.sources import ImageRef, open_source
-from pipeline.sources.files import absolute
-from pipeline.unit import OnImages, UnitReport, Worker
-from storage import StoreWriter, TriptychError
-from storage.places import open_place
-from storage.writer import check_head
+from extractors import ConfigError, ExtractorConfig
+from extractors.base import NetworkConfig
+from extractors.views import make_views
+from pipeline.cluster_actor import Actor
+from pipeline.cluster_metrics import Metrics
+from pipeline.cluster_pool import Pool, Size, short
+from pipeline.config import EngineConfig, ExtractJob
+from pipeline.plan import Plan
+from pipeline.sources import ImageRef, shown
+from pipeline.unit import OnImages, UnitReport, open_writers
+from storage import ErrorRow, TriptychError
 
-FATAL = "fatal"
 ACTORS_WITHIN = 900  # seconds until the pool must stand; nodes that have to be started first take minutes
+ANSWER_WITHIN = 10  # seconds for a cluster to answer at its address
 
 
 class RayEngine:
@@ -49,9 +51,9 @@ class RayEngine:
 
     def __init__(self, job: ExtractJob) -> None:
         # The devices are the actors'; here the network is built only to know what it is, and let go again.
-        extractor = make_extractor(replace(job.extractor, device="cpu"))
-        self.spec, self.vocabulary = extractor.spec, extractor.vocabulary
-        del extractor
+        views = make_views(job.with_views(partial(_on, device="cpu")).views)
+        self.specs, self.vocabularies = views.specs, views.vocabularies
+        del views
         gc.collect()
         self._job = job
         self._started_here = not ray.is_initialized()
@@ -63,25 +65,18 @@ class RayEngine:
         """Yield a report a unit, in the order they finish.
 
         Raises:
-            TriptychError: an actor met an error that concerns the whole job.
+            TriptychError: an actor met an error that concerns the whole job, or there are no actors to be had.
         """
         if not plan.units:
             return
-        gpu = self.device.startswith("cuda")
-        extractor = replace(self._job.extractor, device="cuda:0" if gpu else "cpu")
-        job = _with_absolute_paths(replace(self._job, extractor=extractor))
-        rows = [{"keys": unit.keys, "uris": [ref.uri for ref in unit.refs]} for unit in plan.units]
-        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Actor,
-            batch_size=1,
-            fn_constructor_kwargs={"job": job},
-            compute=ray.data.ActorPoolStrategy(size=min(self.slots, len(rows))),
-            num_cpus=1,
-            num_gpus=1 if gpu else 0,
-        )
+        config = self._job.engine
+        size = Size(self.slots, config.min_workers or self.slots, ACTORS_WITHIN)
+        pool = Pool(self._starter(), plan.units, size, self._window(), self._give_up)
+        metrics = Metrics(",".join(self.specs), pool)
         try:
-            for row in data.iter_rows():
-                yield _report(row, on_images)
+            for report in pool.run(metrics.counting(on_images)):
+                metrics.finished(report)
+                yield report
         except ray.exceptions.RayError as error:
             raise TriptychError(f"the Ray job failed: {_last_line(error)}. What is committed is kept.") from error
 
@@ -90,90 +85,93 @@ class RayEngine:
         if self._started_here:
             ray.shutdown()
 
+    def _starter(self) -> Callable[[], Any]:
+        """What asks Ray for one more actor."""
+        gpu, config = self.device.startswith("cuda"), self._job.engine
+        device = "cuda:0" if gpu else "cpu"
+        job = ray.put(self._job.with_absolute_paths().with_views(partial(_on, device=device)))
+        kind = ray.remote(Actor).options(
+            num_cpus=config.cpus_per_worker,
+            num_gpus=config.gpus_per_worker if gpu else 0,
+            max_restarts=0,  # the pool starts another one, wherever there is room, and knows what the dead one did
+            max_task_retries=0,
+        )
+        return lambda: kind.remote(job)
 
-class _Actor:
-    """One process of the pool: a `Worker` kept warm between units.
+    def _window(self) -> int:
+        """Images of a unit that an actor has under way at once, from the one being read to the one being written."""
+        config = self._job.engine
+        networks = 1 if self.device.startswith("cuda") else ceil(config.cpus_per_worker)
+        return config.decode_workers + config.batch_size * (networks + 3)
 
-    An error that concerns the whole job travels back as a row: Ray would retry it, wrap it, or lose its text.
-    """
-
-    def __init__(self, job: ExtractJob) -> None:
-        self._trouble, self._worker = "", None
-        try:
-            extractor = make_extractor(job.extractor)
-            # The driver has made the store. An actor that does not see it must not start one of its own elsewhere.
-            check_head(open_place(job.engine.out), extractor.spec)
-            store = StoreWriter(job.engine.out, extractor.spec, extractor.vocabulary, job.engine.format)
-            source = open_source(job.source)
-            self._worker = Worker(source, extractor, store, job.engine.batch_size, job.engine.decode_workers)
-        except TriptychError as error:
-            self._trouble = str(error)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        [keys], [uris] = batch["keys"], batch["uris"]
-        unit = Unit(tuple(ImageRef(str(key), str(uri)) for key, uri in zip(keys, uris, strict=True)))
-        if self._worker is None:
-            return _row(UnitReport(), self._trouble)
-        try:
-            return _row(self._worker.run(unit), "")
-        except TriptychError as error:
-            return _row(UnitReport(), str(error))
+    def _give_up(self, ref: ImageRef, cause: str) -> None:
+        """Commit the error row of an image that kills whoever works on it."""
+        message = f"the process that worked on this image alone died, twice: {short(cause)}"
+        for store in open_writers(self._job, self).values():
+            with store.unit([ref.key], again=True) as unit:
+                unit.fail(ErrorRow(ref.key, shown(ref.uri), "decode", "crashed", message))
+                unit.commit()
 
 
-def _with_absolute_paths(job: ExtractJob) -> ExtractJob:
-    """The job as actors need it: their current folder is not the driver's."""
-    source, network = job.source, job.extractor
-    kind, colon, folder = (network.weights or "").partition(":")
-    weights = network.weights
-    if kind == "reference":
-        weights = f"{kind}{colon}{absolute(folder)}"
-    elif weights and Path(weights).expanduser().is_file():
-        weights = str(absolute(Path(weights).expanduser()))
-    network = replace(network, weights=weights)
-    if isinstance(network, RegionConfig) and network.boxes:
-        network = replace(network, boxes=str(absolute(Path(network.boxes).expanduser())))
-    root = str(absolute(source.image_root)) if source.image_root else None
-    source = replace(source, images=str(absolute(source.images)), image_root=root)
-    return ExtractJob(source, network, replace(job.engine, out=_absolute_out(job.engine.out)))
-
-
-def _absolute_out(out: str) -> str:
-    return out if "://" in out else str(absolute(out))
-
-
-def _row(report: UnitReport, trouble: str) -> dict[str, list[Any]]:
-    return {FATAL: [trouble], "report": [json.dumps(vars(report))]}
-
-
-def _report(row: dict[str, Any], on_images: OnImages) -> UnitReport:
-    if row[FATAL]:
-        raise TriptychError(row[FATAL])
-    report = UnitReport(**json.loads(row["report"]))
-    report.reasons = Counter(report.reasons)
-    on_images(report.images, sum(report.reasons.values()))
-    return report
+def _on(config: ExtractorConfig, device: str) -> ExtractorConfig:
+    return replace(config, device=device) if isinstance(config, NetworkConfig) else config
 
 
 def _connect(address: str | None) -> None:
     if ray.is_initialized():
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    address = address or os.environ.get("RAY_ADDRESS") or _left_over()
+    if address and address not in ("auto", "local"):
+        _check_answers(address)
+    # Ray would print a paragraph about each lost process and node on stdout; the pool says so in a line on stderr.
+    ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"at {address}" if address else "here"
+        raise _unreachable(address, _last_line(error)) from error
+
+
+def _left_over() -> str | None:
+    """A fresh local cluster where the one that Ray remembers here is gone: it would look for that one for minutes."""
+    remembered = read_ray_address()
+    try:
+        _check_answers(remembered or "")
+    except ConfigError:
+        return "local"
+    return None
+
+
+def _check_answers(address: str) -> None:
+    """Look whether somebody listens there: Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: nobody does, or the address is of Ray Client, whose proxy cannot carry an actor's notes.
+    """
+    if address.startswith("ray://"):
         raise ConfigError(
-            f"no Ray cluster can be reached {where} ({_last_line(error)}); start one or change --address."
-        ) from error
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = 0
-    context.wait_for_min_actors_s = ACTORS_WITHIN
+            f"--address {address} is of Ray Client, which is not supported; use `ray job submit`, or HOST:6379 from a "
+            "node of the cluster."
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_WITHIN).close()
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, _last_line(error)) from error
+
+
+def _unreachable(address: str | None, trouble: str) -> ConfigError:
+    where = f"at {address}" if address else "here"
+    return ConfigError(f"no Ray cluster can be reached {where} ({trouble}); start one or change --address.")
 
 
 def _device(job: ExtractJob) -> str:
     """What the actors run on: a GPU each where the cluster has any and the job does not say otherwise."""
-    wanted, gpus = job.extractor.device, int(ray.cluster_resources().get("GPU", 0))
+    networks = [config for config in job.views.values() if isinstance(config, NetworkConfig)]
+    if not networks:
+        return "cpu"
+    wanted, gpus = networks[0].device, int(ray.cluster_resources().get("GPU", 0))
     if wanted == "auto":
         return "cuda" if gpus else "cpu"
     if wanted.startswith("cuda") and not gpus:
@@ -184,12 +182,33 @@ def _device(job: ExtractJob) -> str:
 
 
 def _pool_size(job: ExtractJob, device: str) -> int:
-    resource = "GPU" if device.startswith("cuda") else "CPU"
-    there = int(ray.cluster_resources().get(resource, 0))
-    wanted = job.engine.workers or max(1, there)
-    if wanted > there:
-        raise ConfigError(f"--workers {wanted} need a {resource} each, and the Ray cluster has {there}.")
+    """How many actors at most.
+
+    Raises:
+        ConfigError: more than there is room for; with --min-workers the cluster may have to grow first.
+    """
+    config, kind, each = job.engine, "CPU", job.engine.cpus_per_worker
+    if device.startswith("cuda"):
+        kind, each = "GPU", config.gpus_per_worker
+    there = float(ray.cluster_resources().get(kind, 0))
+    wanted = config.workers or max(1, _places_now(config, device), config.min_workers or 1)
+    if config.min_workers is None and wanted * each > there:
+        need = f"a {kind}" if each == 1 else f"{each:g} {kind}s"
+        raise ConfigError(f"--workers {wanted} need {need} each, and the Ray cluster has {there:g}.")
+    cpus = float(ray.cluster_resources().get("CPU", 0))
+    if config.decode_on == "nodes" and config.min_workers is None and cpus < wanted * config.cpus_per_worker + 1:
+        raise ConfigError(
+            f"--decode-on nodes needs CPUs beside those of the actors: {wanted} actors take "
+            f"{wanted * config.cpus_per_worker:g} of the {cpus:g}; lower --workers or add nodes."
+        )
     return wanted
+
+
+def _places_now(config: EngineConfig, device: str) -> int:
+    """Actors that the nodes that are there now have room for, were they idle."""
+    each = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if device.startswith("cuda") else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(kind, 0) / amount) for kind, amount in each.items()) for node in nodes)
 
 
 def _last_line(error: BaseException) -> str:

@@ -61,6 +61,39 @@ def test_what_the_cluster_lacks_is_said_at_once(
     assert "no GPU" in capsys.readouterr().err
 
 
+def test_decoding_on_other_nodes_changes_nothing(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"GIF89a")
+    assert extract("regions", tmp_path / "photos", tmp_path / "local") == 0
+    flags = ["--engine", "ray", "--decode-on", "nodes", "--workers"]
+    assert extract("regions", tmp_path / "photos", tmp_path / "ray", *flags, "1") == 0
+    assert differences(tmp_path / "local", tmp_path / "ray") == []
+    assert extract("regions", tmp_path / "photos", tmp_path / "s", *flags, "2") == 2
+    assert "2 actors take 2 of the 2; lower --workers" in capsys.readouterr().err
+
+
+def test_a_pool_begins_with_its_minimum_and_without_it_the_job_ends(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 8)
+    flags = ["--engine", "ray", "--workers", "8", "--images-per-shard", "1", "--min-workers"]
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", *flags, "1") == 0
+    assert len(open_store(tmp_path / "s")) == 8
+    monkeypatch.setattr("pipeline.cluster.ACTORS_WITHIN", 1)
+    assert extract("grid", tmp_path / "photos", tmp_path / "t", *flags, "3") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "of 3 actors were to be had within 1 seconds: the Ray cluster has 2 CPUs" in told
+
+
+def test_half_a_cpu_an_actor_makes_room_for_twice_as_many(cluster: None, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 4)
+    flags = ["--engine", "ray", "--workers", "4", "--cpus-per-worker", "0.5", "--images-per-shard", "1"]
+    assert extract("grid", tmp_path / "photos", tmp_path / "s", *flags) == 0
+    assert len(open_store(tmp_path / "s")) == 4
+
+
 def test_a_job_wide_error_in_an_actor_is_one_line_and_status_2(
     cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
