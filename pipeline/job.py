@@ -6,37 +6,42 @@ import platform
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from math import ceil
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from extractors import ConfigError, RegionConfig
 from extractors.given_boxes import read_boxes
-from pipeline.config import ExtractJob
+from pipeline.config import RAY_DEFAULTS, EngineConfig, ExtractJob
 from pipeline.local import LocalEngine
-from pipeline.plan import Plan, images_per_unit, make_plan
-from pipeline.sources import Listing, open_source
-from pipeline.unit import OnImages, UnitReport
+from pipeline.plan import Plan, Units, images_per_unit, make_plan
+from pipeline.probe import Probe, probe_job
+from pipeline.settings import settings_of
+from pipeline.sources import ImageRef, Listing, Refs, open_source
+from pipeline.sources.addresses import shown
+from pipeline.unit import OnImages, UnitReport, open_writers
 from storage import Spec, StoreWriter, TriptychError, open_store
 from storage.compact import FOLD_FROM, fold
-from storage.places import BusyError
-from storage.writer import unit_id
+from storage.places import BusyError, open_place
+from storage.writer import HEAD, unit_id
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
 UNITS_A_SLOT = 4  # so that no actor waits long for the last one
 
 
 class Engine(Protocol):
-    """Runs the units of a plan. `slots` is how many at once."""
+    """Runs the units of a plan. `slots` is how many at once; specs and vocabularies go by view."""
 
-    spec: Spec
-    vocabulary: dict[str, list[str]]
+    specs: dict[str, Spec]
+    vocabularies: dict[str, dict[str, list[str]]]
     device: str
     slots: int
 
@@ -49,6 +54,7 @@ class Progress(Protocol):
 
     def started(self, start: JobStart) -> None: ...
     def advanced(self, images: int, failed: int) -> None: ...
+    def reported(self, total: UnitReport) -> None: ...
     def stopped(self) -> None: ...
 
 
@@ -60,7 +66,12 @@ class JobStart:
     listing: Listing
     plan: Plan
     device: str
-    weights_origin: str
+    weights: dict[str, str]
+
+    @property
+    def weights_origin(self) -> str:
+        """Where the networks' weights come from: "checkpoint" where all do, or none is needed."""
+        return next((origin for origin in self.weights.values() if origin != "checkpoint"), "checkpoint")
 
 
 @dataclass
@@ -86,37 +97,69 @@ class JobResult:
         return self.report.images / self.seconds if self.seconds else 0.0
 
 
-def run_job(job: ExtractJob, progress: Progress) -> JobResult:
+def run_job(job: ExtractJob, progress: Progress, again: Sequence[ImageRef] | None = None) -> JobResult:
     """Run a job to its end, or to Ctrl-C; what is committed stays.
+
+    Args:
+        again: failed images to try once more, and no others; their source is not listed.
 
     Raises:
         TriptychError: the job itself is wrong; nothing was damaged.
     """
     began = time.perf_counter()
-    listing = open_source(job.source).list()
-    _check_boxes(job, listing)
+    if again is None:
+        listing = open_source(job.source).list()
+        _check_boxes(job, listing)
+    else:
+        listing = Listing(Refs.of(again))
     engine = _make_engine(job)
     try:
-        store = StoreWriter(job.engine.out, engine.spec, engine.vocabulary, job.engine.format)
-        before = store.read_run()
-        start = _start(job, listing, engine, store)
+        stores = open_writers(job, engine)
+        before = {view: store.read_run() for view, store in stores.items()}
+        start = _start(job, listing, engine, stores, again is not None)
         ready = time.perf_counter()
         report, interrupted = _run(engine, start, progress)
         seconds = time.perf_counter() - ready
     finally:
         engine.close()
-    errors = _errors(job, listing)
+    errors = _errors(start)
     status = INTERRUPTED if interrupted else FINISHED
     if not interrupted:
-        _check_all_there(start, store)
+        _check_all_there(start, stores)
     if not interrupted and sum(errors.values()) > job.engine.errors_allowed(start.plan.images):
         status = TOO_MANY_ERRORS
     result = JobResult(start, report, errors, ready - began, seconds, status)
-    store.write_run(_run_facts(result, before))
-    if not interrupted:
-        with suppress(BusyError):  # another job's end or a compaction does it
-            fold(job.engine.out, at_least=FOLD_FROM)  # so that opening the store costs the same however many units
+    for view, store in stores.items():
+        store.write_run(_run_facts(result, before[view], again is not None))
+        if not interrupted:
+            with suppress(BusyError):  # another job's end or a compaction does it
+                fold(job.outs[view], at_least=FOLD_FROM)  # opening a store then costs the same however many units
     return result
+
+
+def plan_job(job: ExtractJob, images: int) -> tuple[JobStart, Probe | None]:
+    """What `run_job` would do, and what a probe of so many images says it would cost; nothing is written.
+
+    Raises:
+        TriptychError: the job itself is wrong.
+    """
+    listing = open_source(job.source).list()
+    _check_boxes(job, listing)
+    engine = LocalEngine(replace(job, engine=replace(job.engine, engine="local", **RAY_DEFAULTS)))
+    engine.slots = job.engine.workers or 1
+    stores = [_store_there(out, engine.specs[view]) for view, out in job.outs.items()]
+    there = [store for store in stores if store]
+    done = partial(_done, there) if len(there) == len(stores) else lambda keys: np.zeros(len(keys), bool)
+    plan = make_plan(listing, done, 1, job.engine.limit)
+    plan = plan.cut(_images_per_unit(job.engine, engine, plan.to_do))
+    start = JobStart(job, listing, plan, engine.device, _weights(engine))
+    return start, probe_job(job, engine.views, plan, images) if images and plan.to_do else None
+
+
+def _store_there(out: str, spec: Spec) -> StoreWriter | None:
+    """A way into a store that exists; making one would be a first step of the job."""
+    place = open_place(out)
+    return StoreWriter(out, spec) if place.size(HEAD) is not None else None
 
 
 def _check_boxes(job: ExtractJob, listing: Listing) -> None:
@@ -130,17 +173,22 @@ def _check_boxes(job: ExtractJob, listing: Listing) -> None:
         raise ConfigError(f"--boxes {network.boxes} has no key of an image: it has {found!r}, an image is {example!r}.")
 
 
-def _check_all_there(start: JobStart, store: StoreWriter) -> None:
-    """images = records + errors, or the job has failed, whatever its engine reported."""
-    planned = [unit.keys for unit in start.plan.units]
-    store.refresh(unit_id(store.spec.id, keys) for keys in planned)
-    keys = [key for unit in planned for key in unit]
-    lost = [key for key, done in zip(keys, store.done(keys), strict=True) if not done]
-    if lost:
-        raise TriptychError(
-            f"{len(lost)} of {start.plan.images} images are neither records nor errors of {start.job.engine.out}, the "
-            f"first is {min(lost)!r}; run the same command again, and see that all workers write to this folder."
-        )
+def _check_all_there(start: JobStart, stores: Mapping[str, StoreWriter]) -> None:
+    """images = records + errors in every store, or the job has failed, whatever its engine reported."""
+    units = start.plan.units
+    for view, store in stores.items():
+        store.refresh(unit_id(store.spec.id, unit.keys) for unit in units)
+        lost = units.left.select(partial(_left, store))
+        if len(lost):
+            raise TriptychError(
+                f"{len(lost)} of {start.plan.images} images are neither records nor errors of {start.job.outs[view]}, "
+                f"the first is {lost[0].key!r}; run the same command again, and see that all workers write to this "
+                "folder."
+            )
+
+
+def _left(store: StoreWriter, keys: Sequence[str]) -> np.ndarray:
+    return ~store.done(keys)
 
 
 def _make_engine(job: ExtractJob) -> Engine:
@@ -151,15 +199,36 @@ def _make_engine(job: ExtractJob) -> Engine:
     return RayEngine(job)
 
 
-def _start(job: ExtractJob, listing: Listing, engine: Engine, store: StoreWriter) -> JobStart:
-    left = int((~store.done([ref.key for ref in listing.refs[: job.engine.limit]])).sum())
-    per_unit = job.engine.images_per_shard or images_per_unit(engine.spec, engine.device == "cpu")
-    if engine.slots > 1 and not job.engine.images_per_shard:
-        per_unit = min(per_unit, max(1, ceil(left / (engine.slots * UNITS_A_SLOT))))
-    plan = make_plan(listing, store.done, per_unit, job.engine.limit)
-    images = {"images": plan.images, "source_images": len(listing.refs)}
-    store.write_run({"complete": False, "source": job.source.images, **images})
-    return JobStart(job, listing, plan, engine.device, engine.spec.model["weights"]["origin"])
+def _start(
+    job: ExtractJob, listing: Listing, engine: Engine, stores: Mapping[str, StoreWriter], again: bool
+) -> JobStart:
+    if again:
+        refs = Refs.of(listing.refs)
+        plan = Plan(Units(refs, 1, again=True), refs, 0)
+    else:
+        plan = make_plan(listing, partial(_done, tuple(stores.values())), 1, job.engine.limit)
+    plan = plan.cut(_images_per_unit(job.engine, engine, plan.to_do))
+    for store in stores.values() if not again else ():
+        images = {"images": plan.images, "source_images": len(listing.refs)}
+        store.write_run({"complete": False, "source": shown(job.source.images), **images})
+    return JobStart(job, listing, plan, engine.device, _weights(engine))
+
+
+def _weights(engine: Engine) -> dict[str, str]:
+    """Where each network's weights come from, by view."""
+    return {view: spec.model["weights"]["origin"] for view, spec in engine.specs.items() if "weights" in spec.model}
+
+
+def _done(stores: Sequence[StoreWriter], keys: Sequence[str]) -> np.ndarray:
+    """(K,) bool: True where an image needs no more work in any of the stores."""
+    return np.logical_and.reduce([store.done(keys) for store in stores])
+
+
+def _images_per_unit(config: EngineConfig, engine: Engine, left: int) -> int:
+    if config.images_per_shard:
+        return config.images_per_shard
+    fitting = min(images_per_unit(spec, engine.device == "cpu") for spec in engine.specs.values())
+    return min(fitting, max(1, ceil(left / (engine.slots * UNITS_A_SLOT)))) if engine.slots > 1 else fitting
 
 
 def _run(engine: Engine, start: JobStart, progress: Progress) -> tuple[UnitReport, bool]:
@@ -169,6 +238,7 @@ def _run(engine: Engine, start: JobStart, progress: Progress) -> tuple[UnitRepor
         with _sigterm_as_interrupt():
             for report in engine.run(start.plan, progress.advanced):
                 total += report
+                progress.reported(total)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -194,20 +264,28 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _errors(job: ExtractJob, listing: Listing) -> Counter[str]:
-    mine = {ref.key for ref in listing.refs[: job.engine.limit]}
-    return Counter(row.reason for row in open_store(job.engine.out).errors() if row.key in mine)
+def _errors(start: JobStart) -> Counter[str]:
+    """This source's failed images by reason, each once: for what it failed in the first view that has no record."""
+    reasons: dict[str, str] = {}
+    for out in start.job.outs.values():
+        for row in open_store(out).errors():
+            reasons.setdefault(row.key, row.reason)
+    mine = start.plan.refs.holding(reasons)
+    return Counter(reason for key, reason in reasons.items() if key in mine)
 
 
-def _run_facts(result: JobResult, before: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a job; one that found nothing to do leaves the speed of the one that did the work."""
+def _run_facts(result: JobResult, before: dict[str, Any], again: bool) -> dict[str, Any]:
+    """What is kept of a job; one that found nothing to do, or tried again, leaves what is there."""
     job, start, report = result.start.job, result.start, result.report
+    if again:
+        return before
     now = {
         "complete": result.status != INTERRUPTED,
-        "source": job.source.images,
+        "source": shown(job.source.images),
         "images": start.plan.images,
         "source_images": len(start.listing.refs),
         "passed_over": start.listing.passed_over,
+        "settings": settings_of(job),
     }
     if not report.images:
         return {**before, **now}

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from extractors import make_extractor
+from extractors.views import make_views
 from pipeline.config import ExtractJob
 from pipeline.plan import Plan
-from pipeline.sources import open_source
-from pipeline.unit import OnImages, UnitReport, Worker
-from storage import StoreWriter
+from pipeline.unit import OnImages, UnitReport, make_worker
 
 
 class LocalEngine:
     """Runs a plan here.
 
-    spec, vocabulary  of the extractor it holds
-    device            where the network runs
-    slots             units that run at once
+    views                the networks it holds
+    specs, vocabularies  of these
+    device               where the networks run
+    slots                units that run at once
 
     Raises:
-        TriptychError: the extractor cannot be built.
+        TriptychError: an extractor cannot be built.
     """
 
     def __init__(self, job: ExtractJob) -> None:
         self._job = job
-        self._extractor = make_extractor(job.extractor)
-        self.spec, self.vocabulary = self._extractor.spec, self._extractor.vocabulary
-        self.device, self.slots = str(self._extractor.device), 1
+        self.views = make_views(job.views)
+        self.specs, self.vocabularies = self.views.specs, self.views.vocabularies
+        self.device, self.slots = str(self.views.device), 1
 
     def run(self, plan: Plan, on_images: OnImages) -> Iterator[UnitReport]:
         """Yield a report a unit; each is committed by then."""
-        config = self._job.engine
-        store = StoreWriter(config.out, self.spec, self.vocabulary, config.format)
-        source = open_source(self._job.source)
-        worker = Worker(source, self._extractor, store, config.batch_size, config.decode_workers)
+        worker = make_worker(self._job, self.views)
         try:
             for unit in plan.units:
                 yield worker.run(unit, on_images)

@@ -1,4 +1,4 @@
-"""One unit in, one shard and one report out: the function that every engine runs.
+"""One unit in, one shard a view and one report out: the function that every engine runs.
 
 Reading, decoding and resizing run ahead in threads, at most a window's worth; the network runs in threads of its own,
 and the calling thread writes. One bad image becomes an error row and the others go on.
@@ -14,20 +14,27 @@ import resource
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Protocol
 
 import cv2
 import torch
 
-from extractors import Extractor, ImageError, Prepared, decode
+from extractors import ImageError, decode
+from extractors.views import Ready, Results, Views
+from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Unit
-from pipeline.sources import ImageRef, Source
-from storage import ErrorRow, Record, StoreWriter
+from pipeline.sources import ImageRef, Source, open_source
+from pipeline.sources.addresses import shown
+from pipeline.timed import read_within
+from storage import ErrorRow, Record, Spec, StoreWriter
+from storage.writer import UnitWriter
 
+Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 STAGES = ("read", "decode", "model", "write")
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
 
@@ -36,6 +43,8 @@ OnImages = Callable[[int, int], None]  # told of newly finished images, and how 
 class UnitReport:
     """What became of one unit; small, so that it can travel.
 
+    records   of all views together, as are rows and bytes
+    reasons   why images failed, counted once an image
     seconds   by stage, summed over threads; "idle" is the network's threads with nothing to do
     peak_rss  the process's largest resident memory so far, in bytes
     """
@@ -70,50 +79,52 @@ class UnitReport:
 
 @dataclass
 class Worker:
-    """What runs units: one process's source, network and way into the store.
+    """What runs units: one process's source, networks and ways into the stores, by view.
 
-    Its settings change how fast it goes, never what comes out.
+    Its settings change how fast it goes, never what comes out. `load` makes an image ready elsewhere; by default the
+    decode threads do it here.
     """
 
     source: Source
-    extractor: Extractor
-    store: StoreWriter
-    batch_size: int = 1
-    decode_threads: int = 2
+    views: Views
+    stores: Mapping[str, StoreWriter]
+    settings: EngineConfig
+    load: Callable[[ImageRef], Loaded] | None = None
 
     def __post_init__(self) -> None:
         cv2.setNumThreads(1)  # the decode threads are the parallelism; more would only contend
-        self._loaders = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+        self._loaders = ThreadPoolExecutor(self.settings.decode_workers, thread_name_prefix="decode")
         self._cores = torch.get_num_threads()
-        self._networks = 1 if self.extractor.device.type == "cuda" else min(self._cores, images_in_memory())
+        self._networks = 1 if self.views.device.type == "cuda" else min(self._cores, images_in_memory())
         torch.set_num_threads(1)
         self._models = ThreadPoolExecutor(
             self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
         )
 
     def run(self, unit: Unit, on_images: OnImages = lambda images, failed: None) -> UnitReport:
-        """Extract a unit and commit it.
+        """Extract a unit and commit it, view by view.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: a store cannot be written.
         """
         report, began = UnitReport(images=len(unit.refs)), time.perf_counter()
-        with self.store.unit(unit.keys) as shard:
+        with ExitStack() as stack:
+            shards = {
+                view: stack.enter_context(store.unit(unit.keys, unit.again)) for view, store in self.stores.items()
+            }
             for results in self._results(unit, report):
-                for result in results:
+                for outcomes in results:
                     with report.timing("write"):
-                        if isinstance(result, ErrorRow):
-                            shard.fail(result)
-                            report.reasons[result.reason] += 1
-                        else:
-                            shard.append(result)
-                    on_images(1, int(isinstance(result, ErrorRow)))
+                        failed = _put(outcomes, shards)
+                    report.reasons.update(failed[:1])
+                    on_images(1, min(len(failed), 1))
             with report.timing("write"):
-                entry = shard.commit({"seconds": report.seconds})
-        if entry:  # None, or fewer keys: another job committed them meanwhile
-            report.records = len(entry.keys)
-        if entry and entry.shard:
-            report.rows, report.bytes = entry.shard.rows, entry.shard.bytes
+                entries = [shard.commit({"seconds": report.seconds}) for shard in shards.values()]
+        for entry in entries:
+            if entry:  # None, or fewer keys: another job committed them meanwhile
+                report.records += len(entry.keys)
+            if entry and entry.shard:
+                report.rows, report.bytes = report.rows + entry.shard.rows, report.bytes + entry.shard.bytes
         report.peak_rss = peak_rss()
         capacity = self._networks * (time.perf_counter() - began)
         report.seconds["idle"] = max(0.0, capacity - report.seconds.get("model", 0.0))
@@ -125,9 +136,9 @@ class Worker:
             pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._cores)
 
-    def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[Record | ErrorRow]]:
+    def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[Outcomes]]:
         """Finished batches in the unit's order; one more than the network's threads can take is kept waiting for it."""
-        running: deque[Future[tuple[list[Record | ErrorRow], float]]] = deque()
+        running: deque[Future[tuple[list[Outcomes], float]]] = deque()
         try:
             for batch in self._batches(unit, report):
                 running.append(self._models.submit(self._extract, batch))
@@ -140,26 +151,26 @@ class Worker:
                 future.cancel()
 
     @staticmethod
-    def _finished(future: Future[tuple[list[Record | ErrorRow], float]], report: UnitReport) -> list[Record | ErrorRow]:
+    def _finished(future: Future[tuple[list[Outcomes], float]], report: UnitReport) -> list[Outcomes]:
         results, seconds = future.result()
         report.seconds = _summed(report.seconds, {"model": seconds})
         return results
 
-    def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[_Loaded]]:
-        """Loaded images in the unit's order, `batch_size` at a time, while later ones are being loaded."""
+    def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[Loaded]]:
+        """Loaded images in the unit's order, a batch at a time, while later ones are being loaded."""
         coming = iter(unit.refs)
-        window: deque[Future[_Loaded]] = deque()
-        batch: list[_Loaded] = []
+        window: deque[Future[Loaded]] = deque()
+        batch: list[Loaded] = []
         try:
             while True:
-                ahead = self.decode_threads + self.batch_size
+                ahead = self.settings.decode_workers + self.settings.batch_size
                 window.extend(self._loaders.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
                 if not window:
                     break
                 loaded = window.popleft().result()
                 report.seconds = _summed(report.seconds, loaded.seconds)
                 batch.append(loaded)
-                if len(batch) == self.batch_size:
+                if len(batch) == self.settings.batch_size:
                     yield batch
                     batch = []
             if batch:
@@ -168,46 +179,83 @@ class Worker:
             for future in window:
                 future.cancel()
 
-    def _load(self, ref: ImageRef) -> _Loaded:
-        """Runs in a decode thread: bytes to a resized image, or to the error row that stands for it."""
-        timed = UnitReport()
-        try:
-            with timed.timing("read"):
-                data = self.source.read(ref.uri)
-            with timed.timing("decode"):
-                ready: Prepared | ImageError = self.extractor.prepare(ref.key, decode(data))
-        except ImageError as error:
-            ready = error
-        return _Loaded(ref, ready, timed.seconds)
+    def _load(self, ref: ImageRef) -> Loaded:
+        """Runs in a decode thread."""
+        if self.load:
+            return self.load(ref)
+        return load_image(self.source, self.views, ref, self.settings)
 
-    def _extract(self, batch: list[_Loaded]) -> tuple[list[Record | ErrorRow], float]:
-        """Runs in a network thread: a record or an error row an image, and the seconds it took."""
+    def _extract(self, batch: list[Loaded]) -> tuple[list[Outcomes], float]:
+        """Runs in a network thread: a record or an error row a view and image, and the seconds it took."""
         start = time.perf_counter()
-        good = [loaded.ready for loaded in batch if isinstance(loaded.ready, Prepared)]
+        good = [loaded.ready for loaded in batch if not isinstance(loaded.ready, ImageError)]
         results = iter(self._forward(good) if good else [])
-        outcomes = [next(results) if isinstance(each.ready, Prepared) else each.ready for each in batch]
-        rows = [
-            _error_row(loaded.ref, outcome) if isinstance(outcome, ImageError) else outcome
-            for loaded, outcome in zip(batch, outcomes, strict=True)
+        found = [
+            self._same(loaded.ready) if isinstance(loaded.ready, ImageError) else next(results) for loaded in batch
         ]
-        return rows, time.perf_counter() - start
+        return [_outcomes(loaded.ref, each) for loaded, each in zip(batch, found, strict=True)], (
+            time.perf_counter() - start
+        )
 
-    def _forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        """Run the network; a batch that does not fit in the device's memory is halved until it does."""
+    def _same(self, error: ImageError) -> Results:
+        return dict.fromkeys(self.stores, error)
+
+    def _forward(self, batch: list[Ready]) -> list[Results]:
+        """Run the networks; a batch that does not fit in the device's memory is halved until it does."""
         try:
-            return self.extractor.extract(batch)
+            return self.views.extract(batch)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                return [ImageError("out_of_memory", f"the device has no room for it: {error}".splitlines()[0], "model")]
+                message = f"the device has no room for it: {error}".splitlines()[0]
+                return [self._same(ImageError("out_of_memory", message, "model"))]
         middle = len(batch) // 2
         return self._forward(batch[:middle]) + self._forward(batch[middle:])
 
 
+def make_worker(job: ExtractJob, views: Views, load: Callable[[ImageRef], Loaded] | None = None) -> Worker:
+    """The worker of a process that runs units of this job.
+
+    Raises:
+        TriptychError: the source or a store is not what it should be.
+    """
+    return Worker(open_source(job.source), views, open_writers(job, views), job.engine, load)
+
+
+class Described(Protocol):
+    """Whatever knows the specs and vocabularies of its views."""
+
+    specs: dict[str, Spec]
+    vocabularies: dict[str, dict[str, list[str]]]
+
+
+def open_writers(job: ExtractJob, views: Described) -> dict[str, StoreWriter]:
+    """A way into each view's store, which is made where it does not exist."""
+    return {
+        view: StoreWriter(out, views.specs[view], views.vocabularies[view], job.engine.format)
+        for view, out in job.outs.items()
+    }
+
+
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
+    """An image ready for the networks, or what is wrong with it, and the seconds it took by stage."""
+
     ref: ImageRef
-    ready: Prepared | ImageError
+    ready: Ready | ImageError
     seconds: dict[str, float]
+
+
+def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConfig) -> Loaded:
+    """Bytes to an image resized for each view, or to the error that stands for it."""
+    timed = UnitReport()
+    try:
+        with timed.timing("read"):
+            data = read_within(source.read, ref.uri, settings.read_timeout)
+        with timed.timing("decode"):
+            ready: Ready | ImageError = views.prepare(ref.key, decode(data, settings.max_pixels))
+    except ImageError as error:
+        ready = error
+    return Loaded(ref, ready, timed.seconds)
 
 
 def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
@@ -225,5 +273,23 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _put(outcomes: Outcomes, shards: Mapping[str, UnitWriter]) -> list[str]:
+    """Hand an image's outcomes to the shards; returns the reasons of what failed."""
+    reasons = []
+    for view, outcome in outcomes.items():
+        if isinstance(outcome, ErrorRow):
+            shards[view].fail(outcome)
+            reasons.append(outcome.reason)
+        else:
+            shards[view].append(outcome)
+    return reasons
+
+
+def _outcomes(ref: ImageRef, results: Results) -> Outcomes:
+    return {
+        view: _error_row(ref, result) if isinstance(result, ImageError) else result for view, result in results.items()
+    }
+
+
 def _error_row(ref: ImageRef, error: ImageError) -> ErrorRow:
-    return ErrorRow(ref.key, ref.uri, error.stage, error.reason, str(error))
+    return ErrorRow(ref.key, shown(ref.uri), error.stage, error.reason, shown(str(error)))

@@ -65,15 +65,18 @@ def _parse(args: list[str]) -> Any:
     if args[:1] and args[0] in TRANSFER_COMMANDS:
         return _tyro(transfer, args)
     from workflows.demo import Demo
-    from workflows.extract import Extract, with_config_file
+    from workflows.extract import Extract, PlanExtract, with_config_file
+    from workflows.retry import Retry
 
     command = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Extract, tyro.conf.subcommand("extract", description="Cache visual features of images.")]
+        | Annotated[PlanExtract, tyro.conf.subcommand("plan", description="Say what an extraction would do and cost.")]
+        | Annotated[Retry, tyro.conf.subcommand("retry")]
         | StoreCommand
         | transfer
     )
-    if args[:1] == ["extract"] and len(args) > 1:
+    if args[:1] in (["extract"], ["plan"]) and len(args) > 1:
         args = [*args[:2], *with_config_file(args[2:])]
     return _tyro(command, args)
 

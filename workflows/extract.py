@@ -10,11 +10,12 @@ from typing import Annotated
 import tyro
 import yaml
 
-from extractors import ConfigError, ExtractorConfig, GridConfig, RegionConfig
+from extractors import ConfigError, ExtractorConfig, GridConfig, PatchConfig, PixelConfig, RegionConfig, view_of
+from extractors.views import configs_beside
 from pipeline.config import EngineConfig, ExtractJob
-from pipeline.job import run_job
+from pipeline.job import plan_job, run_job
 from pipeline.sources import SourceConfig
-from workflows.progress import TerminalProgress, summary
+from workflows.progress import JsonProgress, TerminalProgress, plan_lines, summary
 
 _Flat = tyro.conf.arg(name="")
 
@@ -25,17 +26,39 @@ class _Extract:
     engine: Annotated[EngineConfig, _Flat]
     config: str | None = None
     """YAML file with any of these settings, by the same names; flags win over it."""
+    views: str | None = None
+    """Views to cache from one decode, each in a folder of its own below --out, such as regions,grid,pixels: a grid
+    beside regions comes from the same network, others have their own defaults."""
+    json: bool = False
+    """Tell of progress and the end in JSON lines on stdout."""
 
     def run(self) -> int:
         """Run the job; returns the exit status."""
-        result = run_job(ExtractJob(self.source, self.extractor, self.engine), TerminalProgress())
-        print(summary(result))
+        if self.json:
+            progress = JsonProgress()
+            result = run_job(self.job, progress)
+            progress.ended(result)
+        else:
+            result = run_job(self.job, TerminalProgress())
+            print(summary(result))
         return result.status
 
     @property
-    def extractor(self) -> ExtractorConfig:
-        network: ExtractorConfig = self.network  # type: ignore[attr-defined]
-        return network
+    def job(self) -> ExtractJob:
+        """What the flags ask for.
+
+        Raises:
+            ConfigError: the views do not go together.
+        """
+        main: ExtractorConfig = self.network  # type: ignore[attr-defined]
+        if self.views is None:
+            return ExtractJob(self.source, main, self.engine)
+        wanted = list(dict.fromkeys(part.strip() for part in self.views.split(",") if part.strip()))
+        if view_of(main) not in wanted:
+            raise ConfigError(f"--views {self.views} must name {view_of(main)}, too, which this command extracts.")
+        configs = configs_beside(main, wanted)
+        beside = {view: config for view, config in configs.items() if view != view_of(main)}
+        return ExtractJob(self.source, main, self.engine, beside)
 
 
 @dataclass(frozen=True)
@@ -59,17 +82,91 @@ class ExtractGrid(_Extract):
 
 
 @dataclass(frozen=True)
+class ExtractPatches(_Extract):
+    """Cache patch features: the tokens of a frozen CLIP, Swin, ViT, DINOv2 or SigLIP tower, of any of its layers.
+
+    triptych extract patches --images photos --out features/patches --model hf:openai/clip-vit-base-patch16
+    """
+
+    network: Annotated[PatchConfig, _Flat] = PatchConfig()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class ExtractPixels(_Extract):
+    """Cache plain pixels: images decoded, turned upright and resized, for end-to-end training without JPEGs.
+
+    triptych extract pixels --images photos --out features/pixels
+    """
+
+    network: Annotated[PixelConfig, _Flat] = PixelConfig()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
 class Extract:
     """Cache visual features of images."""
 
     view: Annotated[
         Annotated[ExtractRegions, tyro.conf.subcommand("regions")]
-        | Annotated[ExtractGrid, tyro.conf.subcommand("grid")],
+        | Annotated[ExtractGrid, tyro.conf.subcommand("grid")]
+        | Annotated[ExtractPatches, tyro.conf.subcommand("patches")]
+        | Annotated[ExtractPixels, tyro.conf.subcommand("pixels")],
         tyro.conf.arg(name=""),
     ]
 
     def run(self) -> int:
         """Run the chosen job; returns the exit status."""
+        return self.view.run()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    probe: int = 16
+    """Images to try, for an estimate of time and bytes; 0: none."""
+
+    def run(self) -> int:
+        """Say what the job would do; returns the exit status."""
+        job: ExtractJob = self.job  # type: ignore[attr-defined]
+        if self.probe < 0:
+            raise ConfigError(f"--probe {self.probe} must not be negative.")
+        start, tried = plan_job(job, self.probe)
+        print("\n".join(plan_lines(start, tried, job.engine.workers or 1)))
+        return 0
+
+
+@dataclass(frozen=True)
+class PlanRegions(_Plan, ExtractRegions):
+    """As `extract regions`, without extracting."""
+
+
+@dataclass(frozen=True)
+class PlanGrid(_Plan, ExtractGrid):
+    """As `extract grid`, without extracting."""
+
+
+@dataclass(frozen=True)
+class PlanPatches(_Plan, ExtractPatches):
+    """As `extract patches`, without extracting."""
+
+
+@dataclass(frozen=True)
+class PlanPixels(_Plan, ExtractPixels):
+    """As `extract pixels`, without extracting."""
+
+
+@dataclass(frozen=True)
+class PlanExtract:
+    """Say what an extraction would do: images found and done, time and bytes from a short probe."""
+
+    view: Annotated[
+        Annotated[PlanRegions, tyro.conf.subcommand("regions")]
+        | Annotated[PlanGrid, tyro.conf.subcommand("grid")]
+        | Annotated[PlanPatches, tyro.conf.subcommand("patches")]
+        | Annotated[PlanPixels, tyro.conf.subcommand("pixels")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> int:
+        """Print the plan."""
         return self.view.run()
 
 

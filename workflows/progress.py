@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from typing import TextIO
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.job import INTERRUPTED, JobResult, JobStart
-from pipeline.unit import STAGES
+from pipeline.probe import Probe
+from pipeline.sources.addresses import shown
+from pipeline.unit import STAGES, UnitReport
 from workflows.text import size
 
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -57,15 +61,104 @@ class TerminalProgress:
             line = f"{self._done}/{self._to_do} images  {rate:.2f} images/s  ETA {clock(left)}  {self._failed} failed"
             print(line, file=self._stream, flush=True)
 
+    def reported(self, total: UnitReport) -> None:
+        """A unit is committed; the bar has counted its images already."""
+
     def stopped(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 
 
+class JsonProgress:
+    """Tells of a job in JSON lines on stdout: `start`, `progress` every ten seconds and at each commit, `end`.
+
+    images    finished in this run, `failed` of them with an error row
+    reasons   of the failed ones, and `stage_seconds` by stage, of the units that are committed
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._done = self._failed = self._to_do = 0
+        self._total = UnitReport()
+        self._began = self._told = 0.0
+
+    def started(self, start: JobStart) -> None:
+        plan, listing = start.plan, start.listing
+        self._to_do = plan.to_do
+        self._began = self._told = time.monotonic()
+        self._tell(
+            "start",
+            source=shown(start.job.source.images),
+            stores=start.job.outs,
+            images=plan.images,
+            done_before=plan.done,
+            units=len(plan.units),
+            passed_over=listing.passed_over,
+            repeated=listing.repeated,
+            device=start.device,
+            weights=start.weights,
+        )
+
+    def advanced(self, images: int, failed: int) -> None:
+        self._done += images
+        self._failed += failed
+        if time.monotonic() - self._told >= LINE_EVERY:
+            self._progress()
+
+    def reported(self, total: UnitReport) -> None:
+        self._total = total
+        self._progress()
+
+    def stopped(self) -> None:
+        """The end is told by `ended`, which knows more."""
+
+    def ended(self, result: JobResult) -> None:
+        report = result.report
+        self._tell(
+            "end",
+            status=result.status,
+            images=report.images,
+            records=report.records,
+            rows=report.rows,
+            bytes=report.bytes,
+            errors=dict(result.errors),
+            seconds=round(result.seconds, 3),
+            startup_seconds=round(result.startup, 3),
+            images_per_second=round(result.images_per_second, 3),
+            stage_seconds=_rounded(report.seconds),
+            peak_rss=report.peak_rss,
+        )
+
+    def _progress(self) -> None:
+        self._told = time.monotonic()
+        seconds = max(self._told - self._began, 1e-6)
+        rate = self._done / seconds
+        self._tell(
+            "progress",
+            images=self._done,
+            of=self._to_do,
+            failed=self._failed,
+            seconds=round(seconds, 3),
+            images_per_second=round(rate, 3),
+            seconds_left=round((self._to_do - self._done) / rate, 1) if rate else None,
+            reasons=dict(self._total.reasons),
+            stage_seconds=_rounded(self._total.seconds),
+        )
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        print(json.dumps({"event": event, "at": now, **facts}), file=self._stream, flush=True)
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in sorted(seconds.items())}
+
+
 def opening_lines(start: JobStart) -> list[str]:
     """What a person should know before the first image."""
     plan, listing = start.plan, start.listing
-    lines = [f"{plan.images} images in {start.job.source.images}, {plan.done} of them done, on {start.device}"]
+    source = shown(start.job.source.images)
+    lines = [f"{plan.images} images in {source}, {plan.done} of them done, on {start.device}"]
     if listing.passed_over:
         files = "file" if listing.passed_over == 1 else "files"
         lines.append(f"{listing.passed_over} other {files} passed over: no images by their names, or excluded")
@@ -73,6 +166,25 @@ def opening_lines(start: JobStart) -> list[str]:
         lines.append(f"{listing.repeated} repeats of a listed image left out")
     if start.weights_origin != "checkpoint":
         lines.append(f"weights are {start.weights_origin}: these features are for trying things out only")
+    return lines
+
+
+def plan_lines(start: JobStart, probe: Probe | None, workers: int) -> list[str]:
+    """What a job would do, and what it would cost."""
+    plan, job = start.plan, start.job
+    lines = [
+        *opening_lines(start),
+        f"{plan.to_do} to do, in {len(plan.units)} units, into {', '.join(job.outs.values())}",
+    ]
+    if probe is None:
+        return lines
+    seconds, failed = probe.seconds_for(plan.to_do, workers), sum(probe.reasons.values())
+    lines.append(f"{probe.images} images tried here: {probe.images / probe.seconds:.2f} images/s, {failed} failed")
+    at_once = f" with {workers} such workers" if workers > 1 else ""
+    lines.append(
+        f"about {clock(seconds)} hours{at_once}" if seconds >= 3600 else f"about {clock(seconds)} min{at_once}"
+    )
+    lines.append(f"about {size(probe.bytes_for(plan.to_do))} of features")
     return lines
 
 
@@ -92,7 +204,7 @@ def summary(result: JobResult) -> str:
         lines.append(f"  speed       {result.images_per_second:.2f} images/s over {clock(result.seconds)}")
         lines.append(f"  started in  {result.startup:.1f} s, largest process {size(report.peak_rss)}")
         lines.append(f"  time        {time_split(report.seconds)}")
-    lines.append(f"  store       {result.start.job.engine.out}")
+    lines += [f"  store       {out}" for out in result.start.job.outs.values()]
     if result.start.weights_origin != "checkpoint":
         lines.append(f"  weights     {result.start.weights_origin}: features for trying things out only")
     return "\n".join(lines)

@@ -25,7 +25,17 @@ from storage.bucket import Bucket
 from storage.compact import compact, fold
 from storage.records import pack
 from tests.helpers import TINY, differences, write_photos
-from tests.unit.storage.samples import GRID, REGIONS, assert_same, record_of, region_record, with_layout, write_unit
+from tests.unit.storage.samples import (
+    GRID,
+    PATCHES,
+    PIXELS,
+    REGIONS,
+    assert_same,
+    record_of,
+    region_record,
+    with_layout,
+    write_unit,
+)
 from tests.unit.storage.workers import checksums
 from workflows.cli import main
 
@@ -162,6 +172,8 @@ def test_motos_own_server_holds_a_store(monkeypatch: pytest.MonkeyPatch) -> None
         ("hdf5", "uint8", REGIONS),
         ("arrow", "bfloat16", GRID),
         ("arrow-zstd", "float16", GRID),
+        ("hdf5", "float16", PATCHES),
+        ("arrow", "bytes", PIXELS),
     ],
 )
 def test_a_store_is_written_folded_compacted_and_read(

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from extractors import ImageError, Prepared, load_extractor
+from extractors.views import Views
+from pipeline.config import EngineConfig
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
 from pipeline.unit import Worker
-from storage import FeatureLayout, GridRecord, Spec, StoreError, StoreWriter, open_store
+from storage import FeatureLayout, GridRecord, PatchRecord, Spec, StoreError, StoreWriter, open_store
 from tests.helpers import differences
 
 SPEC = Spec("grid", FeatureLayout(4), model={"dtype": "float32"})
@@ -62,8 +64,14 @@ class FakeExtractor:
         ]
 
 
+def worker_of(extractor: Any, store: StoreWriter, source: Any = None, **settings: Any) -> Worker:
+    """A worker of one view."""
+    views = Views({extractor.spec.view: extractor})
+    return Worker(source or FakeSource(), views, {extractor.spec.view: store}, EngineConfig("", **settings))
+
+
 def run(tmp_path: Path, keys: list[str], extractor: FakeExtractor, batch_size: int = 1, source: Any = None) -> Any:
-    worker = Worker(source or FakeSource(), extractor, StoreWriter(tmp_path / "s", SPEC), batch_size)  # type: ignore[arg-type]
+    worker = worker_of(extractor, StoreWriter(tmp_path / "s", extractor.spec), source, batch_size=batch_size)
     told: list[tuple[int, int]] = []
     report = worker.run(
         Unit(tuple(ImageRef(key, key) for key in keys)), lambda images, failed: told.append((images, failed))
@@ -137,7 +145,7 @@ def test_features_are_the_same_to_the_last_bit_on_one_core_and_on_two(tmp_path: 
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            worker = Worker(FakeSource(), extractor, StoreWriter(tmp_path / str(count), extractor.spec))
+            worker = worker_of(extractor, StoreWriter(tmp_path / str(count), extractor.spec))
             worker.run(Unit(tuple(ImageRef(path.stem, path.stem) for path in sorted(photos.glob("*.jpg")))))
             worker.close()
             assert torch.get_num_threads() == count
@@ -150,7 +158,7 @@ def test_a_store_that_cannot_be_written_stops_the_unit_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = StoreWriter(tmp_path / "s", SPEC)
-    worker = Worker(FakeSource(), FakeExtractor(), store)  # type: ignore[arg-type]
+    worker = worker_of(FakeExtractor(), store)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -161,3 +169,75 @@ def test_a_store_that_cannot_be_written_stops_the_unit_and_leaves_nothing(
     monkeypatch.undo()
     assert len(open_store(tmp_path / "s")) == 0
     assert list((tmp_path / "s" / "shards").iterdir()) == []
+
+
+class Hanging(FakeSource):
+    """Does not answer for keys that start with "slow"."""
+
+    def read(self, uri: str) -> bytes:
+        if uri.startswith("slow"):
+            threading.Event().wait(5)
+        return super().read(uri)
+
+
+def test_an_image_whose_reading_hangs_is_an_error_row(tmp_path: Path) -> None:
+    worker = worker_of(FakeExtractor(), StoreWriter(tmp_path / "s", SPEC), Hanging(), read_timeout=0.05)
+    report = worker.run(Unit(tuple(ImageRef(key, key) for key in ("a", "slow", "b"))))
+    worker.close()
+    assert sorted(open_store(tmp_path / "s")) == ["a", "b"]
+    assert report.reasons == {"timeout": 1}
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+    worker = worker_of(FakeExtractor(), StoreWriter(tmp_path / "s", SPEC), max_pixels=1000)
+    assert worker.run(Unit((ImageRef("a", "a"),))).reasons == {"too_large": 1}
+    worker.close()
+
+
+class PixelsLike(FakeExtractor):
+    """Another view, which cannot take in keys that start with "odd"."""
+
+    spec = Spec("patches", FeatureLayout(4, without=("whole_image",)), model={"dtype": "float32"})
+
+    def prepare(self, key: str, image: np.ndarray) -> Prepared:
+        if key.startswith("odd"):
+            raise ImageError("too_thin", "one pixel", "prepare")
+        return super().prepare(key, image)
+
+    def extract(self, batch: list[Prepared]) -> list[Any]:
+        return [PatchRecord(each.key, each.image_size, np.ones((1, 1, 4), np.float16)) for each in batch]
+
+
+def test_views_share_a_decode_and_fail_apart(tmp_path: Path) -> None:
+    views = Views({"grid": FakeExtractor(), "patches": PixelsLike()})  # type: ignore[dict-item]
+    stores = {view: StoreWriter(tmp_path / view, spec) for view, spec in views.specs.items()}
+    source, told = FakeSource(), []
+    worker = Worker(source, views, stores, EngineConfig(""))
+    keys = ["a", "odd", "huge", "gone", "b"]
+    report = worker.run(Unit(tuple(ImageRef(key, key) for key in keys)), lambda *counts: told.append(counts))
+    worker.close()
+    assert source.reading == len(keys)
+    grid, patches = open_store(tmp_path / "grid"), open_store(tmp_path / "patches")
+    assert (sorted(grid), sorted(patches)) == (["a", "b", "odd"], ["a", "b", "huge"])
+    assert {row.key: row.reason for row in grid.errors()} == {"huge": "not_representable", "gone": "missing"}
+    assert {row.key: row.reason for row in patches.errors()} == {"odd": "too_thin", "gone": "missing"}
+    assert (report.images, report.records) == (5, 6)
+    assert sum(failed for _, failed in told) == sum(report.reasons.values()) == 3
+
+
+def test_images_that_failed_are_run_again_when_asked(tmp_path: Path) -> None:
+    run(tmp_path, ["a", "gone1"], FakeExtractor())
+    worker = worker_of(FakeExtractor(), StoreWriter(tmp_path / "s", SPEC), Back())
+    worker.run(Unit((ImageRef("gone1", "gone1"),)))
+    assert sorted(open_store(tmp_path / "s")) == ["a"]
+    worker.run(Unit((ImageRef("gone1", "gone1"),), again=True))
+    worker.close()
+    assert sorted(open_store(tmp_path / "s")) == ["a", "gone1"]
+    assert open_store(tmp_path / "s").errors() == []
+
+
+class Back(FakeSource):
+    """What was missing is there again."""
+
+    def read(self, uri: str) -> bytes:
+        return super().read(uri.removeprefix("gone"))
