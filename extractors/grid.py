@@ -31,6 +31,8 @@ from extractors.weights import Checkpoint, fill, find_weights, tensors_sha256
 from storage.records import GridRecord, Record
 from storage.spec import FeatureLayout, Spec
 
+BUTD_STRIDE = 16  # its res5 does not step, it is dilated
+
 
 @dataclass(frozen=True)
 class GridConfig(ConvConfig):
@@ -73,7 +75,10 @@ class GridExtractor(TrunkExtractor):
         self.spec = Spec(
             view="grid",
             layout=FeatureLayout(parts.network.config.out_channels(5), config.store_dtype),
-            model=model_facts(config, parts.checkpoint, parts.sha256),
+            model={
+                **model_facts(config, parts.checkpoint, parts.sha256),
+                **({"stride": BUTD_STRIDE} if config.model == BUTD else {}),  # of a cell, where it is not 32 pixels
+            },
             preprocess=self.preprocess_facts(),
         )
 

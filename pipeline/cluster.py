@@ -10,6 +10,7 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -24,6 +25,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray._private.worker
 import ray.exceptions
+from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 
 from extractors import ConfigError, ExtractorConfig
@@ -126,7 +128,8 @@ def _connect(address: str | None) -> None:
     # Ray would print a paragraph about each lost process and node on stdout; the pool says so in a line on stderr.
     ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+        with _on_loopback() if address == "local" else nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, _last_line(error)) from error
 
@@ -138,7 +141,25 @@ def _left_over() -> str | None:
         _check_answers(remembered or "")
     except ConfigError:
         return "local"
-    return None
+    return None if remembered else "local"
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A cluster that is started meanwhile listens on this machine only: whoever reaches its ports can run code.
+
+    Ray has this as its way of life on Windows and macOS, and no setting for it elsewhere.
+    """
+    name, usual = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = usual
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _check_answers(address: str) -> None:

@@ -41,12 +41,14 @@ class Work:
     """A unit on its way to being committed.
 
     deaths  processes that died over it
+    wary    it is suspected: it has an actor to itself, so that a death is surely its own, and tells of each image
     counts  images finished and failed in its present run
     told    the same, as progress has counted them: images that are run again are not counted again
     """
 
     unit: Unit
     deaths: int = 0
+    wary: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
     ended: bool = False
@@ -151,19 +153,20 @@ class Pool:
         self._begun = self._begun or len(standing) >= min(self._size.least, self._open)
         for depth in range(1, IN_FLIGHT + 1 if self._waiting > len(self._members) else 2):
             for member in standing if self._begun else []:
-                if len(member.given) < depth and (work := self._next()):
-                    every = 0.0 if work.deaths else max(0.1, self._size.most / NOTES_A_SECOND)
+                free = len(member.given) < depth and not any(work.wary for _, work in member.given)
+                if free and (work := self._next(second=bool(member.given))):
+                    every = 0.0 if work.wary else max(0.1, self._size.most / NOTES_A_SECOND)
                     notes = member.handle.run.options(num_returns="streaming").remote(work.unit, every)
                     member.given.append((notes, work))
 
-    def _next(self) -> Work | None:
-        """What was interrupted goes first, what is suspected goes last."""
-        if self._again:
+    def _next(self, second: bool) -> Work | None:
+        """What was interrupted goes first, what is suspected goes last, and never behind another unit."""
+        if self._again and not (second and self._again[0].wary):
             return self._again.popleft()
         if self._left:
             self._left -= 1
             return Work(next(self._coming))
-        return self._suspects.popleft() if self._suspects else None
+        return self._suspects.popleft() if self._suspects and not second else None
 
     def _awaited(self) -> list[tuple[Member, Any]]:
         """Members that have something to say, and by what; waits for the first a second at most."""
@@ -245,7 +248,7 @@ class Pool:
 
     def _blame(self, work: Work, cause: str, on_images: OnImages) -> Iterator[UnitReport]:
         """Run once more what killed one process; cut what killed two, or give it up."""
-        work.deaths += 1
+        work.deaths, work.wary = work.deaths + 1, True
         if work.deaths < DEATHS_ALLOWED:
             self._repeat(work)
         elif len(work.unit.refs) > 1:
@@ -341,7 +344,7 @@ def _cut(work: Work, window: int) -> tuple[list[Work], list[Work]]:
     rest = refs[:first] + refs[first + window :]
     parts = [Unit(rest, work.unit.again)] if rest else []
     parts += [Unit((ref,), work.unit.again) for ref in refs[first : first + window]]
-    cut = [Work(part) for part in parts]
+    cut = [Work(part, wary=len(part.refs) == 1) for part in parts]
     for each in cut:  # what progress has counted stays counted
         for kind in ("images", "failed"):
             each.told[kind] = min(len(each.unit.refs), work.told[kind])

@@ -6,7 +6,8 @@ import platform
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from storage.writer import HEAD, unit_id
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
 UNITS_A_SLOT = 4  # so that no actor waits long for the last one
+FOLD_EVERY = 1000  # units; a listing of an object store gives as many names at once
 
 
 class Engine(Protocol):
@@ -131,9 +133,8 @@ def run_job(job: ExtractJob, progress: Progress, again: Sequence[ImageRef] | Non
     result = JobResult(start, report, errors, ready - began, seconds, status)
     for view, store in stores.items():
         store.write_run(_run_facts(result, before[view], again is not None))
-        if not interrupted:
-            with suppress(BusyError):  # another job's end or a compaction does it
-                fold(job.outs[view], at_least=FOLD_FROM)  # opening a store then costs the same however many units
+    if not interrupted:
+        _fold(job.outs.values(), FOLD_FROM)
     return result
 
 
@@ -235,15 +236,24 @@ def _run(engine: Engine, start: JobStart, progress: Progress) -> tuple[UnitRepor
     total, interrupted = UnitReport(), False
     progress.started(start)
     try:
-        with _sigterm_as_interrupt():
-            for report in engine.run(start.plan, progress.advanced):
+        with _sigterm_as_interrupt(), ThreadPoolExecutor(1) as beside:
+            for number, report in enumerate(engine.run(start.plan, progress.advanced), 1):
                 total += report
                 progress.reported(total)
+                if number % FOLD_EVERY == 0:
+                    beside.submit(_fold, start.job.outs.values(), FOLD_EVERY // 2)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         progress.stopped()
     return total, interrupted
+
+
+def _fold(outs: Iterable[str], at_least: int) -> None:
+    """Opening a store, and the listing before a commit, then cost the same however many units there are."""
+    for out in outs:
+        with suppress(BusyError):  # another job's end or a compaction does it
+            fold(out, at_least)
 
 
 @contextmanager

@@ -107,6 +107,6 @@ def bytes_per_image(spec: Spec) -> int:
         cells = (spec.preprocess["size"] // spec.model["stride"]) ** 2 + len(spec.carried)
     else:
         shorter, longer = spec.preprocess["shorter"], spec.preprocess["longer"]
-        cell = 1 if spec.view == "pixels" else 32
+        cell = 1 if spec.view == "pixels" else spec.model.get("stride", 32)
         cells = ceil(shorter / cell) * ceil(min(longer, shorter * 4 / 3) / cell)
     return int(cells * spec.layout.dim * value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import storage.compact as compact
 from storage import open_store, verify_store
 from tests.helpers import TINY, differences, write_photos
 from workflows.cli import main
@@ -161,3 +162,17 @@ def test_an_address_whose_signature_was_not_kept_is_looked_up_in_its_list_again(
     answers |= {signed.format(key): whole for key in "ab"}
     assert main(["retry", str(tmp_path / "s")]) == 0
     assert sorted(open_store(tmp_path / "s")) == ["a", "b"]
+
+
+def test_a_long_job_folds_its_manifest_on_the_way(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.job.FOLD_EVERY", 2)
+    folded = []
+    fold = compact.fold
+    monkeypatch.setattr("pipeline.job.fold", lambda out, at_least: folded.append(fold(out, at_least)))
+    assert extract("grid", photos, tmp_path / "s", "--model", "r50", "--images-per-shard", "1") == 0
+    assert sum(folded) >= 2 and len(folded) == 3
+    assert extract("grid", photos, tmp_path / "whole", "--model", "r50") == 0
+    assert differences(tmp_path / "s", tmp_path / "whole") == []
+    assert verify_store(tmp_path / "s").problems == []
