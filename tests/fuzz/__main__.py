@@ -1,10 +1,14 @@
-"""Fuzz one reader at length: python -m tests.fuzz READER EXAMPLES [SEED]. What ended it stays in its folder."""
+"""Fuzz readers at length: python -m tests.fuzz READER|all EXAMPLES [SEED]. What ended it stays in its folder.
+
+With `all`, each reader has a process of its own, so that a crash or a hang of one is seen and the others go on.
+"""
 
 from __future__ import annotations
 
 import faulthandler
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -43,7 +47,15 @@ def fuzz(name: str, examples: int, folder: Path, derandomize: bool = False, star
     (trial if start is None else seed(start)(trial))()
 
 
+def fuzz_all(examples: str, start: str) -> str:
+    """Every reader; returns the names of those that failed."""
+    command = [sys.executable, "-m", "tests.fuzz"]
+    return " ".join(name for name in READERS if subprocess.run([*command, name, examples, *start.split()]).returncode)
+
+
 def main(name: str, examples: str, start: str = "") -> None:
+    if name == "all":
+        sys.exit(fuzz_all(examples, start))
     faulthandler.enable()
     warnings.simplefilter("ignore")
     number = int(start) if start else random.SystemRandom().randrange(1 << 32)

@@ -1,7 +1,6 @@
 """Whatever happens to the bytes: every reader works, or raises the project's own error in one line, within bounds.
 
-The quick runs are the same each time. The slow ones are others each time, in a process of their own, so that a crash or
-a hang is seen; `python -m tests.fuzz READER EXAMPLES [SEED]` does the same by hand.
+These runs are the same each time. `python -m tests.fuzz READER|all EXAMPLES [SEED]` tries others each time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tests.fuzz.readers import READERS
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 ROOT = Path(__file__).parents[2]
-EXAMPLES, MANY = 50, 1000
+EXAMPLES = 50
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -32,9 +31,8 @@ def test_damaged_bytes_are_read_or_refused(name: str, tmp_path: Path) -> None:
     fuzz(name, EXAMPLES, tmp_path, derandomize=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
-def test_many_damaged_bytes_are_read_or_refused(name: str) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", name, str(MANY)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550, check=False)
+def test_one_reader_can_be_fuzzed_at_length() -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "lxmert-tsv", "20", "7"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-8000:]
+    assert "20 examples, seed 7" in done.stderr
