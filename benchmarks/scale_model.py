@@ -3,8 +3,8 @@
     uv run python -m benchmarks.scale_model
 
 Nothing runs here: constants come from the newest results of `plan_scale` and `store_scale`, and from the sizes that
-`pipeline.plan` cuts units by. GPU-hours are for images/s a GPU that you give (--images-per-second), since they are the one
-thing that depends on your hardware. Prints the tables of docs/scale.md.
+`pipeline.plan` cuts units by. GPU-hours are for images/s a GPU that you give (--images-per-second), since they are the
+one thing that depends on your hardware. Prints the tables of docs/scale.md.
 """
 
 from __future__ import annotations
