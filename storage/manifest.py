@@ -89,6 +89,8 @@ class Entry:
         texts = [*entry.keys, *(text for row in entry.errors for text in astuple(row))]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a key, or a column of an error, is no text")
+        if entry.keys and not entry.shard:
+            raise TypeError("it has records and no shard")
         return entry
 
 
@@ -100,7 +102,8 @@ def _check_types(found: Any, **kinds: Any) -> None:
 
 def committed_at(entry: Entry) -> float:
     """When a unit was committed, by its writer's clock; 0 where the entry does not say."""
-    return float(entry.facts.get("committed_at", 0))
+    found = entry.facts.get("committed_at", 0)
+    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def entry_file(unit: str) -> str:

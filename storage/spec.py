@@ -13,6 +13,7 @@ from storage.errors import StoreError
 VIEWS = ("regions", "grid", "patches", "pixels")
 DTYPES = ("float16", "float32", "bfloat16", "uint8", "bytes")
 PROBS_DTYPES = ("float16", "float32")
+MOST_COLUMNS = 1 << 24  # Arrow's own limit is 2 ** 31; a row of 16 million numbers is none of a feature
 OPTIONAL = ("whole_image", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 BOX_UNITS = ("pixels", "fractions")
 _CARRIED = {"regions": OPTIONAL, "patches": ("whole_image",)}
@@ -47,8 +48,10 @@ class FeatureLayout:
         _check_choice("unit of boxes", self.box_units, BOX_UNITS)
         for name in self.without:
             _check_choice("field left out", name, OPTIONAL)
-        if self.dim < 1:
-            raise StoreError(f"feature width {self.dim} must be at least 1")
+        if not 1 <= self.dim < MOST_COLUMNS:
+            raise StoreError(f"feature width {self.dim} must be at least 1, and below {MOST_COLUMNS:,}")
+        if not 0 <= self.class_probs < MOST_COLUMNS:
+            raise StoreError(f"{self.class_probs} class probabilities must be at least 0, and below {MOST_COLUMNS:,}")
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,8 @@ class FeatureStore(Mapping[str, Record]):
         """Open the shard of a position; False where it was compacted away since this store was opened."""
         number, _ = self.catalog.place_of(position)
         unit = self.catalog.unit(number)
-        assert unit.shard is not None  # a unit without records has no position
+        if unit.shard is None:
+            raise StoreError(f"{self.place.name}: unit {unit.unit} has records and no shard; run `triptych repair`.")
         try:
             shard = self._open(unit.shard)
         except StoreError:

@@ -83,7 +83,16 @@ def test_a_document_that_is_no_object_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"keys": [1]}, {"keys": "a"}, {"shard": {"file": 3}}, {"errors": [{}]}, {"errors": 3}, {"facts": None}]
+    "change",
+    [
+        {"keys": [1]},
+        {"keys": "a"},
+        {"shard": {"file": 3}},
+        {"shard": None},
+        {"errors": [{}]},
+        {"errors": 3},
+        {"facts": None},
+    ],
 )
 def test_an_entry_that_is_sealed_but_senseless_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     store = make_store(tmp_path / "store", [["a"]])

@@ -12,6 +12,7 @@ import storage.writer
 from storage import StoreWriter, open_store, verify_store
 from storage.compact import compact, fold
 from storage.convert import convert
+from storage.manifest import Entry, committed_at
 from tests.unit.storage.samples import REGIONS, assert_same, error_row, region_record, write_unit
 
 
@@ -93,3 +94,9 @@ def test_a_record_in_two_units_is_still_damage(path: Path, monkeypatch: pytest.M
 def test_without_asking_failed_images_stay_failed(path: Path) -> None:
     write_unit(StoreWriter(path, REGIONS), ["b", "e"])
     assert sorted(open_store(path)) == ["a", "e"]
+
+
+def test_a_senseless_time_of_a_commit_is_none() -> None:
+    for facts in ({}, {"committed_at": "noon"}, {"committed_at": None}, {"committed_at": [1]}):
+        assert committed_at(Entry("u", [], [], None, facts)) == 0.0
+    assert committed_at(Entry("u", [], [], None, {"committed_at": 5})) == 5.0

@@ -76,6 +76,8 @@ WRONG = {
     "view": (lambda: Spec("patchwork", FeatureLayout(8)), "view 'patchwork' is not known; choose one of regions, grid"),
     "dtype": (lambda: FeatureLayout(8, "float64"), "dtype 'float64' is not known; choose one of float16, float32"),
     "dim": (lambda: FeatureLayout(0), "feature width 0 must be at least 1"),
+    "far too wide": (lambda: FeatureLayout(1 << 40), "feature width 1099511627776 must be at least 1, and below"),
+    "too many classes": (lambda: FeatureLayout(4, class_probs=1 << 40), "1099511627776 class probabilities must be"),
 }
 
 
