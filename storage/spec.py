@@ -13,7 +13,7 @@ from storage.errors import StoreError
 VIEWS = ("regions", "grid", "patches", "pixels")
 DTYPES = ("float16", "float32", "bfloat16", "uint8", "bytes")
 PROBS_DTYPES = ("float16", "float32")
-MOST_COLUMNS = 1 << 24  # Arrow's own limit is 2 ** 31; a row of 16 million numbers is none of a feature
+MOST_COLUMNS = 1 << 31  # what Arrow counts in
 OPTIONAL = ("whole_image", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 BOX_UNITS = ("pixels", "fractions")
 _CARRIED = {"regions": OPTIONAL, "patches": ("whole_image",)}
