@@ -211,7 +211,8 @@ def _start(
     plan = plan.cut(_images_per_unit(job.engine, engine, plan.to_do))
     for store in stores.values() if not again else ():
         images = {"images": plan.images, "source_images": len(listing.refs)}
-        store.write_run({"complete": False, "source": shown(job.source.images), **images})
+        about = {"source": shown(job.source.images), "settings": settings_of(job)}  # now: a killed job can be retried
+        store.write_run({"complete": False, **about, **images})
     return JobStart(job, listing, plan, engine.device, _weights(engine))
 
 

@@ -56,3 +56,17 @@ def largest_differences(first: Path, second: Path) -> str:
     apart = ", ".join(f"{name} {gap:.3g}" for name, gap in sorted(far.items()))
     words = f"{len(a.keys() & b.keys()) - len(changed)} of {len(a.keys() | b.keys())} records identical to the last bit"
     return words + (f"; largest differences: {apart}" if apart else "")
+
+
+def s3_environment(address: str) -> dict[str, str]:
+    """The usual variables for a server of one's own, and nothing of the machine this runs on."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "NO_PROXY": "127.0.0.1",
+    }

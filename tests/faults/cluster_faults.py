@@ -34,7 +34,7 @@ from pipeline.sources import SourceConfig
 from pipeline.unit import UnitReport
 from storage import StoreError, open_store, verify_store
 from tests.faults.hooked import HookedConfig, jumping_clock
-from tests.helpers import differences, write_photos
+from tests.helpers import differences, s3_environment, write_photos
 from tests.integration.test_object_store import Wire
 
 IMAGES = 24
@@ -129,16 +129,7 @@ def _s3() -> Iterator[Wire]:
     server = make_server("127.0.0.1", 0, wire, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "NO_PROXY": "127.0.0.1",
-    }
+    settings = s3_environment(f"http://127.0.0.1:{server.server_port}")
     try:
         with mock.patch.dict(os.environ, settings):
             fsspec.filesystem("s3").clear_instance_cache()

@@ -176,3 +176,19 @@ def test_a_long_job_folds_its_manifest_on_the_way(
     assert extract("grid", photos, tmp_path / "whole", "--model", "r50") == 0
     assert differences(tmp_path / "s", tmp_path / "whole") == []
     assert verify_store(tmp_path / "s").problems == []
+
+
+def test_a_killed_job_has_noted_its_settings(
+    damaged: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise SystemExit("killed")
+
+    folder, whole = damaged
+    monkeypatch.setattr("pipeline.job._check_all_there", die)
+    with pytest.raises(SystemExit):
+        extract("grid", folder, tmp_path / "s", "--model", "r50")
+    monkeypatch.undo()
+    (folder / "cut.jpg").write_bytes(whole)
+    assert main(["retry", str(tmp_path / "s")]) == 0
+    assert "cut" in open_store(tmp_path / "s")

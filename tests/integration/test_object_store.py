@@ -24,7 +24,7 @@ from storage import SpecMismatchError, StoreError, StoreWriter, open_store, veri
 from storage.bucket import Bucket
 from storage.compact import compact, fold
 from storage.records import pack
-from tests.helpers import TINY, differences, write_photos
+from tests.helpers import TINY, differences, s3_environment, write_photos
 from tests.unit.storage.samples import (
     GRID,
     PATCHES,
@@ -129,16 +129,7 @@ def url(wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: py
 
 def settings(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """The usual environment variables, and nothing of the machine this runs on."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
+    for name, value in s3_environment(address).items():
         monkeypatch.setenv(name, value)
     fsspec.filesystem("s3").clear_instance_cache()
 

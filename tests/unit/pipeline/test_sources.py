@@ -16,31 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from extractors.images import ImageError
-from pipeline.sources import ImageRef, SourceConfig, SourceError, open_source
+from pipeline.sources import ImageRef, SourceError
 from pipeline.sources.checked import key_fault
 from pipeline.sources.files import path_uri, uri_path
+from tests.unit.pipeline.sources.helpers import bytes_by_key, keys_of, put, source_of
 
 COCO_MINI = Path(__file__).parents[4] / "shared/data/detection/coco_mini"
-
-
-def source_of(images: object, **settings):
-    return open_source(SourceConfig(images=str(images), **settings))
-
-
-def keys_of(images: object, **settings) -> list[str]:
-    return [ref.key for ref in source_of(images, **settings).list().refs]
-
-
-def bytes_by_key(source) -> dict[str, bytes]:
-    return {ref.key: source.read(ref.uri) for ref in source.list().refs}
-
-
-def put(folder: Path, *names: str) -> Path:
-    """A file for each name; its bytes are its name."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(os.fsencode(name))
-    return folder
 
 
 def text_file(path: Path, text: str | bytes) -> Path:
