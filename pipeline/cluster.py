@@ -37,7 +37,7 @@ from pipeline.cluster_pool import Pool, Size, short
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Plan
 from pipeline.sources import ImageRef, shown
-from pipeline.unit import OnImages, UnitReport, open_writers
+from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, open_writers
 from storage import ErrorRow, TriptychError
 
 ACTORS_WITHIN = 900  # seconds until the pool must stand; nodes that have to be started first take minutes
@@ -97,6 +97,7 @@ class RayEngine:
             num_gpus=config.gpus_per_worker if gpu else 0,
             max_restarts=0,  # the pool starts another one, wherever there is room, and knows what the dead one did
             max_task_retries=0,
+            max_concurrency=UNITS_AT_ONCE + 1,  # and a question how it is
         )
         return lambda: kind.remote(job)
 

@@ -23,10 +23,12 @@ import ray.exceptions
 from pipeline.cluster_actor import Note, Standing
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
-from pipeline.unit import OnImages, UnitReport
+from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport
 from storage import TriptychError
 
-IN_FLIGHT = 2  # units an actor has: the one it runs, and the next, so that it never waits for the driver
+IN_FLIGHT = (
+    UNITS_AT_ONCE  # units an actor has: the one it runs, and the next, which it begins as the first is committed
+)
 DEATHS_ALLOWED = 2  # of processes over one unit, or one image alone
 STARTS_IN_VAIN = 3  # actors that die in a row before they stand: the job's fault, not an image's
 DEATHS_IN_A_ROW = 100  # without one finished image between them
@@ -56,7 +58,8 @@ class Work:
 
 @dataclass(eq=False)
 class Member:
-    """An actor, until it is lost. `coming` resolves once it stands; of what it was given, the first is what it runs."""
+    """An actor, until it is lost. `coming` resolves once it stands; of what it was given, the first is what it runs, or
+    is about to commit while it runs the second."""
 
     handle: Any
     coming: Any

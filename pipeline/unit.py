@@ -1,7 +1,8 @@
 """One unit in, one shard a view and one report out: the function that every engine runs.
 
 Reading, decoding and resizing run ahead in threads, at most a window's worth; the network runs in threads of its own,
-and the calling thread writes. One bad image becomes an error row and the others go on.
+and the calling thread writes. One bad image becomes an error row and the others go on. Two threads may call at once:
+the images of the second one's unit are loaded, and run, while the first one writes and commits.
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
 the same to the last bit on any number of cores, and no core waits for another in the middle of a layer.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +38,7 @@ from storage.writer import UnitWriter
 
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 STAGES = ("read", "decode", "model", "write")
+UNITS_AT_ONCE = 2  # of a worker: one is written and committed while the next one's images are run
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
 
 
@@ -45,7 +48,8 @@ class UnitReport:
 
     records   of all views together, as are rows and bytes
     reasons   why images failed, counted once an image
-    seconds   by stage, summed over threads; "idle" is the network's threads with nothing to do
+    seconds   by stage, summed over threads; "idle" is the network's threads with nothing to do, roughly: the images of
+              two units may be in them
     peak_rss  the process's largest resident memory so far, in bytes
     """
 
@@ -82,7 +86,7 @@ class Worker:
     """What runs units: one process's source, networks and ways into the stores, by view.
 
     Its settings change how fast it goes, never what comes out. `load` makes an image ready elsewhere; by default the
-    decode threads do it here.
+    decode threads do it here. `run` may be called by UNITS_AT_ONCE threads.
     """
 
     source: Source
@@ -100,6 +104,9 @@ class Worker:
         self._models = ThreadPoolExecutor(
             self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
         )
+        self._turn = threading.Lock()  # whose images are being loaded and given to the networks
+        self._committing = threading.Lock()  # a writer's knowledge of its store is for one thread at a time
+        self._idle_since = 0.0
 
     def run(self, unit: Unit, on_images: OnImages = lambda images, failed: None) -> UnitReport:
         """Extract a unit and commit it, view by view.
@@ -107,7 +114,7 @@ class Worker:
         Raises:
             StoreError: a store cannot be written.
         """
-        report, began = UnitReport(images=len(unit.refs)), time.perf_counter()
+        report = UnitReport(images=len(unit.refs))
         with ExitStack() as stack:
             shards = {
                 view: stack.enter_context(store.unit(unit.keys, unit.again)) for view, store in self.stores.items()
@@ -118,7 +125,7 @@ class Worker:
                         failed = _put(outcomes, shards)
                     report.reasons.update(failed[:1])
                     on_images(1, min(len(failed), 1))
-            with report.timing("write"):
+            with report.timing("write"), self._committing:
                 entries = [shard.commit({"seconds": report.seconds}) for shard in shards.values()]
         for entry in entries:
             if entry:  # None, or fewer keys: another job committed them meanwhile
@@ -126,8 +133,6 @@ class Worker:
             if entry and entry.shard:
                 report.rows, report.bytes = report.rows + entry.shard.rows, report.bytes + entry.shard.bytes
         report.peak_rss = peak_rss()
-        capacity = self._networks * (time.perf_counter() - began)
-        report.seconds["idle"] = max(0.0, capacity - report.seconds.get("model", 0.0))
         return report
 
     def close(self) -> None:
@@ -140,15 +145,23 @@ class Worker:
         """Finished batches in the unit's order; one more than the network's threads can take is kept waiting for it."""
         running: deque[Future[tuple[list[Outcomes], float]]] = deque()
         try:
-            for batch in self._batches(unit, report):
-                running.append(self._models.submit(self._extract, batch))
-                if len(running) > self._networks:
-                    yield self._finished(running.popleft(), report)
+            with self._turn:
+                began = time.perf_counter()
+                for batch in self._batches(unit, report):
+                    running.append(self._models.submit(self._extract, batch))
+                    if len(running) > self._networks:
+                        yield self._finished(running.popleft(), report)
             while running:
                 yield self._finished(running.popleft(), report)
         finally:
             for future in running:
                 future.cancel()
+        report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
+
+    def _idle(self, began: float, busy: float) -> float:
+        """Seconds that the network's threads had nothing to do since the unit before was through them."""
+        began, self._idle_since = max(began, self._idle_since), time.perf_counter()
+        return max(0.0, self._networks * (self._idle_since - began) - busy)
 
     @staticmethod
     def _finished(future: Future[tuple[list[Outcomes], float]], report: UnitReport) -> list[Outcomes]:
