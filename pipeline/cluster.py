@@ -36,9 +36,10 @@ from pipeline.cluster_metrics import Metrics
 from pipeline.cluster_pool import Pool, Size, short
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Plan
-from pipeline.sources import ImageRef, shown
+from pipeline.sources import ImageRef
 from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, open_writers
 from storage import ErrorRow, TriptychError
+from storage.secrets import shown
 
 ACTORS_WITHIN = 900  # seconds until the pool must stand; nodes that have to be started first take minutes
 ANSWER_WITHIN = 10  # seconds for a cluster to answer at its address

@@ -27,11 +27,11 @@ from pipeline.plan import Plan, Units, images_per_unit, make_plan
 from pipeline.probe import Probe, probe_job
 from pipeline.settings import settings_of
 from pipeline.sources import ImageRef, Listing, Refs, open_source
-from pipeline.sources.addresses import shown
 from pipeline.unit import OnImages, UnitReport, open_writers
 from storage import Spec, StoreWriter, TriptychError, open_store
 from storage.compact import FOLD_FROM, fold
 from storage.places import BusyError, open_place
+from storage.secrets import shown
 from storage.writer import HEAD, unit_id
 
 FINISHED, TOO_MANY_ERRORS, INTERRUPTED = 0, 3, 130
@@ -182,9 +182,9 @@ def _check_all_there(start: JobStart, stores: Mapping[str, StoreWriter]) -> None
         lost = units.left.select(partial(_left, store))
         if len(lost):
             raise TriptychError(
-                f"{len(lost)} of {start.plan.images} images are neither records nor errors of {start.job.outs[view]}, "
-                f"the first is {lost[0].key!r}; run the same command again, and see that all workers write to this "
-                "folder."
+                f"{len(lost)} of {start.plan.images} images are neither records nor errors of "
+                f"{shown(start.job.outs[view])}, the first is {lost[0].key!r}; run the same command again, and see "
+                "that all workers write to this folder."
             )
 
 

@@ -9,8 +9,9 @@ from extractors import ConfigError
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobResult, Progress, run_job
 from pipeline.settings import job_from
-from pipeline.sources import ImageRef, open_source, shown
+from pipeline.sources import ImageRef, open_source
 from storage import ErrorRow, open_store
+from storage.secrets import shown
 
 ALL = "all"
 

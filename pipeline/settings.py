@@ -8,8 +8,8 @@ from typing import Any
 from extractors import CONFIGS, ExtractorConfig
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.sources import SourceConfig
-from pipeline.sources.addresses import shown
 from storage.errors import StoreError
+from storage.secrets import shown
 
 
 def settings_of(job: ExtractJob) -> dict[str, Any]:

@@ -31,9 +31,9 @@ from extractors.views import Ready, Results, Views
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef, Source, open_source
-from pipeline.sources.addresses import shown
 from pipeline.timed import read_within
 from storage import ErrorRow, Record, Spec, StoreWriter
+from storage.secrets import shown
 from storage.writer import UnitWriter
 
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from storage.atomic import alive, writing
 from storage.errors import StoreError
 from storage.places import FOLDING, BusyError, UnreachableError, inside
+from storage.secrets import shown
 
 DRAFTS = "triptych"  # how the names of folders begin in which files for object stores are made
 WAITS = (0.2, 1.0)  # seconds before trying once more, beyond what a file system tries by itself
@@ -39,14 +40,15 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         self.local: Path | None = None
-        self.name = url.rstrip("/")
+        self.address = url.rstrip("/")
+        self.name = shown(self.address)
         self._connect()
 
     def _connect(self) -> None:
         self._process = os.getpid()
         self._unlisted: dict[str, set[str]] = {}
         try:
-            self._fs, self.root = file_system(self.name)
+            self._fs, self.root = file_system(self.address)
         except Exception as error:
             raise _unreachable(self.name, error) from error
 
@@ -58,10 +60,10 @@ class Bucket:
         return self._fs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name}
+        return {"address": self.address}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["name"])  # type: ignore[misc]
+        self.__init__(state["address"])  # type: ignore[misc]
 
     def read(self, file: str) -> bytes:
         return bytes(self._try("read", file, lambda: self.fs.cat_file(self._path(file), start=0)))
@@ -304,7 +306,7 @@ def _told(what: str, verb: str, error: Exception) -> str:
 
 def _line(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (str(text).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return shown((str(text).strip().splitlines() or [type(error).__name__])[0].rstrip("."))
 
 
 def _raised(found: Sequence[Any]) -> list[bytes]:

@@ -41,11 +41,13 @@ class BusyError(StoreError):
 class Place(Protocol):
     """A store's files, by name relative to it ("manifest/x.json").
 
-    name   for people
-    local  the folder, where it is one: files in it can be mapped
+    name     for people
+    local    the folder, where it is one: files in it can be mapped
+    address  what opens it again; it may hold secrets, and `name` does not
     """
 
     name: str
+    address: str
     local: Path | None
 
     def read(self, file: str) -> bytes: ...
@@ -103,7 +105,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.local: Path | None = root
         self.root = root
-        self.name = str(root)
+        self.address = self.name = str(root)
 
     def read(self, file: str) -> bytes:
         return self._path(file).read_bytes()

@@ -224,11 +224,10 @@ class FeatureStore(Mapping[str, Record]):
         return list(self.catalog.all_units())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "place": self.place, "dtype": self.dtype}
+        return {"place": self.place, "dtype": self.dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        address = state["path"] if state["place"].local else state["place"].name
-        self.__init__(address, state["dtype"])  # type: ignore[misc]
+        self.__init__(state["place"].address, state["dtype"])  # type: ignore[misc]
 
     def _read(self, positions: Sequence[int] | np.ndarray, get: Callable[[Reading], T]) -> T:
         """What `get` takes from these images; from the new objects, where a compaction removed those opened before."""
@@ -295,7 +294,7 @@ class FeatureStore(Mapping[str, Record]):
     def _moved(self, positions: np.ndarray) -> Reading:
         """The same images in the store as it is now; this one goes on with what it has mapped."""
         if self._newer is None:
-            self._newer = FeatureStore(self.place.name if not self.place.local else self.path, self.dtype)
+            self._newer = FeatureStore(self.place.address, self.dtype)
         keys = [self.catalog.key(position) for position in positions.tolist()]
         return self._newer._reading(self._newer.positions(keys))
 

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.job import INTERRUPTED, JobResult, JobStart
 from pipeline.probe import Probe
-from pipeline.sources.addresses import shown
 from pipeline.unit import STAGES, UnitReport
+from storage.secrets import shown
 from workflows.text import size
 
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -89,7 +89,7 @@ class JsonProgress:
         self._tell(
             "start",
             source=shown(start.job.source.images),
-            stores=start.job.outs,
+            stores={view: shown(out) for view, out in start.job.outs.items()},
             images=plan.images,
             done_before=plan.done,
             units=len(plan.units),
@@ -174,7 +174,7 @@ def plan_lines(start: JobStart, probe: Probe | None, workers: int) -> list[str]:
     plan, job = start.plan, start.job
     lines = [
         *opening_lines(start),
-        f"{plan.to_do} to do, in {len(plan.units)} units, into {', '.join(job.outs.values())}",
+        f"{plan.to_do} to do, in {len(plan.units)} units, into {', '.join(map(shown, job.outs.values()))}",
     ]
     if probe is None:
         return lines
@@ -204,7 +204,7 @@ def summary(result: JobResult) -> str:
         lines.append(f"  speed       {result.images_per_second:.2f} images/s over {clock(result.seconds)}")
         lines.append(f"  started in  {result.startup:.1f} s, largest process {size(report.peak_rss)}")
         lines.append(f"  time        {time_split(report.seconds)}")
-    lines += [f"  store       {out}" for out in result.start.job.outs.values()]
+    lines += [f"  store       {shown(out)}" for out in result.start.job.outs.values()]
     if result.start.weights_origin != "checkpoint":
         lines.append(f"  weights     {result.start.weights_origin}: features for trying things out only")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import tyro
 from storage import FeatureStore, StoreError, open_store, verify_store
 from storage.compact import compact
 from storage.repair import repair_store
+from storage.secrets import shown
 from storage.verify import Verification
 from workflows.text import byte_progress, size
 
@@ -32,7 +33,7 @@ class Info:
 
     def run(self) -> int:
         facts = store_facts(open_store(self.store))
-        print(json.dumps(facts, indent=2) if self.json else _info_text(self.store, facts))
+        print(json.dumps(facts, indent=2) if self.json else _info_text(shown(self.store), facts))
         return 0
 
 
@@ -95,7 +96,7 @@ class Verify:
         for note in found.notes:
             print(f"note: {note}")
         if found.problems:
-            print(REMEDY.format(store=self.store))
+            print(REMEDY.format(store=shown(self.store)))
         state = f"{len(found.problems)} damaged" if found.problems else "sound"
         how = ", by lengths only" if self.quick else ""
         print(f"{state}{how}: {found.records} records in {found.shards} shards, {size(found.bytes)}")

@@ -11,6 +11,7 @@ from storage.convert import convert, shard_bytes
 from storage.errors import StoreError
 from storage.interop.base import ImportOptions
 from storage.interop.transfer import FORMATS, export_store, import_store, read_sizes
+from storage.secrets import shown
 from storage.store import open_store
 from workflows.stores import difference_text
 from workflows.text import byte_progress, size
@@ -44,7 +45,8 @@ class Convert:
             done = convert(self.store, self.out, "arrow-zstd" if self.archive else self.to, self.dtype, on_records)
         print(difference_text(done.difference))
         print(
-            f"{self.out}: {size(done.bytes_after)}, {done.bytes_after / max(1, done.bytes_before):.3f} of the store's"
+            f"{shown(self.out)}: {size(done.bytes_after)}, "
+            f"{done.bytes_after / max(1, done.bytes_before):.3f} of the store's"
         )
         return 0
 
@@ -76,7 +78,7 @@ class Import:
         for bad in done.bad[:SHOWN]:
             print(f"BAD  {bad.where}: {bad.key or 'key not known'}: {bad.message}")
         if len(done.bad) > SHOWN:
-            print(f"... and {len(done.bad) - SHOWN} more: `triptych errors {self.out}`")
+            print(f"... and {len(done.bad) - SHOWN} more: `triptych errors {shown(self.out)}`")
         if done.repeated:
             print(f"{len(done.repeated)} keys stand there more than once, the first is taken: {done.repeated[0]}, ...")
         if done.file_dtype == "float16" and self.dtype == "float32":
@@ -87,7 +89,8 @@ class Import:
         known = f", {done.known} were there before" if done.known else ""
         store = open_store(self.out)
         print(
-            f"{done.records} records imported{known}, {len(done.bad)} bad rows; {self.out}: {size(shard_bytes(store))}"
+            f"{done.records} records imported{known}, {len(done.bad)} bad rows; "
+            f"{shown(self.out)}: {size(shard_bytes(store))}"
         )
         return 0
 
@@ -108,10 +111,10 @@ class Export:
     def run(self) -> int:
         if self.to == "webdataset":
             written = open_store(self.store).to_webdataset(self.out)
-            print(f"{len(written)} tar files in {self.out}")
+            print(f"{len(written)} tar files in {shown(self.out)}")
             return 0
         done = export_store(self.store, self.out, self.to)
         for note in done.notes:
             print(f"note: {note}")
-        print(f"{done.records} records written to {self.out}, {done.files} files")
+        print(f"{done.records} records written to {shown(self.out)}, {done.files} files")
         return 0

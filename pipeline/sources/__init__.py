@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from pipeline.sources.addresses import is_address, kind_of, shown
+from pipeline.sources.addresses import is_address, kind_of
 from pipeline.sources.arrow import ARROW, is_saved_data_set, open_arrow
 from pipeline.sources.coco import CocoSource
 from pipeline.sources.contract import ImageRef, Listing, Source, SourceConfig, SourceError
@@ -17,6 +17,7 @@ from pipeline.sources.list_file import ListFileSource
 from pipeline.sources.parquet import open_parquet
 from pipeline.sources.refs import Refs
 from pipeline.sources.tar import COMPRESSED_TARS, TarSource
+from storage.secrets import shown
 
 __all__ = [
     "ImageRef",

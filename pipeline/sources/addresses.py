@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from extractors.images import ImageError
 from pipeline.sources.contract import SourceError
 from storage.bucket import file_system
+from storage.secrets import shown
 
 KINDS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "hf", "http", "https", "memory")
 WEB = ("http", "https")
 WAITS = (0.5, 2.0)  # seconds before trying once more, beyond what a file system tries by itself
 BLOCK = 16 << 20  # bytes that are asked for at once where a file is read from front to back
 
-_SECRETS = re.compile(r"(?P<kind>[A-Za-z][\w+.-]*://)(?:[^/\s?'\"]*@)?(?P<rest>[^\s?'\"]*)(?P<query>\?[^\s'\"]*)?")
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # of HTTP
 _OFFLINE = {"ClientConnectionError", "ClientPayloadError", "HTTPClientError", "EndpointConnectionError"}
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "created")
@@ -44,11 +44,6 @@ def kind_of(address: str) -> str:
     if kind not in KINDS:
         raise SourceError(f"{shown(address)} is an address of the kind {kind[:20]!r}; wanted one of {', '.join(KINDS)}")
     return kind
-
-
-def shown(text: str) -> str:
-    """A text with the secrets of its addresses taken out: user and password, and what follows a `?`."""
-    return _SECRETS.sub(lambda found: f"{found['kind']}{found['rest']}" + ("?..." if found["query"] else ""), text)
 
 
 def address_path(address: str) -> str:

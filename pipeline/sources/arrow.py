@@ -1,4 +1,5 @@
-"""Arrow IPC files and streams (.arrow, .feather), and folders that Hugging Face `datasets` saved, all mapped."""
+"""Arrow IPC files and streams (.arrow, .feather), and folders that Hugging Face `datasets` saved, all mapped; of a
+file at an address only the batches that are asked for are fetched."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.sources.addresses import open_address
 from pipeline.sources.contract import SourceConfig, SourceError
 from pipeline.sources.files import Place, absolute, files_of, source_errors
 from pipeline.sources.table import Tables, TableSource
@@ -111,14 +113,15 @@ class Mapped(Tables):
 
 
 class _File:
-    """A mapped file: its columns, what gets one of its batches, and for each the number of the row after its last."""
+    """A mapped file, or one at an address: its columns, what gets one of its batches, and for each the number of the
+    row after its last."""
 
     def __init__(self, place: Place) -> None:
-        if isinstance(place, str):
-            raise ValueError("Arrow files are mapped, and an address cannot be; copy it here, or save it as Parquet")
-        mapped = pa.memory_map(str(place))
+        mapped = open_address(place, ahead=False) if isinstance(place, str) else pa.memory_map(str(place))
         is_file = mapped.read(len(_FILE)) == _FILE
         mapped.seek(0)
+        if isinstance(place, str) and not is_file:
+            raise ValueError("a stream of Arrow batches would be fetched whole; copy it here, or save it as Parquet")
         self.get: Callable[[int], pa.RecordBatch]
         if is_file:
             reader = pa.ipc.open_file(mapped)

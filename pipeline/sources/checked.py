@@ -13,12 +13,12 @@ from typing import ClassVar
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.sources.addresses import shown
 from pipeline.sources.contract import ImageRef, Listing, SourceConfig, SourceError
 from pipeline.sources.files import has_image_extension, read_file
 from pipeline.sources.refs import PAGE, Pages, text_column
 from pipeline.sources.twins import Twins
 from pipeline.sources.wanted import open_wanted
+from storage.secrets import shown
 
 MAX_KEY_BYTES = 1024
 

@@ -8,11 +8,12 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.sources.addresses import address_path, is_address, shown
+from pipeline.sources.addresses import address_path, is_address
 from pipeline.sources.checked import EXCLUDED, CheckedSource
 from pipeline.sources.contract import ImageRef, Listing, SourceError
 from pipeline.sources.files import Place, exclusion, place_of, read_whole, relative_root, source_errors, with_some_there
 from pipeline.sources.named import Names
+from storage.secrets import shown
 
 _WANTED = 'COCO-style JSON: {"images": [{"id": 1, "file_name": "a.jpg"}]}'
 

@@ -27,9 +27,9 @@ from pipeline.sources.addresses import (
     open_address,
     parent_address,
     read_address,
-    shown,
 )
 from pipeline.sources.contract import Listing, SourceConfig, SourceError
+from storage.secrets import shown
 
 # heic and heif are taken although they may not decode: an error row says so, a skipped file would only be missed.
 IMAGE_EXTENSIONS = frozenset(

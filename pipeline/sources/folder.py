@@ -8,10 +8,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.sources.addresses import is_address, listed, shown
+from pipeline.sources.addresses import is_address, listed
 from pipeline.sources.checked import EXCLUDED, NO_EXTENSION, CheckedSource, key_of_path, printable_name
 from pipeline.sources.contract import ImageRef, SourceError
 from pipeline.sources.files import absolute, exclusion, has_image_extension, path_uri, source_errors
+from storage.secrets import shown
 
 LINKED_FOLDER = "linked folders, not followed"
 

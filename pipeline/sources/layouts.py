@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from io import TextIOWrapper
 
-from pipeline.sources.addresses import is_address, kind_of, shown
+from pipeline.sources.addresses import is_address, kind_of
 from pipeline.sources.checked import EXCLUDED, CheckedSource
 from pipeline.sources.contract import ImageRef, Listing, Source, SourceConfig, SourceError
 from pipeline.sources.files import (
@@ -28,6 +28,7 @@ from pipeline.sources.files import (
 )
 from pipeline.sources.folder import walk
 from pipeline.sources.tar import TarSource
+from storage.secrets import shown
 
 _NAMES = {
     "coco": re.compile(r"(?:.*/)?(?:COCO_(?:train|val|test)\d{4}_)?(?=\d{12}\.)0*(\d+)\.jpg"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from io import TextIOWrapper
 
-from pipeline.sources.addresses import shown
 from pipeline.sources.checked import EXCLUDED, CheckedSource
 from pipeline.sources.contract import ImageRef, Listing, SourceError
 from pipeline.sources.files import (
@@ -18,6 +17,7 @@ from pipeline.sources.files import (
     with_some_there,
 )
 from pipeline.sources.named import Names
+from storage.secrets import shown
 
 
 class ListFileSource(CheckedSource):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from extractors.images import ImageError
-from pipeline.sources.addresses import is_address, shown
+from pipeline.sources.addresses import is_address
 from pipeline.sources.checked import EXCLUDED, CheckedSource, printable_name
 from pipeline.sources.contract import ImageRef, SourceConfig, SourceError
 from pipeline.sources.files import (
@@ -25,6 +25,7 @@ from pipeline.sources.files import (
     uri_place,
 )
 from pipeline.sources.named import Names
+from storage.secrets import shown
 
 IMAGE_NAMES = ("image", "img", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "content", "data")
 PATH_NAMES = ("image_path", "path", "file_path", "filepath", "file_name", "filename", "file", "image", "img")

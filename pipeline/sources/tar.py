@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from extractors.images import ImageError
-from pipeline.sources.addresses import BLOCK, read_address, shown
+from pipeline.sources.addresses import BLOCK, read_address
 from pipeline.sources.checked import EXCLUDED, NO_EXTENSION, CheckedSource, printable_name
 from pipeline.sources.contract import ImageRef, SourceConfig
 from pipeline.sources.files import (
@@ -28,6 +28,7 @@ from pipeline.sources.files import (
     uri_place,
 )
 from pipeline.sources.tar_members import Member, members_of
+from storage.secrets import shown
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 UNSAFE_MEMBER = "links or of unsafe names"

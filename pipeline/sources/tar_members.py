@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from pipeline.sources.addresses import shown, version_of
+from pipeline.sources.addresses import version_of
 from pipeline.sources.contract import SourceError
 from pipeline.sources.files import Place, open_file, source_errors
 from storage.atomic import write_whole
 from storage.errors import StoreError
+from storage.secrets import shown
 
 REMEMBERED = 200_000  # members of a tar; usual shards have ten thousand
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import pickle
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from pipeline.sources.addresses import shown
 from storage import open_store
+from storage.secrets import shown
 from tests.helpers import TINY
 from tests.unit.extractors.test_images import photo, saved
 from workflows.cli import main
@@ -103,3 +105,28 @@ def test_a_job_that_cannot_begin_does_not_print_them(tmp_path: Path, server: Thr
             )
         printed = capfd.readouterr()
         assert PASSWORD not in printed.out + printed.err and SIGNATURE not in printed.out + printed.err
+
+
+def test_a_store_at_an_address_neither_prints_nor_stores_them(tmp_path: Path, capfd) -> None:
+    out = f"memory://me:{PASSWORD}@host/features"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(saved(photo(), "JPEG"))
+    (tmp_path / "photos" / "b.jpg").write_bytes(b"no image")
+    extract = ["extract", "grid", "--images", str(tmp_path / "photos"), "--out", out, "--model", "r50", *TINY]
+    other = [*extract, "--dtype", "bfloat16"]
+    commands = (["plan", *extract[1:]], extract, [*extract, "--json"], ["info", out], ["errors", out], ["verify", out])
+    for command in (*commands, other, ["repair", out], ["compact", out]):
+        status = main(command)
+        assert status == (2 if command == other else 0), (command, capfd.readouterr())
+    reopened = pickle.loads(pickle.dumps(open_store(out)))
+    assert len(reopened) == 1 and PASSWORD not in str(reopened.path)
+    stored = b"".join(bytes(file.getbuffer()) for file in fsspec.filesystem("memory").store.values())
+    printed = capfd.readouterr()
+    assert b"xxh3_128" in stored and "done" in printed.out
+    assert PASSWORD.encode() not in stored and PASSWORD not in printed.out + printed.err
+
+
+def test_a_store_that_cannot_be_reached_is_told_without_them(capfd) -> None:
+    assert main(["info", f"nonesuch://me:{PASSWORD}@host/features"]) == 2
+    printed = capfd.readouterr()
+    assert "nonesuch://host/features cannot be reached" in printed.err and PASSWORD not in printed.out + printed.err

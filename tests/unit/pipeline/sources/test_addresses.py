@@ -21,8 +21,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from extractors.images import ImageError
-from pipeline.sources import ImageRef, SourceError, addresses, shown, tar, tar_members, with_absolute_paths
+from pipeline.sources import ImageRef, SourceError, addresses, tar, tar_members, with_absolute_paths
 from pipeline.sources.contract import SourceConfig
+from storage.secrets import shown
 from tests.unit.pipeline.sources.helpers import bytes_by_key, keys_of, source_of, tar_of
 
 ROOT = "memory://bucket/images"

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import feather
@@ -87,6 +88,20 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_addresses_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="an address cannot be; copy it here, or save it as Parquet"):
-        source_of("memory://bucket/a.arrow")
+def test_a_file_at_an_address_is_read_in_parts(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"a", b"bb", b"ccc"], "key": ["x", "y", "z"]})
+    memory = fsspec.filesystem("memory")
+    with memory.open("/arrow/a.arrow", "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    source = source_of("memory://arrow/a.arrow")
+    assert [(ref.key, source.read(ref.uri)) for ref in source.list().refs] == [("x", b"a"), ("y", b"bb"), ("z", b"ccc")]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(source.list().refs[2].uri) == b"ccc"
+
+
+def test_a_stream_at_an_address_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"a"], "key": ["x"]})
+    with fsspec.filesystem("memory").open("/arrow/s.arrow", "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    with pytest.raises(SourceError, match="would be fetched whole; copy it here, or save it as Parquet"):
+        source_of("memory://arrow/s.arrow")
