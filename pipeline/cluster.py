@@ -31,6 +31,7 @@ from ray._private.utils import read_ray_address
 from extractors import ConfigError, ExtractorConfig
 from extractors.base import NetworkConfig
 from extractors.views import make_views
+from pipeline.batching import LOOK_AHEAD, largest
 from pipeline.cluster_actor import Actor
 from pipeline.cluster_metrics import Metrics
 from pipeline.cluster_pool import Pool, Size, short
@@ -104,9 +105,10 @@ class RayEngine:
 
     def _window(self) -> int:
         """Images of a unit that an actor has under way at once, from the one being read to the one being written."""
-        config = self._job.engine
-        networks = 1 if self.device.startswith("cuda") else ceil(config.cpus_per_worker)
-        return config.decode_workers + config.batch_size * (networks + 3)
+        config, on_gpu = self._job.engine, self.device.startswith("cuda")
+        networks = 1 if on_gpu else ceil(config.cpus_per_worker)
+        batch = largest(config.batch_size, on_gpu)
+        return config.decode_workers + batch * (networks + 3 + (LOOK_AHEAD if batch > 1 else 0))
 
     def _give_up(self, ref: ImageRef, cause: str) -> None:
         """Commit the error row of an image that kills whoever works on it."""

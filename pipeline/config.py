@@ -24,8 +24,9 @@ class EngineConfig:
     """Kind of shard file: Arrow IPC, or HDF5 for h5py."""
     engine: Literal["local", "ray"] = "local"
     """local: this process. ray: a pool of actors on a Ray cluster, or on this machine where there is none."""
-    batch_size: int = 1
-    """Neighbouring images of equal resized size that the network takes at once."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images that the network takes at once, of like sizes where it can choose. auto: on a GPU as many as its memory
+    holds, on a CPU one for each core."""
     decode_workers: int = 2
     """Threads (of each actor) that read, decode and resize ahead of the network."""
     max_pixels: int = MAX_PIXELS
@@ -62,7 +63,7 @@ class EngineConfig:
             "max_pixels",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1.")
         if self.max_pixels > MAX_PIXELS:
             raise ConfigError(f"--max-pixels {self.max_pixels} must not be above {MAX_PIXELS}, the decoder's limit.")

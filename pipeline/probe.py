@@ -14,6 +14,8 @@ from pipeline.plan import Plan, Unit
 from pipeline.sources import ImageRef
 from pipeline.unit import UnitReport, Worker, make_worker
 
+WARM_UP = 8  # images, at most: a GPU picks its kernels, and `--batch-size auto` finds its size
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -57,7 +59,7 @@ def probe(worker: Worker, refs: Sequence[ImageRef]) -> Probe:
     Args:
         refs: at least two; the first ones warm up.
     """
-    warm_up = max(1, min(len(refs) // 4, worker.settings.batch_size))
+    warm_up = max(1, min(len(refs) // 4, WARM_UP))
     worker.run(Unit(tuple(refs[:warm_up])))
     timed = tuple(refs[warm_up:]) or tuple(refs)
     began = time.perf_counter()

@@ -28,6 +28,7 @@ import torch
 
 from extractors import ImageError, decode
 from extractors.views import Ready, Results, Views
+from pipeline.batching import BatchSize, Size, device_memory, in_order, like_sized
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef, Source, open_source
@@ -101,6 +102,7 @@ class Worker:
         self._cores = torch.get_num_threads()
         self._networks = 1 if self.views.device.type == "cuda" else min(self._cores, images_in_memory())
         torch.set_num_threads(1)
+        self._size = BatchSize(self.settings.batch_size, device_memory(self.views.device))
         self._models = ThreadPoolExecutor(
             self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
         )
@@ -119,12 +121,11 @@ class Worker:
             shards = {
                 view: stack.enter_context(store.unit(unit.keys, unit.again)) for view, store in self.stores.items()
             }
-            for results in self._results(unit, report):
-                for outcomes in results:
-                    with report.timing("write"):
-                        failed = _put(outcomes, shards)
-                    report.reasons.update(failed[:1])
-                    on_images(1, min(len(failed), 1))
+            for outcomes in in_order(self._results(unit, report)):
+                with report.timing("write"):
+                    failed = _put(outcomes, shards)
+                report.reasons.update(failed[:1])
+                on_images(1, min(len(failed), 1))
             with report.timing("write"), self._committing:
                 entries = [shard.commit({"seconds": report.seconds}) for shard in shards.values()]
         for entry in entries:
@@ -141,9 +142,10 @@ class Worker:
             pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._cores)
 
-    def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[Outcomes]]:
-        """Finished batches in the unit's order; one more than the network's threads can take is kept waiting for it."""
-        running: deque[Future[tuple[list[Outcomes], float]]] = deque()
+    def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[tuple[int, Outcomes]]]:
+        """Finished batches, each outcome with its image's number in the unit; one batch more than the network's threads
+        can take is kept waiting for it."""
+        running: deque[Future[tuple[list[tuple[int, Outcomes]], float]]] = deque()
         try:
             with self._turn:
                 began = time.perf_counter()
@@ -164,30 +166,38 @@ class Worker:
         return max(0.0, self._networks * (self._idle_since - began) - busy)
 
     @staticmethod
-    def _finished(future: Future[tuple[list[Outcomes], float]], report: UnitReport) -> list[Outcomes]:
+    def _finished(
+        future: Future[tuple[list[tuple[int, Outcomes]], float]], report: UnitReport
+    ) -> list[tuple[int, Outcomes]]:
         results, seconds = future.result()
         report.seconds = _summed(report.seconds, {"model": seconds})
         return results
 
-    def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[Loaded]]:
-        """Loaded images in the unit's order, a batch at a time, while later ones are being loaded."""
+    def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[Numbered]]:
+        """Loaded images with their numbers, a batch of like sizes at a time, while later ones are being loaded."""
+        waiting: list[Numbered] = []
+        for numbered in enumerate(self._loaded(unit, report)):
+            waiting.append(numbered)
+            if len(waiting) >= self._size.ahead:
+                batch, waiting = like_sized(waiting, self._size.now, _size_of)
+                yield batch
+        while waiting:
+            batch, waiting = like_sized(waiting, self._size.now, _size_of)
+            yield batch
+
+    def _loaded(self, unit: Unit, report: UnitReport) -> Iterator[Loaded]:
+        """A unit's images in its order, some of them loaded ahead."""
         coming = iter(unit.refs)
         window: deque[Future[Loaded]] = deque()
-        batch: list[Loaded] = []
         try:
             while True:
-                ahead = self.settings.decode_workers + self.settings.batch_size
+                ahead = self.settings.decode_workers + self._size.now
                 window.extend(self._loaders.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
                 if not window:
                     break
                 loaded = window.popleft().result()
                 report.seconds = _summed(report.seconds, loaded.seconds)
-                batch.append(loaded)
-                if len(batch) == self.settings.batch_size:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
+                yield loaded
         finally:
             for future in window:
                 future.cancel()
@@ -198,17 +208,17 @@ class Worker:
             return self.load(ref)
         return load_image(self.source, self.views, ref, self.settings)
 
-    def _extract(self, batch: list[Loaded]) -> tuple[list[Outcomes], float]:
+    def _extract(self, batch: list[Numbered]) -> tuple[list[tuple[int, Outcomes]], float]:
         """Runs in a network thread: a record or an error row a view and image, and the seconds it took."""
         start = time.perf_counter()
-        good = [loaded.ready for loaded in batch if not isinstance(loaded.ready, ImageError)]
+        good = [each.ready for _, each in batch if not isinstance(each.ready, ImageError)]
         results = iter(self._forward(good) if good else [])
-        found = [
-            self._same(loaded.ready) if isinstance(loaded.ready, ImageError) else next(results) for loaded in batch
-        ]
-        return [_outcomes(loaded.ref, each) for loaded, each in zip(batch, found, strict=True)], (
-            time.perf_counter() - start
-        )
+
+        def result(ready: Ready | ImageError) -> Results:
+            return self._same(ready) if isinstance(ready, ImageError) else next(results)
+
+        found = [(number, _outcomes(each.ref, result(each.ready))) for number, each in batch]
+        return found, time.perf_counter() - start
 
     def _same(self, error: ImageError) -> Results:
         return dict.fromkeys(self.stores, error)
@@ -216,8 +226,11 @@ class Worker:
     def _forward(self, batch: list[Ready]) -> list[Results]:
         """Run the networks; a batch that does not fit in the device's memory is halved until it does."""
         try:
-            return self.views.extract(batch)
+            results = self.views.extract(batch)
+            self._size.fitted(len(batch))
+            return results
         except torch.OutOfMemoryError as error:
+            self._size.overflowed(len(batch))
             if len(batch) == 1:
                 message = f"the device has no room for it: {error}".splitlines()[0]
                 return [self._same(ImageError("out_of_memory", message, "model"))]
@@ -256,6 +269,18 @@ class Loaded:
     ref: ImageRef
     ready: Ready | ImageError
     seconds: dict[str, float]
+
+
+Numbered = tuple[int, Loaded]  # with the image's number in its unit
+
+
+def _size_of(numbered: Numbered) -> Size | None:
+    """(height, width) that an image has for the first network that takes it."""
+    ready = numbered[1].ready
+    if isinstance(ready, ImageError):
+        return None
+    shapes = (each.pixels.shape for each in ready.values() if not isinstance(each, ImageError))
+    return next(((shape[-2], shape[-1]) for shape in shapes), None)
 
 
 def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConfig) -> Loaded:

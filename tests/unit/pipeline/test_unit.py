@@ -108,6 +108,21 @@ def test_the_network_gets_full_batches_and_a_rest(tmp_path: Path) -> None:
     assert sorted(extractor.batches) == [["a", "b", "c"], ["d", "e"]]
 
 
+class SizedExtractor(FakeExtractor):
+    """Images whose names begin with "w" are wide."""
+
+    def prepare(self, key: str, image: np.ndarray) -> Prepared:
+        return Prepared(key, image.shape[:2], torch.zeros(3, 2, 3 if key.startswith("w") else 2), 1.0)
+
+
+def test_like_sizes_share_a_batch_and_the_shard_keeps_the_units_order(tmp_path: Path) -> None:
+    keys = ["a", "w1", "b", "w2", "gone", "c", "w3", "d", "w4"]
+    extractor = SizedExtractor()
+    run(tmp_path, keys, extractor, batch_size=4)
+    assert sorted(extractor.batches) == [["a", "b", "c"], ["d"], ["w1", "w2", "w3", "w4"]]
+    assert list(open_store(tmp_path / "s").keys()) == [key for key in keys if key != "gone"]
+
+
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
     extractor = FakeExtractor(room=1)
     report, _ = run(tmp_path, ["a", "b", "c"], extractor, batch_size=3)

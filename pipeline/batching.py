@@ -1,0 +1,105 @@
+"""Which images the network takes at once, and how many: like sizes from a look-ahead window, as many as fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+
+LOOK_AHEAD = 4  # batches' worth of images that are kept ready, so that a batch finds its like
+LARGEST = 32  # images that `auto` takes at most: more give a GPU nothing to gain
+ROOM = 0.8  # share of the device's memory that `auto` counts on; the rest is for what differs between batches
+
+T = TypeVar("T")
+Size = tuple[int, int]
+
+
+class Memory(NamedTuple):
+    """Bytes of a device: held before the first batch, the most held so far, and all that one process may have."""
+
+    before: int
+    most: int
+    all: int
+
+
+class BatchSize:
+    """How many images the network takes at once; network threads tell it what fitted.
+
+    Args:
+        wanted: a number, or "auto": on a GPU doubled up to `LARGEST` while the memory it took so far says that twice as
+            many have room; on a CPU one, since there images run side by side in threads.
+        memory: of the device, looked at after each full batch; None on a CPU.
+    """
+
+    def __init__(self, wanted: int | Literal["auto"], memory: Callable[[], Memory] | None) -> None:
+        self._lock = threading.Lock()
+        self._memory = memory if wanted == "auto" else None
+        self.now = 1 if wanted == "auto" else wanted
+
+    def fitted(self, images: int) -> None:
+        """A batch of so many ran."""
+        if self._memory is None or images < self.now or self.now >= LARGEST:
+            return
+        memory = self._memory()
+        if memory.before + 2 * (memory.most - memory.before) <= ROOM * memory.all:
+            with self._lock:
+                self.now = min(LARGEST, max(self.now, 2 * images))
+
+    def overflowed(self, images: int) -> None:
+        """A batch of so many did not fit: no more than half as many from now on."""
+        with self._lock:
+            self.now = max(1, min(self.now, images // 2))
+            self._memory = None
+
+    @property
+    def ahead(self) -> int:
+        """Images that are kept ready, of which a batch is chosen."""
+        return LOOK_AHEAD * self.now if self.now > 1 else 1
+
+
+def largest(wanted: int | Literal["auto"], on_gpu: bool) -> int:
+    """The most images that a batch can ever have."""
+    return (LARGEST if on_gpu else 1) if wanted == "auto" else wanted
+
+
+def device_memory(device: torch.device) -> Callable[[], Memory] | None:
+    """What `BatchSize` asks of a device."""
+    if device.type != "cuda":
+        return None
+    before = torch.cuda.memory_allocated(device)
+
+    def now() -> Memory:
+        free, _ = torch.cuda.mem_get_info(device)
+        return Memory(before, torch.cuda.max_memory_allocated(device), free + torch.cuda.memory_reserved(device))
+
+    return now
+
+
+def like_sized(waiting: Sequence[T], count: int, size_of: Callable[[T], Size | None]) -> tuple[list[T], list[T]]:
+    """The first of those that wait with those nearest to it in size, equal ones side by side, and the rest in order.
+
+    Args:
+        size_of: (height, width); None for what never reaches the network, and goes with anyone.
+    """
+    first = next((size for size in map(size_of, waiting) if size), None)
+
+    def gap(at: int) -> int:
+        size = size_of(waiting[at])
+        return abs(size[0] - first[0]) + abs(size[1] - first[1]) if size and first else 0
+
+    chosen = sorted(range(len(waiting)), key=lambda at: (at > 0, gap(at)))[:count]
+    batch = sorted((waiting[at] for at in chosen), key=lambda each: size_of(each) or first or (0, 0))
+    return batch, [each for at, each in enumerate(waiting) if at not in set(chosen)]
+
+
+def in_order(batches: Iterable[Iterable[tuple[int, T]]]) -> Iterator[T]:
+    """What is numbered from 0, in the order of its numbers, as soon as it can be had."""
+    held: dict[int, T] = {}
+    following = 0
+    for batch in batches:
+        held.update(batch)
+        while following in held:
+            yield held.pop(following)
+            following += 1

@@ -1,0 +1,85 @@
+"""Batches: like sizes together, nobody waits for ever, and as many as fit."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.batching import LARGEST, BatchSize, Memory, device_memory, in_order, largest, like_sized
+
+SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(SIZES, min_size=1, max_size=20), st.integers(1, 6))
+def test_the_one_that_waited_longest_goes_with_its_like(sizes: list[tuple[int, int] | None], count: int) -> None:
+    waiting = list(enumerate(sizes))
+    batch, rest = like_sized(waiting, count, lambda each: each[1])
+    assert waiting[0] in batch and len(batch) == min(count, len(waiting))
+    assert sorted(batch + rest, key=lambda each: each[0]) == waiting and rest == sorted(rest, key=lambda each: each[0])
+    first = next((size for size in sizes if size), None)
+    if first:
+        gaps = [abs(s[0] - first[0]) + abs(s[1] - first[1]) if s else 0 for _, s in batch[:] + rest]
+        taken = [gap for gap, each in zip(gaps, batch + rest, strict=True) if each in batch and each != waiting[0]]
+        left = [gap for gap, each in zip(gaps, batch + rest, strict=True) if each in rest]
+        assert not taken or not left or max(taken) <= min(left)
+    groups = [size for at, (_, size) in enumerate(batch) if size and (at == 0 or batch[at - 1][1] != size)]
+    assert len(groups) <= len({size for _, size in batch}) + sum(size is None for _, size in batch)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.permutations(range(12)), st.integers(1, 5))
+def test_numbers_come_out_in_order_whatever_batch_they_were_in(numbers: list[int], size: int) -> None:
+    batches = [[(each, f"v{each}") for each in numbers[at : at + size]] for at in range(0, 12, size)]
+    assert list(in_order(batches)) == [f"v{each}" for each in range(12)]
+
+
+def test_what_is_ready_is_not_held_back() -> None:
+    coming = iter([[(1, "b")], [(0, "a")], [(2, "c")]])
+    found = in_order(coming)
+    assert [next(found), next(found)] == ["a", "b"]
+    assert next(coming) == [(2, "c")]
+
+
+def test_auto_doubles_while_twice_as_many_have_room() -> None:
+    used = Memory(1000, 1000, 100_000)
+    size = BatchSize("auto", lambda: used)
+    seen = []
+    for _ in range(10):
+        seen.append(size.now)
+        used = Memory(1000, 1000 + 4000 * size.now, 100_000)  # 4000 an image: 19 of them fill 80 %
+        size.fitted(size.now)
+    assert seen == [1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
+
+
+def test_auto_ends_at_the_largest_and_a_part_of_a_batch_proves_nothing() -> None:
+    size = BatchSize("auto", lambda: Memory(0, 0, 1))
+    size.fitted(1)
+    assert size.now == 2
+    size.fitted(1)
+    assert size.now == 2
+    for _ in range(10):
+        size.fitted(size.now)
+    assert size.now == LARGEST
+
+
+def test_what_did_not_fit_is_not_tried_again() -> None:
+    size = BatchSize("auto", lambda: Memory(0, 0, 1))
+    for _ in range(4):
+        size.fitted(size.now)
+    assert size.now == 16
+    size.overflowed(16)
+    size.fitted(8)
+    assert size.now == 8 and size.ahead == 32
+    size.overflowed(1)
+    assert size.now == 1 and size.ahead == 1
+
+
+def test_a_cpu_takes_one_and_a_number_is_a_number() -> None:
+    assert device_memory(torch.device("cpu")) is None
+    size = BatchSize("auto", None)
+    size.fitted(1)
+    assert size.now == 1 == largest("auto", on_gpu=False)
+    assert largest("auto", on_gpu=True) == LARGEST and largest(5, on_gpu=False) == 5
+    assert BatchSize(5, lambda: Memory(0, 0, 1)).now == 5
