@@ -27,6 +27,7 @@ from tests.faults.cluster_faults import FAULTS, Scene, open_scene
 def run_once(fault: str, scene: Scene, seed: int, folder: Path) -> dict[str, Any]:
     """One run: its seed, its seconds, and what went wrong, if anything did."""
     folder.mkdir(parents=True)
+    scene.restore()
     began, trouble = time.monotonic(), ""
     try:
         FAULTS[fault](scene, Random(seed), folder)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms as torchvision_nms
 
 SCALE_CLAMP = math.log(1000.0 / 16)  # detectron2 `modeling/box_regression.py`: no box grows past 62.5 times its anchor
 
@@ -92,7 +91,9 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, plus: int = 0, limit: i
     widths: MILVLG/bottom-up-attention.pytorch's compiled CPU kernel, and Caffe's CPU NMS.
     """
     if not plus:
-        return torchvision_nms(boxes, scores, threshold)[:limit]
+        from torchvision.ops import nms  # it takes seconds to import, and grids need none of it
+
+        return nms(boxes, scores, threshold)[:limit]
     order = scores.sort(descending=True, stable=True).indices
     kept = _greedy_inclusive(boxes[order].cpu().numpy(), np.float32(threshold), limit)
     return order[torch.from_numpy(kept).to(order.device)]

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_pool
 
 from extractors import boxes as box_ops
 from extractors.resnet import ResNet, ResNetConfig, make_stage
@@ -237,6 +236,8 @@ class RoIHeads(Heads):
 
     def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
         """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14)."""
+        from torchvision.ops import roi_pool  # here, as it takes seconds to import
+
         return roi_pool(res4, [boxes], POOL, 1.0 / STRIDE)
 
     def features(self, cells: Tensor, boxes: Tensor) -> Tensor:

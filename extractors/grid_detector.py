@@ -18,7 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from extractors.faster_rcnn import STRIDE, BottomUpDetector, DetectorConfig, Heads, Predictions
 
@@ -74,6 +73,8 @@ class GridHeads(Heads):
         self.attribute_predictor = AttributePredictor(config)
 
     def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
+        from torchvision.ops import roi_align  # here, as it takes seconds to import
+
         pooled = roi_align(cells, [boxes], 1, 1 / STRIDE, SAMPLES, aligned=True)
         found: Tensor = self.box_head(pooled.flatten(1))
         return found.float()

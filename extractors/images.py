@@ -181,7 +181,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(_from_16_bits(np.asarray(image)))
     elif image.mode == "F":
         image = Image.fromarray(_from_floats(np.asarray(image)))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _from_16_bits(grey: np.ndarray) -> np.ndarray:

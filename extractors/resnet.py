@@ -15,7 +15,6 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -66,6 +65,21 @@ class ResNetConfig:
         return self.res2_channels * 2 ** (stage - 2)
 
 
+class FrozenNorm(nn.Module):
+    """The statistics and weights of a batch normalisation that is never trained: (C,) float32 each."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+
 class ConvNorm(nn.Conv2d):
     """A convolution without bias, followed by batch normalisation with fixed statistics (eps 1e-5)."""
 
@@ -74,13 +88,13 @@ class ConvNorm(nn.Conv2d):
     ):
         padding = dilation * (kernel - 1) // 2
         super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
-        self.norm = FrozenBatchNorm2d(out_channels)
+        self.norm = FrozenNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(super().forward(x))
 
     def normalise(self, x: Tensor) -> Tensor:
-        """The norm in one pass over memory; the module's own forward takes two, and convolutions wait for memory."""
+        """The norm in one pass over memory: convolutions wait for that."""
         norm = self.norm
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
@@ -94,6 +108,8 @@ class DeformConvNorm(ConvNorm):
             return self._forward(x.float(), offsets.float()).to(x.dtype)
 
     def _forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d  # here, as it takes seconds to import
+
         y = deform_conv2d(x, offsets, self.weight, None, self.stride, self.padding, self.dilation)
         return self.normalise(y)
 

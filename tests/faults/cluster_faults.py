@@ -44,7 +44,7 @@ HEALTH = {  # how fast Ray notices that a node is gone; by default it takes it h
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 4,
+    "health_check_failure_threshold": 8,  # a busy machine answers late
 }
 
 
@@ -64,6 +64,11 @@ class Scene:
         network = HookedConfig(model="r50", weights="random:0", **small, **{"pause": PAUSE, **(hooks or {})})
         settings = {"engine": "ray", "workers": workers, "images_per_shard": 6, **engine}
         return ExtractJob(SourceConfig(str(self.photos)), network, EngineConfig(str(out), **settings))
+
+    def restore(self) -> None:
+        """Add a second node where there is none, as after a fault that ended before it had added another."""
+        if sum(bool(node["Alive"]) for node in ray.nodes()) < 2:
+            self.second = self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
 
     def check(self, out: Path | str, result: JobResult | None = None, lost: dict[str, str] | None = None) -> None:
         """See that the store is the undisturbed one, but for the images that have to be errors, by reason."""
@@ -113,8 +118,8 @@ def open_scene(folder: Path) -> Iterator[Scene]:
         try:
             keys = write_photos(folder / "photos", IMAGES)
             scene = Scene(cluster, folder / "photos", folder / "whole", wire, keys)
-            scene.second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            scene.restore()
             run_job(scene.job(scene.whole, hooks={"pause": 0}, engine="local", workers=None), Watch())
             yield scene
         finally:
