@@ -77,13 +77,13 @@ def bare(folder: Path, count: int, decoding: bool) -> float:
         return count / (time.perf_counter() - began)
 
 
-def engine(name: str, folder: Path, out: Path) -> dict[str, Any]:
-    """An extraction's warm images/s, start-up and memory, from its JSON lines."""
+def engine(more: list[str], folder: Path, out: Path) -> dict[str, Any]:
+    """An extraction's images/s, warm and over all, start-up and memory, from its JSON lines."""
     flags = [part for key, value in NETWORK.items() for part in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "workflows.cli", "extract", "grid", "--images", str(folder), "--out", str(out)]
     began, memory = time.perf_counter(), []
     process = subprocess.Popen(
-        [*command, *flags, *ENGINES[name], "--json", "--images-per-shard", str(UNIT)], stdout=subprocess.PIPE, text=True
+        [*command, *flags, *more, "--json", "--images-per-shard", str(UNIT)], stdout=subprocess.PIPE, text=True
     )
     watching = threading.Thread(target=_watch, args=(process, memory), daemon=True)
     watching.start()
@@ -97,6 +97,7 @@ def engine(name: str, folder: Path, out: Path) -> dict[str, Any]:
     quarters = np.array_split(np.array(memory or [0.0]), 4)
     return {
         "images_per_second": warm,
+        "seconds_an_image": events[-1]["seconds"] / events[-1]["images"],
         "startup_seconds": events[-1]["startup_seconds"],
         "whole_seconds": time.perf_counter() - began,
         "memory_gib": [float(np.median(quarters[1])), float(np.median(quarters[3]))],
@@ -151,7 +152,7 @@ def main() -> None:
                 )
                 found[name].append({"images_per_second": float(told.stdout)})
             for name in ENGINES:
-                found[name].append(engine(name, folder, Path(work) / f"{name}{number}"))
+                found[name].append(engine(ENGINES[name], folder, Path(work) / f"{name}{number}"))
     text = report(found, args.images)
     write_results(args.out, "engine_overhead", text, found)
     print(text)

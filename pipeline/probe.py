@@ -25,12 +25,18 @@ class Probe:
     seconds  of wall clock
     bytes    of records, shards included
     reasons  of those that failed
+    stages   seconds by stage, summed over threads
     """
 
     images: int
     seconds: float
     bytes: int
     reasons: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
 
     def seconds_for(self, images: int, workers: int = 1) -> float:
         """Seconds for so many images, `workers` at once."""
@@ -64,7 +70,7 @@ def probe(worker: Worker, refs: Sequence[ImageRef]) -> Probe:
     timed = tuple(refs[warm_up:]) or tuple(refs)
     began = time.perf_counter()
     report: UnitReport = worker.run(Unit(timed))
-    return Probe(len(timed), time.perf_counter() - began, report.bytes, report.reasons)
+    return Probe(len(timed), time.perf_counter() - began, report.bytes, report.reasons, report.seconds)
 
 
 def probe_job(job: ExtractJob, views: Views, plan: Plan, images: int) -> Probe:

@@ -65,6 +65,7 @@ def _parse(args: list[str]) -> Any:
     if args[:1] and args[0] in TRANSFER_COMMANDS:
         return _tyro(transfer, args)
     from workflows.demo import Demo
+    from workflows.doctor import Doctor
     from workflows.extract import Extract, PlanExtract, with_config_file
     from workflows.retry import Retry
 
@@ -73,6 +74,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Extract, tyro.conf.subcommand("extract", description="Cache visual features of images.")]
         | Annotated[PlanExtract, tyro.conf.subcommand("plan", description="Say what an extraction would do and cost.")]
         | Annotated[Retry, tyro.conf.subcommand("retry")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | StoreCommand
         | transfer
     )

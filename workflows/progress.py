@@ -179,7 +179,7 @@ def plan_lines(start: JobStart, probe: Probe | None, workers: int) -> list[str]:
     if probe is None:
         return lines
     seconds, failed = probe.seconds_for(plan.to_do, workers), sum(probe.reasons.values())
-    lines.append(f"{probe.images} images tried here: {probe.images / probe.seconds:.2f} images/s, {failed} failed")
+    lines.append(f"{probe.images} images tried here: {probe.images_per_second:.2f} images/s, {failed} failed")
     at_once = f" with {workers} such workers" if workers > 1 else ""
     lines.append(
         f"about {clock(seconds)} hours{at_once}" if seconds >= 3600 else f"about {clock(seconds)} min{at_once}"
