@@ -8,7 +8,7 @@ checks keys and repeats, asks the store what is done, and then goes once through
 of the clock, and of the processor in brackets. Resident memory: after importing this package (torch is most of it), and
 the most it ever was. Disk: most bytes in the folder of temporary files, looked at ten times a second. The last row is
 killed (SIGKILL) at half the time that the row before took to plan, and run again: what the killed one left is gone, and
-the units are the same, by a digest over their ids.
+the units are the same, by a digest over their ids. With --empty-only all rows are of the empty store.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def size_of(folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, action="append", help="how many; may be given more than once")
+    parser.add_argument("--empty-only", action="store_true", help="leave out the store that is 40 %% done")
     parser.add_argument("--work", type=Path, default=Path("plan-scale"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--plan", type=Path, nargs=2, help=argparse.SUPPRESS)
@@ -120,30 +121,33 @@ def main() -> None:
     if args.plan:
         print(json.dumps(plan(*args.plan)))
         return
-    rows = [row for images in args.images or [1_000_000, 10_000_000] for row in measured(args.work, images)]
+    rows = [
+        row for images in args.images or [1_000_000, 10_000_000] for row in measured(args.work, images, args.empty_only)
+    ]
     text = report(rows)
     write_results(args.out, "plan_scale", text, rows)
     print(text)
 
 
-def measured(work: Path, images: int) -> list[dict[str, Any]]:
-    """The three rows of one size."""
+def measured(work: Path, images: int, empty_only: bool) -> list[dict[str, Any]]:
+    """The rows of one size."""
     listed, scratch = list_file(work, images), work / "tmp"
-    partly = work / f"store-{images}"
-    if not (partly / "index.json").exists():
-        build(partly, int(DONE * images))
-    empty = run(listed, work / "empty", scratch)
-    before = run(listed, partly, scratch)
-    killed = run(listed, partly, scratch, kill_after=sum(clock for clock, _ in before["seconds"][:2]) / 2)
-    again = run(listed, partly, scratch)
+    stores = {"empty": work / "empty"}
+    if not empty_only:
+        stores["40 % done"] = work / f"store-{images}"
+        if not (stores["40 % done"] / "index.json").exists():
+            build(stores["40 % done"], int(DONE * images))
+    rows = []
+    for name, store in stores.items():
+        rows.append({"store": name, **run(listed, store, scratch)})
+        print(rows[-1], flush=True)
+    before = rows[-1]
+    killed = run(listed, store, scratch, kill_after=sum(clock for clock, _ in before["seconds"][:2]) / 2)
+    again = run(listed, store, scratch)
     assert killed["left"] and not again["left"], "a killed planner leaves its files, and the next one removes them"
     assert again["digest"] == before["digest"], "planned again, the units are the same"
     listed.unlink()
-    return [
-        {"store": "empty", **empty},
-        {"store": "40 % done", **before},
-        {"store": "40 % done, after a kill", **again},
-    ]
+    return [*rows, {"store": f"{name}, after a kill", **again}]
 
 
 def report(rows: list[dict[str, Any]]) -> str:
