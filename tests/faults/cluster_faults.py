@@ -50,7 +50,8 @@ HEALTH = {  # how fast Ray notices that a node is gone; by default it takes it h
 
 @dataclass
 class Scene:
-    """A cluster of two nodes with a CPU each, photographs, and the store that an undisturbed run makes of them."""
+    """A cluster of two nodes with a CPU each, one of them with a GPU in name only, photographs, and the store that an
+    undisturbed run makes of them."""
 
     cluster: Any
     photos: Path
@@ -61,7 +62,7 @@ class Scene:
 
     def job(self, out: Path | str, workers: int = 2, hooks: dict[str, Any] | None = None, **engine: Any) -> ExtractJob:
         small: dict[str, Any] = {"width_divisor": 32, "shorter": 64, "longer": 100, "device": "cpu"}
-        network = HookedConfig(model="r50", weights="random:0", **small, **{"pause": PAUSE, **(hooks or {})})
+        network = HookedConfig(model="r50", weights="random:0", **{**small, "pause": PAUSE, **(hooks or {})})
         settings = {"engine": "ray", "workers": workers, "images_per_shard": 6, **engine}
         return ExtractJob(SourceConfig(str(self.photos)), network, EngineConfig(str(out), **settings))
 
@@ -114,7 +115,7 @@ def open_scene(folder: Path) -> Iterator[Scene]:
 
     with _s3() as wire, mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT), "TRIPTYCH_CACHE": str(folder / "cache")}):
         node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": HEALTH})
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 1, "_system_config": HEALTH})
         try:
             keys = write_photos(folder / "photos", IMAGES)
             scene = Scene(cluster, folder / "photos", folder / "whole", wire, keys)

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ class HookedConfig(GridConfig):
     killer   key of an image whose process dies in the network, by `signal`
     hanging  key of an image whose bytes never come
     jumping  the clock jumps by days, forth and back
-    pids     folder in which each process of the network leaves its number
+    pids     folder in which each process of the network leaves a file of its number, with the GPUs that it was given
+
+    On a device that is not there it runs on the CPU: clusters can be told of GPUs that no machine has.
     """
 
     pause: float = 0.0
@@ -85,7 +87,9 @@ def _in_an_actor(config: HookedConfig) -> HookedExtractor:
         if config.jumping:
             time.time = jumping_clock()
         if config.pids:
-            (Path(config.pids) / str(os.getpid())).touch()
+            (Path(config.pids) / str(os.getpid())).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    if config.device.startswith("cuda"):
+        config = replace(config, device="cpu")
     return HookedExtractor(config)
 
 
