@@ -51,10 +51,22 @@ class Classifier(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes))
 
 
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the rows whose label is not IGNORED; 0 where there is none."""
-    rows = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return rows / (labels != IGNORED).sum().clamp(min=1)
+def class_loss(logits: Tensor, labels: Tensor, by_sample: bool = False) -> Tensor:
+    """Mean cross-entropy over the rows (..., C) whose label is not IGNORED; 0 where there is none.
+
+    `by_sample`: of (B, L, C) the mean of each sample first, then of the samples that have labels.
+    """
+    losses = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return _mean(losses.view(labels.shape), labels != IGNORED, by_sample)
+
+
+def soft_class_loss(logits: Tensor, targets: Tensor, by_sample: bool = False) -> Tensor:
+    """As `class_loss` against distributions (..., C); rows count whose target sums to 1 within 0.1.
+
+    Source: jackroos/VL-BERT `common/utils/misc.py`, soft_cross_entropy.
+    """
+    losses = -(targets * logits.float().log_softmax(-1)).sum(-1)
+    return _mean(losses, (targets.sum(-1) - 1).abs() < 0.1, by_sample)
 
 
 def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
@@ -62,11 +74,16 @@ def answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), scores) * logits.shape[-1]
 
 
-def soft_class_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy against distributions (..., C), over the rows whose target sums to 1 within 0.1.
+def binary_loss(logits: Tensor, targets: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy over all logits, or over those that are counted (bool, of their shape)."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return losses.mean() if counted is None else _mean(losses, counted, by_sample=False)
 
-    0 where there is none. Source: jackroos/VL-BERT `common/utils/misc.py`, soft_cross_entropy.
-    """
-    counted = (targets.sum(-1) - 1).abs() < 0.1
-    rows = -(targets * logits.float().log_softmax(-1)).sum(-1)
-    return rows.where(counted, 0).sum() / counted.sum().clamp(min=1)
+
+def _mean(losses: Tensor, counted: Tensor, by_sample: bool) -> Tensor:
+    """Mean over what is counted; by sample with the 1e-4 that VL-BERT's `..._NORM_IN_BATCH_FIRST` divides by."""
+    losses = losses.where(counted, 0)
+    if not by_sample:
+        return losses.sum() / counted.sum().clamp(min=1)
+    counts = counted.sum(1)
+    return (losses.sum(1) / (counts + 1e-4)).sum() / ((counts > 0).sum() + 1e-4)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainers.batch import Part
+from trainers.batch import Cells, Part, Regions, Text
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -105,6 +105,55 @@ class Spans(Part):
 
 
 Padding = Tensor | Spans | None
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """What a single-stream model makes of a batch: each sequence is a text, then visual tokens.
+
+    tokens        (N, D)       of all sequences, packed
+    spans         Spans        where they lie
+    text_lengths  (B,) int64   tokens of each text
+    text_width    int          T of the batch
+    visual_width  int          most visual tokens of a sequence, what comes behind them not counted
+    visual_lengths  (B,) int64 visual tokens of each sequence, likewise
+    """
+
+    tokens: Tensor
+    spans: Spans
+    text_lengths: Tensor
+    visual_lengths: Tensor
+    text_width: int
+    visual_width: int
+
+    @property
+    def first(self) -> Tensor:
+        """(B, D): each sequence's first token."""
+        return self.tokens[self.spans.offsets[:-1]]
+
+    @property
+    def text(self) -> Tensor:
+        """(B, T, D), zero in the padding."""
+        return self._slots(self.spans.offsets[:-1], self.text_lengths, self.text_width)
+
+    @property
+    def visual(self) -> Tensor:
+        """(B, visual_width, D), zero in the padding."""
+        start = self.spans.offsets[:-1] + self.text_lengths
+        return self._slots(start, self.visual_lengths, self.visual_width)
+
+    def _slots(self, start: Tensor, lengths: Tensor, width: int) -> Tensor:
+        slot = torch.arange(width, device=start.device)
+        rows = (start[:, None] + slot).clamp(max=len(self.tokens) - 1)
+        return self.tokens[rows] * (slot < lengths[:, None])[..., None]
+
+
+def host_lengths(part: Text | Regions | Cells) -> tuple[int, ...]:
+    """The real rows of each text or image; waits for the device where only that knows."""
+    if part.lengths is not None:
+        return part.lengths
+    assert part.mask is not None
+    return tuple(part.mask.sum(1).tolist())
 
 
 def packed_order(starts: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> np.ndarray:
