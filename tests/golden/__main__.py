@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from storage.errors import TriptychError
-from tests.golden import bua_selection, butd_regions, grid_feats, vl_bert
+from tests.golden import bua_selection, butd_regions, grid_feats, vilt, vl_bert
 from tests.golden.compare import FILES, WITHOUT_WEIGHTS, CannotCheckError, Folder, Report, read_config
 
 CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that config.json names -> its checker
@@ -24,6 +24,7 @@ CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that co
     "airsplay/py-bottom-up-attention": butd_regions.check,
     "MILVLG/bottom-up-attention.pytorch": bua_selection.check,
     "jackroos/VL-BERT": vl_bert.check,
+    "dandelin/ViLT": vilt.check,
     "components of VL-BERT": vl_bert.check_components,
 }
 MARKS = {"components": "components of VL-BERT"}  # a setting by which a folder is told that names no project ...

@@ -1,6 +1,7 @@
 """The published checkpoints of each model, and the language and vision models that it starts from.
 
-Sources of the names: jackroos/VL-BERT `*/modules/*.py`, `common/utils/load.py`, `vcr/function/train.py`.
+Sources of the names: jackroos/VL-BERT `*/modules/*.py`, `common/utils/load.py`, `vcr/function/train.py`; dandelin/ViLT
+`vilt/modules/*.py`; transformers' `models/vilt` and `models/vit`; timm's `vision_transformer.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from extractors.weights import Tensors
 from trainers.models.checkpoints import BERT_LAYERS, RESNET, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill
+from trainers.models.vilt import IMAGE, ViLT
 from trainers.models.vl_bert import VISUAL_SEGMENT, VLBert
 
 Source = str | Path | Mapping[str, Tensor]
@@ -133,3 +135,109 @@ def _third_segment(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
         return []
     found["segment.weight"] = torch.cat([segment, wanted["segment.weight"][len(segment) :].to(segment)])
     return [f"segment.weight rows from {len(segment)} on are new"]
+
+
+# timm's ViT, which ViLT has as `transformer`; transformers' ViT, which its ViLT resembles.
+_TIMM_VIT = (
+    (r"^(transformer\.)?cls_token$", "class_token"),
+    (r"^(transformer\.)?pos_embed$", "position"),
+    (r"^(transformer\.)?patch_embed\.proj\.", "patch."),
+    (r"^(transformer\.)?blocks\.", "encoder."),
+    (r"^transformer\.norm\.", "norm."),
+    (r"^(encoder\.\d+)\.norm1\.", r"\1.attention_norm."),
+    (r"^(encoder\.\d+)\.norm2\.", r"\1.mlp_norm."),
+    (r"^(encoder\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
+    (r"^(encoder\.\d+)\.attn\.proj\.", r"\1.attention.out."),
+    (r"^(encoder\.\d+)\.mlp\.fc1\.", r"\1.mlp.up."),
+    (r"^(encoder\.\d+)\.mlp\.fc2\.", r"\1.mlp.down."),
+)
+_TRANSFORMERS_VIT = (
+    (r"^(vit|vilt)\.", ""),
+    (r"^embeddings\.cls_token$", "class_token"),
+    (r"^embeddings\.position_embeddings$", "position"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch."),
+    (r"^encoder\.layer\.", "encoder."),
+    (r"^layers\.(\d+)\.", r"encoder.\1."),
+    (r"\.attention\.attention\.", ".attention."),
+    (r"\.attention\.output\.dense\.", ".attention.out."),
+    (r"\.attention\.q_proj\.", ".attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.out."),
+    (r"\.layernorm_before\.", ".attention_norm."),
+    (r"\.layernorm_after\.", ".mlp_norm."),
+    (r"(\.\d+)\.intermediate\.dense\.", r"\1.mlp.up."),
+    (r"(\.\d+)\.output\.dense\.", r"\1.mlp.down."),
+    (r"(\.\d+)\.mlp\.fc1\.", r"\1.mlp.up."),
+    (r"(\.\d+)\.mlp\.fc2\.", r"\1.mlp.down."),
+    (r"^layernorm\.", "norm."),
+)
+_VILT = (
+    *_TRANSFORMERS_VIT,
+    *_TIMM_VIT,
+    (r"^(embeddings\.)?text_embeddings\.word_embeddings\.", "text.word."),
+    (r"^(embeddings\.)?text_embeddings\.position_embeddings\.", "text.position."),
+    (r"^(embeddings\.)?text_embeddings\.token_type_embeddings\.", "text.segment."),
+    (r"^(embeddings\.)?text_embeddings\.LayerNorm\.", "text.norm."),
+    (r"^(embeddings\.)?token_type_embeddings\.", "modality."),
+    (r"^mlm_score\.decoder\.bias$", "mlm_score.bias"),
+    (r"^(mlm|itm|mpp)_score\.(fc\.)?", r"heads.\1."),
+    *WORD_HEAD,
+    (r"^(vqa|nlvr2)_classifier\.", r"heads.\1."),
+    (r"^rank_output\.", "heads.rank."),
+)
+_VILT_HEADS = (r"^mlm_score\.", r"^itm_score\.", r"_classifier\.", r"^classifier\.", r"^rank_output\.")
+
+
+def load_vilt(model: ViLT, source: Source) -> LoadReport:
+    """A ViLT of our, the official (`.ckpt`) or transformers' names, of the task that the model is for.
+
+    What only other tasks have, as the pair head of a retrieval checkpoint, may be unused. Errors as of `fill`.
+    """
+    return fill(model, source, _vilt_rules(model), unused=_VILT_HEADS, adjust=[_fuse])
+
+
+def start_vilt(model: ViLT, source: Source) -> LoadReport:
+    """A pre-trained ViLT as the start of a task: heads are new, but for ranking, which begins as the pair head's match;
+    the second image's modality begins as the first's."""
+    adjust = [_fuse, _second_image, _rank_from_pairs]
+    return fill(model, source, _vilt_rules(model), (r"^heads\.", r"^mask_token$"), _VILT_HEADS, adjust)
+
+
+def start_vilt_from_vit(model: ViLT, source: Source) -> LoadReport:
+    """A ViT of timm's or transformers' names as the start of a ViLT, as its authors start it: all text is new."""
+    new = (r"^heads\.", r"^text\.", r"^modality\.", r"^pooler\.", r"^mask_token$")
+    unused = (r"^head\.", r"^classifier\.", r"pooler\.", r"^fc_norm\.", r"^pre_logits\.")
+    return fill(model, source, Rules((*_TRANSFORMERS_VIT, *_TIMM_VIT), COUNTERS), new, unused, [_fuse])
+
+
+def _vilt_rules(model: ViLT) -> Rules:
+    """transformers calls every task's head `classifier`."""
+    task = next((name for name in ("vqa", "nlvr2") if name in model.config.heads), None)
+    classifier = ((r"^classifier\.", f"heads.{task}."),) if task else ()
+    return Rules((*_VILT, *classifier), COUNTERS)
+
+
+def _fuse(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """Query, key and value, one below the other, where the model has one projection for them; no number changes."""
+    for name in [each for each in wanted if ".attention.qkv." in each and each not in found]:
+        parts = [name.replace("qkv", part) for part in ("query", "key", "value")]
+        if all(part in found for part in parts):
+            found[name] = torch.cat([found.pop(part) for part in parts])
+    return []
+
+
+def _second_image(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    types = found.get("modality.weight")
+    if types is None or len(types) >= len(wanted["modality.weight"]):
+        return []
+    found["modality.weight"] = torch.cat([types, types[IMAGE : IMAGE + 1]])
+    return [f"modality.weight row {len(types)} copied from row {IMAGE}"]
+
+
+def _rank_from_pairs(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    if "heads.rank.weight" not in wanted or "heads.rank.weight" in found or "heads.itm.weight" not in found:
+        return []
+    for part in ("weight", "bias"):
+        found[f"heads.rank.{part}"] = found[f"heads.itm.{part}"][1:]
+    return ["heads.rank copied from row 1 of heads.itm"]
