@@ -170,7 +170,13 @@ def packed_order(starts: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) ->
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, padding: Padding = None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    padding: Padding = None,
+    dropout: float = 0.0,
+    causal: bool = False,
 ) -> Tensor:
     """Multi-head attention between projected tokens; the result has the query's shape.
 
@@ -179,13 +185,14 @@ def attend(
         key, value: (B, Lk, D), or packed like the query.
         padding: of the keys; `Spans` where all three are packed.
         dropout: of the attention weights.
+        causal: True where a query sees the keys up to its own place only; without padding.
     """
     if isinstance(padding, Spans):
         packed = attend_nested if padding.rows is not None and query.is_cuda else attend_padded
         return packed(query, key, value, heads, padding, dropout)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (query, key, value))
     mask = None if padding is None else padding[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(-3, -2).flatten(-2)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).transpose(-3, -2).flatten(-2)
 
 
 def attend_padded(query: Tensor, key: Tensor, value: Tensor, heads: int, spans: Spans, dropout: float) -> Tensor:
