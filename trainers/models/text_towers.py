@@ -20,7 +20,7 @@ from trainers.batch import Text
 
 @dataclass(frozen=True)
 class Kind:
-    """A text encoder's classes in transformers, and its published model.
+    """A model's classes in transformers, and its published weights.
 
     settings  of its configuration that differ from the class's defaults, as published
     always    settings that hold with any weights
@@ -38,6 +38,7 @@ class Kind:
     flat: bool = False
 
 
+RANDOM = "random:"
 BERT = "google-bert/bert-base-uncased"
 TEXT_TOWERS = {
     "bert": Kind("BertConfig", "BertModel", BERT),
@@ -95,12 +96,8 @@ class TextTowerConfig:
     def __post_init__(self) -> None:
         if self.name not in TEXT_TOWERS:
             raise ValueError(f"no text encoder is called {self.name!r}; choose out of {', '.join(TEXT_TOWERS)}")
-        if self.settings and not self.is_random:
+        if self.settings and not str(self.weights).startswith(RANDOM):
             raise ValueError("settings would contradict the weights; leave them out, or take the weights random:0")
-
-    @property
-    def is_random(self) -> bool:
-        return self.weights is not None and self.weights.startswith("random:")
 
 
 class TextTower(nn.Module):
@@ -113,7 +110,7 @@ class TextTower(nn.Module):
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         self.kind = TEXT_TOWERS[config.name]
-        model: Any = _random(config, self.kind) if config.is_random else _loaded(config)
+        model: Any = build(self.kind, config.weights, config.settings)
         self.model, self.dim = model, int(model.config.hidden_size)
 
     def forward(self, text: Text) -> Tensor:
@@ -133,28 +130,32 @@ class TextTower(nn.Module):
         return self.model(input_ids=text.ids, attention_mask=mask, **settings)
 
 
-def _random(config: TextTowerConfig, kind: Kind) -> nn.Module:
+def build(kind: Kind, weights: str | None, settings: Mapping[str, Any]) -> nn.Module:
+    """A model of transformers: with random weights (random:SEED), those of a folder or hub name, or the published ones.
+
+    Raises:
+        WeightsError: the weights cannot be had, or do not fit.
+    """
     import transformers
 
-    settings = {**kind.settings, **config.settings, **kind.always}
-    with seeded(int(str(config.weights).removeprefix("random:"))):
-        shape = getattr(transformers, kind.config)(**settings)
+    if weights is None or not weights.startswith(RANDOM):
+        return _loaded(kind, weights or kind.published)
+    with seeded(int(weights.removeprefix(RANDOM))):
+        shape = getattr(transformers, kind.config)(**{**kind.settings, **settings, **kind.always})
         model: nn.Module = getattr(transformers, kind.model)(shape, **kind.argument)
     return model
 
 
-def _loaded(config: TextTowerConfig) -> nn.Module:
+def _loaded(kind: Kind, source: str) -> nn.Module:
     import transformers
 
-    kind = TEXT_TOWERS[config.name]
-    source = config.weights or kind.published
     local = Path(source).expanduser().is_dir()
     try:
         shape = transformers.AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
         shape = getattr(shape, "text_config", shape)
         wanted = getattr(transformers, kind.config).model_type
         if shape.model_type != wanted:
-            raise WeightsError(f"{source} is a {shape.model_type}, not a {wanted}; choose the text encoder it is of")
+            raise WeightsError(f"{source} is a {shape.model_type}, not a {wanted}; choose the model that it is of")
         for name, value in kind.always.items():
             setattr(shape, name, value)
         model, report = getattr(transformers, kind.model).from_pretrained(
@@ -170,14 +171,14 @@ def _loaded(config: TextTowerConfig) -> nn.Module:
     except Exception as error:  # hubs and damaged files raise nearly any type
         where = "the folder" if local else HUB
         raise WeightsError(
-            f"the text encoder {source} cannot be loaded from {where} ({first_line(error)}); give a folder with "
+            f"{kind.model} {source} cannot be loaded from {where} ({first_line(error)}); give a folder with "
             "config.json and model.safetensors, or the weights random:0 for trying things out."
         ) from error
     missing = sorted({*report["missing_keys"], *(each[0] for each in report["mismatched_keys"])})
     if missing:
         raise WeightsError(
-            f"{source}: {len(missing)} tensors of the text encoder are missing, or of another shape, the first is "
+            f"{source}: {len(missing)} tensors of {kind.model} are missing, or of another shape, the first is "
             f"{missing[0]}; give the weights of this model."
         )
-    tower: nn.Module = model.float()
-    return tower
+    built: nn.Module = model.float()
+    return built
