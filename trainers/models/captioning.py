@@ -19,7 +19,12 @@ def caption(model: Meter, visual: VisualInput, search: Search, mask_id: int) -> 
     """The likeliest caption found for each of V images, and its log probability, as of `beam_search`.
 
     The images pass their encoder once. Call it in evaluation mode.
+
+    Raises:
+        ValueError: the model has a decoder, whose words are no masked ones.
     """
+    if model.decoder is not None:
+        raise ValueError("captions by masked words need a METER without a decoder; build it with decoder_layers 0")
     with torch.no_grad():
         seen = model.see(visual)
     count = len(seen.tokens)

@@ -71,7 +71,13 @@ class ImageTower(nn.Module):
             found = "x".join(str(each) for each in pixels.images.shape[2:])
             raise ValueError(f"images are {found} pixels, the tower sees {self.size}x{self.size}; crop them to that")
         mean, std = ([each / self.square.scale for each in part] for part in (self.square.mean, self.square.std))
-        return pixels.normalised(mean, std).images
+        return pixels.normalised(mean, std).images.to(next(self.tower.parameters()).dtype)
+
+    def checkpoint(self) -> None:
+        """While training keep no activations inside layers: compute them again."""
+        model = self.tower.model
+        timm = hasattr(model, "set_grad_checkpointing")
+        model.set_grad_checkpointing() if timm else model.gradient_checkpointing_enable()
 
     @property
     def widths(self) -> list[int]:

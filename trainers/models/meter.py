@@ -163,6 +163,15 @@ class Meter(nn.Module):
             if gates is not None:
                 gates.close()
 
+    def checkpoint(self) -> None:
+        """While training keep no activations inside layers, of encoders, fusion and decoder: compute them again."""
+        self.text.model.gradient_checkpointing_enable()
+        if self.image is not None:
+            self.image.checkpoint()
+        self.fusion.checkpointing = True
+        if self.decoder is not None:
+            self.decoder.checkpointing = True
+
     def layout(self, batch: Batch) -> Tensor | None:
         """Which image each text goes with, (B,) int64, where that is not its own; for `Batch.layout`."""
         return None if batch.image_of is None else torch.tensor(batch.image_of)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.trainers.meters import MASK, PADDING, START, cells, meter
+from tests.unit.trainers.meters import CACHED, MASK, PADDING, START, cells, meter
 from trainers.batch import Batch, Text
 from trainers.models.beam_search import Search, beam_search
 from trainers.models.captioning import caption, cut_captions
@@ -82,6 +83,11 @@ def test_captions_are_the_likeliest_by_the_model_itself() -> None:
         second = words_at(model, image, pairs).max(1).values
         second[2] = 0.0  # the end: nothing follows
         assert float(scores[image]) == pytest.approx(float((first + second).max()), abs=1e-4)
+
+
+def test_a_decoder_speaks_otherwise() -> None:
+    with pytest.raises(ValueError, match="without a decoder"):
+        caption(meter(replace(CACHED, decoder_layers=1)), cells(2), Search(START, 2), MASK)
 
 
 def words_at(model: Meter, image: int, ids: Tensor) -> Tensor:

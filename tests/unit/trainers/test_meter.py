@@ -156,6 +156,19 @@ def test_everything_is_trained() -> None:
     assert still == {"heads"}, still
 
 
+def test_checkpointing_changes_no_gradient() -> None:
+    model, batch, gradients = meter(end_to_end("swin")), Batch(text(), pixels(size=64)), []
+    model.train()
+    for again in (False, True):
+        if again:
+            model.checkpoint()
+        model.zero_grad()
+        torch.manual_seed(4)
+        everything(model, batch)["nlvr2"].sum().backward()
+        gradients.append([each.grad for name, each in model.named_parameters() if not name.startswith("heads.")])
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_cached_model_compiles_without_breaks() -> None:
     model, batch = meter(), cached_batch()
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -12,7 +12,9 @@ import transformers
 from torch import nn
 
 from extractors.base import ConfigError
+from extractors.patches import PatchConfig
 from extractors.weights import WeightsError
+from tests.unit.extractors.towers import save_tower
 from tests.unit.trainers.meters import ARCHITECTURES, SMALL, pixels, text, tower
 from trainers.batch import Pixels, Text
 from trainers.models.image_towers import IMAGE_TOWERS, ImageTower
@@ -134,6 +136,17 @@ def test_swins_windows_grow_with_the_image() -> None:
     model = image_tower("swin", 96)
     assert {block.window_size for stage in model.tower.model.layers for block in stage.blocks} == {(3, 3)}
     assert model(pixels(size=96)).shape == (3, 9, 32)
+
+
+def test_encoders_of_transformers_are_taken_as_well(tmp_path: Path) -> None:
+    folder = save_tower("clip", tmp_path)
+    model = ImageTower(PatchConfig(model=f"hf:{folder}", layer=-2)).eval()
+    images = pixels()
+    vision = transformers.AutoModel.from_pretrained(folder).vision_model.eval()
+    states = vision(model.ready(images), output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(model(images), vision.post_layernorm(states), rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match="cannot be fused"):
+        model.states(images)
 
 
 def test_other_sizes_are_refused() -> None:
