@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from storage.errors import TriptychError
-from tests.golden import bua_selection, butd_regions, grid_feats, vilt, vl_bert
+from tests.golden import bua_selection, butd_regions, grid_feats, preprocess, vilt, vl_bert
 from tests.golden.compare import FILES, WITHOUT_WEIGHTS, CannotCheckError, Folder, Report, read_config
 
 CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that config.json names -> its checker
@@ -26,8 +26,12 @@ CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that co
     "jackroos/VL-BERT": vl_bert.check,
     "dandelin/ViLT": vilt.check,
     "components of VL-BERT": vl_bert.check_components,
+    "image transforms": preprocess.check,
 }
-MARKS = {"components": "components of VL-BERT"}  # a setting by which a folder is told that names no project ...
+MARKS = {
+    "components": "components of VL-BERT",
+    "vilt_size": "image transforms",
+}  # a setting by which a folder is told that names no project ...
 NO_WEIGHTS = set(MARKS.values())  # ... and that has no weights
 UNDERSTOOD = f"understood are folders of {', '.join(CHECKERS)}"
 PASSED, FAILED, NOT_CHECKED = 0, 1, 2

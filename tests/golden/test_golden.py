@@ -40,6 +40,7 @@ def checked(folder: Folder) -> Report:
         "grid_feats/x152pp",
         "vl_bert",
         "vilt",
+        "preprocess",
         pytest.param("butd_regions", marks=pytest.mark.slow),
         pytest.param("bua_selection", marks=pytest.mark.slow),
     ],
