@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,5 +65,7 @@ def _names(path: Path) -> set[str]:
 
 def _named_in(file: Any) -> Iterator[str]:
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL":  # torch.save writes no other kind
-            yield str(argument).replace(" ", ".")
+        if opcode.name == "GLOBAL":  # torch.save writes no other kind, and names modules as Python 2 did
+            module, _, name = str(argument).partition(" ")
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            yield f"{module}.{name}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from storage.errors import TriptychError
-from tests.golden import bua_selection, butd_regions, components, grid_feats, meter, vilt, vl_bert
+from tests.golden import bua_selection, butd_regions, components, grid_feats, meter, preprocess, vilt, vl_bert
 from tests.golden.compare import FILES, WITHOUT_WEIGHTS, CannotCheckError, Folder, Report, read_config
 
 CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that config.json names -> its checker
@@ -27,8 +27,12 @@ CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that co
     "dandelin/ViLT": vilt.check,
     "zdou0830/METER": meter.check,
     "components of models": components.check,
+    "image transforms": preprocess.check,
 }
-MARKS = {"components": "components of models"}  # a setting by which a folder is told that names no project ...
+MARKS = {
+    "components": "components of models",
+    "vilt_size": "image transforms",
+}  # a setting by which a folder is told that names no project ...
 NO_WEIGHTS = set(MARKS.values())  # ... and that has no weights
 UNDERSTOOD = f"understood are folders of {', '.join(CHECKERS)}"
 PASSED, FAILED, NOT_CHECKED = 0, 1, 2

@@ -43,6 +43,7 @@ def checked(folder: Folder) -> Report:
         "meter_coattn",
         "meter_coattn/interpolation",
         "meter_coattn_swin",
+        "preprocess",
         pytest.param("butd_regions", marks=pytest.mark.slow),
         pytest.param("bua_selection", marks=pytest.mark.slow),
     ],

@@ -188,11 +188,24 @@ def attend(
         causal: True where a query sees the keys up to its own place only; without padding.
     """
     if isinstance(padding, Spans):
-        packed = attend_nested if padding.rows is not None and query.is_cuda else attend_padded
-        return packed(query, key, value, heads, padding, dropout)
+        return _packed_form(query, padding)(query, key, value, heads, padding, dropout)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (query, key, value))
     mask = None if padding is None else padding[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal).transpose(-3, -2).flatten(-2)
+
+
+def _packed_form(query: Tensor, spans: Spans) -> Callable[..., Tensor]:
+    """What is fastest: on a CPU sequences by themselves are four times as fast as with a mask."""
+    if spans.rows is None or (torch.compiler.is_compiling() and not query.is_cuda):
+        return attend_padded  # compiled code would be made anew for every combination of lengths
+    return attend_nested if query.is_cuda else attend_each
+
+
+def attend_each(query: Tensor, key: Tensor, value: Tensor, heads: int, spans: Spans, dropout: float) -> Tensor:
+    """`attend` for packed tokens, sequence by sequence."""
+    parts = (x.split(list(spans.lengths)) for x in (query, key, value))
+    each = [attend(q[None], k[None], v[None], heads, None, dropout)[0] for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(each)
 
 
 def attend_padded(query: Tensor, key: Tensor, value: Tensor, heads: int, spans: Spans, dropout: float) -> Tensor:

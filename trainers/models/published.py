@@ -14,6 +14,7 @@ from torch import Tensor
 
 from extractors.weights import Tensors
 from trainers.models.checkpoints import BERT_LAYERS, RESNET, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill
+from trainers.models.layers import resize_positions
 from trainers.models.vilt import IMAGE, ViLT
 from trainers.models.vl_bert import VISUAL_SEGMENT, VLBert
 
@@ -205,10 +206,14 @@ def start_vilt(model: ViLT, source: Source) -> LoadReport:
 
 
 def start_vilt_from_vit(model: ViLT, source: Source) -> LoadReport:
-    """A ViT of timm's or transformers' names as the start of a ViLT, as its authors start it: all text is new."""
+    """A ViT of timm's or transformers' names as the start of a ViLT, as its authors start it: all text is new.
+
+    Positions of another image size are interpolated, bilinear; a ViT's own pooler is left out.
+    """
+    renames = ((r"^(vit\.)?pooler\.", "unused_pooler."), *_TRANSFORMERS_VIT, *_TIMM_VIT)
     new = (r"^heads\.", r"^text\.", r"^modality\.", r"^pooler\.", r"^mask_token$")
     unused = (r"^head\.", r"^classifier\.", r"pooler\.", r"^fc_norm\.", r"^pre_logits\.")
-    return fill(model, source, Rules((*_TRANSFORMERS_VIT, *_TIMM_VIT), COUNTERS), new, unused, [_fuse])
+    return fill(model, source, Rules(renames, COUNTERS), new, unused, [_fuse, _resize])
 
 
 def _vilt_rules(model: ViLT) -> Rules:
@@ -225,6 +230,16 @@ def _fuse(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
         if all(part in found for part in parts):
             found[name] = torch.cat([found.pop(part) for part in parts])
     return []
+
+
+def _resize(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """Positions for the model's image size. Source: timm 0.4.12 `vision_transformer.py`, resize_pos_embed."""
+    old, new = found.get("position"), wanted["position"]
+    if old is None or old.shape == new.shape:
+        return []
+    side = round((new.shape[1] - 1) ** 0.5)
+    found["position"] = resize_positions(old[0], side, "bilinear")[None]
+    return [f"position interpolated from {old.shape[1] - 1} to {side * side} places, bilinear"]
 
 
 def _second_image(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
