@@ -331,3 +331,27 @@ def resize_caffe(image: np.ndarray, mean: Sequence[float], shorter: int, longer:
     thin = round(min(height, width) * scale) < 1
     size = (max(1, round(width * scale)), max(1, round(height * scale))) if thin else None
     return cv2.resize(centred, size, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR), scale
+
+
+def resize_to_patches(image: np.ndarray, shorter: int, patch: int = 32) -> np.ndarray:
+    """uint8 (H, W, 3) to uint8 (h, w, 3), h and w whole patches: by `resized_shape`, rounded down, at least one patch.
+
+    The longer side is at most 1333/800 of `shorter`. As dandelin/ViLT:vilt/transforms/utils.py, MinMaxResize: Pillow's
+    BICUBIC on uint8.
+    """
+    shape = resized_shape(image.shape[0], image.shape[1], shorter, int(1333 / 800 * shorter))
+    height, width = (max(patch, side // patch * patch) for side in shape)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray:
+    """uint8 (H, W, 3) to uint8 (h, w, 3), each side cut to whole pixels and at least one.
+
+    As jackroos/VL-BERT:pretrain/data/transforms/transforms.py, Resize: Pillow's BILINEAR on uint8.
+    """
+    height, width = image.shape[:2]
+    low, high = min(height, width), max(height, width)
+    side = shorter if high / low * shorter <= longer else int(longer * low / high)
+    other = max(1, int(side * high / low))
+    size = (max(1, side), other) if width < height else (other, max(1, side))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))

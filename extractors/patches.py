@@ -32,7 +32,7 @@ class PatchConfig(NetworkConfig):
     model's own, of its folder or from the Hugging Face hub."""
     model: str = "hf:openai/clip-vit-base-patch16"
     """hf:NAME or hf:FOLDER for CLIP, SigLIP, ViT, DINOv2 or Swin of transformers; timm:NAME or timm:FOLDER for timm's
-    VisionTransformer and SwinTransformer models."""
+    ViT, DeiT, BEiT, CaiT, VOLO and Swin models."""
     layer: int = -1
     """Whose tokens: -1 the last block (of Swin: stage), -2 the one before (METER's choice of CLIP), ...; 1 the first,
     0 the patch embedding."""
@@ -64,7 +64,7 @@ class PatchExtractor(Extractor):
         self.config = config
         self.device = pick_device(config.device)
         seed = _seed(config.weights)
-        self.tower = _tower(config, seed).requires_grad_(False).eval()
+        self.tower = make_tower(config).requires_grad_(False).eval()
         digest = tensors_sha256(self.tower)
         self.tower.to(self.device)
         self.square = self.tower.square
@@ -106,8 +106,14 @@ def _seed(weights: str | None) -> int | None:
     return int(find_weights(weights).origin.partition(":")[2])
 
 
-def _tower(config: PatchConfig, seed: int | None) -> Tower:
+def make_tower(config: PatchConfig) -> Tower:
+    """The tower that a config names, with its weights, on the CPU.
+
+    Raises:
+        ConfigError, WeightsError: the settings, or the weights, do not fit.
+    """
     library, _, name = config.model.partition(":")
+    seed = _seed(config.weights)
     weights = config.weights if seed is None else None
     choice = TowerChoice(library, name, weights, seed, config.size, config.layer, config.norm)
     if library == "timm":  # either library takes seconds to import

@@ -1,19 +1,20 @@
 """Plain pixels: decoded once, upright and resized, kept as bytes, so that end-to-end training decodes no JPEG again.
 
-The default sizes are ViLT's, 384 and (before it rounds down to patches) 640. The rule and the filter are those of the
-other views (detectron2's, Pillow's bilinear), where ViLT resizes bicubically: cut or resize further in training.
+The usual rule and filter are those of the other views (detectron2's, Pillow's bilinear). `--rule vilt` is ViLT's own:
+bicubic, both sides rounded down to whole patches of 32, the longer one at most 1333/800 of the shorter one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
 from extractors.base import DECODE_POLICY, Extractor, Prepared, ResizedConfig, prepare_pil
-from extractors.images import ImageError
+from extractors.images import ImageError, resize_to_patches
 from storage.records import PixelRecord, Record
 from storage.spec import FeatureLayout, Spec
 
@@ -25,7 +26,9 @@ class PixelConfig(ResizedConfig):
     shorter: int = 384
     """Resize the shorter side to this many pixels ..."""
     longer: int = 640
-    """... unless the longer side would pass this many."""
+    """... unless the longer side would pass this many (vilt has a limit of its own)."""
+    rule: Literal["shortest-edge", "vilt"] = "shortest-edge"
+    """How: in the image's shape, bilinear; or as ViLT does, bicubic and in whole patches."""
 
 
 class PixelExtractor(Extractor):
@@ -41,15 +44,18 @@ class PixelExtractor(Extractor):
             model={"name": "none"},
             preprocess={
                 "decode": DECODE_POLICY,
-                "resize": "pil-bilinear",
-                "shorter": config.shorter,
-                "longer": config.longer,
+                **_resize_facts(config),
                 "colour": "RGB",
             },
         )
 
     def prepare(self, key: str, image: np.ndarray) -> Prepared:
-        return prepare_pil(key, image, self.config)
+        if self.config.rule == "shortest-edge":
+            return prepare_pil(key, image, self.config)
+        resized = resize_to_patches(image, self.config.shorter)
+        pixels = torch.from_numpy(np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1)))
+        height, width = image.shape[:2]
+        return Prepared(key, (height, width), pixels, min(resized.shape[:2]) / min(height, width))
 
     def extract(self, batch: Sequence[Prepared]) -> list[Record | ImageError]:
         return self.forward(list(batch))
@@ -60,3 +66,9 @@ class PixelExtractor(Extractor):
     def _record(self, image: Prepared) -> Record:
         rgb = image.pixels.numpy()[::-1].transpose(1, 2, 0)  # prepared as the other views want them, blue first
         return PixelRecord(image.key, image.image_size, np.ascontiguousarray(rgb))
+
+
+def _resize_facts(config: PixelConfig) -> dict[str, object]:
+    if config.rule == "vilt":
+        return {"resize": "vilt-bicubic-32", "shorter": config.shorter}
+    return {"resize": "pil-bilinear", "shorter": config.shorter, "longer": config.longer}

@@ -1,4 +1,5 @@
-"""Towers of timm (huggingface/pytorch-image-models): VisionTransformer (ViT, CLIP, DINOv2, SigLIP) and Swin by name."""
+"""Towers of timm (huggingface/pytorch-image-models) by name: VisionTransformer (ViT, DeiT, CLIP, DINOv2, SigLIP), BEiT,
+CaiT, VOLO and Swin."""
 
 from __future__ import annotations
 
@@ -25,9 +26,10 @@ from extractors.towers import (
 
 
 class TimmTower(Tower):
-    """A VisionTransformer or SwinTransformer of timm.
+    """A transformer of patches of timm.
 
-    Positions are resampled by timm when another size is asked for; Swin's windows stay as they are.
+    Positions are resampled by timm when another size is asked for; Swin's windows stay as they are. VOLO's stages are
+    of different kinds and count as one layer. CaiT's and VOLO's class token joins behind the layers, in last blocks.
 
     Raises:
         ConfigError: timm has no such model, or it is of another kind, or the layer or size do not fit.
@@ -38,20 +40,27 @@ class TimmTower(Tower):
         super().__init__()
         self.model = _created(choice)
         self.square = _square(self.model, choice.size)
-        swin = _is_swin(self.model)
+        swin, volo = hasattr(self.model, "layers"), hasattr(self.model, "network")
         name = "layers" if swin else "blocks"
-        stages = getattr(self.model, name)
+        stages = [self.model.network] if volo else getattr(self.model, name)
         self.layer = layer_number(choice.layer, len(stages))
-        setattr(self.model, name, stages[: self.layer])
-        patch = self.model.patch_embed.patch_size[0]
-        self.stride, self.dim = patch, self.model.embed_dim
+        if not volo:
+            setattr(self.model, name, stages[: self.layer])
+        elif not self.layer:
+            raise ConfigError(f"--layer {choice.layer}: {choice.name} is whole or not at all; choose -1.")
+        patch = _patch(self.model)
+        self.stride, self.dim = patch, self.model.num_features if volo else self.model.embed_dim
         if swin:
             self.stride *= 2 ** max(0, self.layer - 1)
             self.dim *= 2 ** max(0, self.layer - 1)
+        elif getattr(self.model, "cls_token", None) is not None:
+            self.prefix, self.has_class = getattr(self.model, "num_prefix_tokens", 1), True
         else:
             self.prefix = self.model.num_prefix_tokens
-            self.has_class = self.model.cls_token is not None
         check_size(self.square.size, patch * 2 ** (len(stages) - 1) if swin else patch)
+        if isinstance(self.model.norm, nn.Identity) and hasattr(self.model, "fc_norm"):
+            # BEiT's comes behind the mean over the patches, which is not taken here
+            self.model.norm, self.model.fc_norm = self.model.fc_norm, nn.Identity()
         normalised(self.model, "norm", self.dim, choice)
         self.model.reset_classifier(0, "")
         self.facts = {"architecture": _architecture(self.model), "img_size": self.square.size}
@@ -87,19 +96,25 @@ def _created(choice: TowerChoice) -> Any:
 
 
 def _checked(model: nn.Module) -> Any:
+    from timm.models.beit import Beit
+    from timm.models.cait import Cait
     from timm.models.swin_transformer import SwinTransformer
     from timm.models.vision_transformer import VisionTransformer
+    from timm.models.volo import VOLO
 
-    if not isinstance(model, VisionTransformer | SwinTransformer):
+    if not isinstance(model, VisionTransformer | Beit | Cait | VOLO | SwinTransformer):
         raise ConfigError(
-            f"timm's {type(model).__name__} is no tower of patches; choose a VisionTransformer (vit_*, deit_*) or a "
-            "SwinTransformer (swin_*)."
+            f"timm's {type(model).__name__} is no tower of patches; choose a VisionTransformer (vit_*, deit_*), a BEiT "
+            "(beit_*), a CaiT (cait_*), a VOLO (volo_*) or a SwinTransformer (swin_*)."
         )
     return model.eval()
 
 
-def _is_swin(model: Any) -> bool:
-    return hasattr(model, "layers")
+def _patch(model: Any) -> int:
+    """Pixels a side of a patch: of the first layer, or of VOLO's last, since it halves its map on the way."""
+    if hasattr(model, "network"):
+        return int(model.patch_embed.proj.stride[0] * model.patch_embed.conv[0].stride[0] * model.pooling_scale)
+    return int(model.patch_embed.patch_size[0])
 
 
 def _square(model: nn.Module, size: int | None) -> Square:

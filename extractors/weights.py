@@ -12,7 +12,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from extractors.torch_files import load_plain, load_tensors
 from storage.errors import TriptychError
 from storage.interop.unpickling import PlainUnpickler, first_line
 
@@ -132,6 +133,8 @@ def _upstream(folder: Path) -> str:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a `.safetensors`, `.pth`/`.pt`/`.bin` (torch.save) or `.pkl` (detectron2, Caffe2 style) file.
 
+    Of `.ckpt` (Lightning) and `.model` (VL-BERT) files, also torch.save's, the model's tensors are taken alone.
+
     Raises:
         WeightsError: the file is of another kind, damaged, or holds objects that only code could rebuild.
     """
@@ -139,7 +142,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in (".pth", ".pt", ".bin"):
-        tensors = _read_torch(path)
+        tensors = _read_torch(path, load_plain)
+    elif path.suffix in (".ckpt", ".model"):
+        tensors = _read_torch(path, load_tensors)
     elif path.suffix == ".pkl":
         tensors, by_suffix = _read_pickle(path)
     else:
@@ -267,10 +272,10 @@ def _read_safetensors(path: Path) -> Tensors:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}).") from error
 
 
-def _read_torch(path: Path) -> Tensors:
+def _read_torch(path: Path, load: Callable[[Path], Any]) -> Tensors:
     try:
         _check_unpacked(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load(path)
     except Exception as error:  # damaged pickles raise nearly any type, from KeyError to struct.error
         raise WeightsError(
             f"{path} is not a checkpoint of plain tensors, or is damaged; nothing else is unpickled."
@@ -326,7 +331,7 @@ def _read_pickle(path: Path) -> tuple[Tensors, bool]:
 
 
 def _state_of(content: Any, path: Path) -> Mapping[str, Any]:
-    state = content.get("model", content) if isinstance(content, Mapping) else None
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise WeightsError(f"{path} holds {type(content).__name__}, not a mapping of names to tensors.")
     return state

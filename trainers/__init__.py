@@ -1,1 +1,1 @@
-"""Models, tasks and the training loop will read stores from here; this version extracts and stores only."""
+"""What is trained on the features: models, and the batches that they receive."""

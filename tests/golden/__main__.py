@@ -1,4 +1,5 @@
-"""`python -m tests.golden FOLDER...`: check reference folders, made by official code, against the extractors.
+"""`python -m tests.golden FOLDER...`: check reference folders, made by official code, against the
+extractors and models.
 
 A folder holds config.json, weights.safetensors, inputs.safetensors and outputs.safetensors; a folder above such
 folders stands for all of them. Prints a line a tensor. Exit status: 0 all within tolerance, 1 something past it,
@@ -15,14 +16,24 @@ from pathlib import Path
 import torch
 
 from storage.errors import TriptychError
-from tests.golden import bua_selection, butd_regions, grid_feats
-from tests.golden.compare import CannotCheckError, Folder, Report, read_config
+from tests.golden import bua_selection, butd_regions, components, grid_feats, meter, preprocess, vilt, vl_bert
+from tests.golden.compare import FILES, WITHOUT_WEIGHTS, CannotCheckError, Folder, Report, read_config
 
-CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # upstream.repo of config.json -> its checker
+CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that config.json names -> its checker
     "facebookresearch/grid-feats-vqa": grid_feats.check,
     "airsplay/py-bottom-up-attention": butd_regions.check,
     "MILVLG/bottom-up-attention.pytorch": bua_selection.check,
+    "jackroos/VL-BERT": vl_bert.check,
+    "dandelin/ViLT": vilt.check,
+    "zdou0830/METER": meter.check,
+    "components of models": components.check,
+    "image transforms": preprocess.check,
 }
+MARKS = {
+    "components": "components of models",
+    "vilt_size": "image transforms",
+}  # a setting by which a folder is told that names no project ...
+NO_WEIGHTS = set(MARKS.values())  # ... and that has no weights
 UNDERSTOOD = f"understood are folders of {', '.join(CHECKERS)}"
 PASSED, FAILED, NOT_CHECKED = 0, 1, 2
 WORDS = {PASSED: "passed", FAILED: "failed", NOT_CHECKED: "not checked"}
@@ -71,22 +82,24 @@ def project(path: Path) -> str:
 
 
 def upstream_repo(path: Path) -> str | None:
-    """What a folder's config.json names as the official code, if it does.
+    """What a folder's config.json names as the official code, if it does: {repo, ...}, or repo@commit.
 
     Raises:
         CannotCheckError: config.json cannot be read.
     """
-    upstream = read_config(path).get("upstream")
-    repo = upstream.get("repo") if isinstance(upstream, dict) else None
-    return repo if isinstance(repo, str) else None
+    config = read_config(path)
+    upstream = config.get("upstream", next((name for mark, name in MARKS.items() if mark in config), None))
+    repo = upstream.get("repo") if isinstance(upstream, dict) else upstream
+    return repo.partition("@")[0] if isinstance(repo, str) else None
 
 
 def check_folder(path: Path) -> int:
     """Check one reference folder and print its report; where the check breaks off, what was compared until then."""
     report, problem = Report(), None
     try:
-        folder = Folder.read(path)
-        CHECKERS[folder.setting("upstream", "repo")](folder, report)
+        name = upstream_repo(path) or ""
+        folder = Folder.read(path, WITHOUT_WEIGHTS if name in NO_WEIGHTS else FILES)
+        CHECKERS[name](folder, report)
         report.fail_unhandled(folder)
     except TriptychError as error:
         problem = str(error)

@@ -21,10 +21,12 @@ from storage.errors import TriptychError
 EXACT = 0.0  # preprocessed pixels, kept rows, labels, order, and scores copied from stored ones: equal
 FEATURES = 1e-4  # feature maps, box features and what the network computes from them
 DECODED = 1e-4  # pixels; boxes decoded from stored deltas: exp's last bit, which is the processor's, moves a corner
+MODELS = 2e-5  # embeddings, states, logits and losses of the models; their RoI features, near 100, have FEATURES
 SOFTMAX = 1e-6  # probabilities of stored logits: again exp's last bit
 MATCHED = 1e-2  # pixels; end to end, by how much a box may differ and still be the same one
 
 FILES = ("config.json", "weights.safetensors", "inputs.safetensors", "outputs.safetensors")
+WITHOUT_WEIGHTS = tuple(name for name in FILES if not name.startswith("weights"))
 PREPROCESSED = ("resized_", "network_input_")
 
 
@@ -58,15 +60,18 @@ class Folder:
     outputs: Tensors
 
     @classmethod
-    def read(cls, path: Path) -> Folder:
+    def read(cls, path: Path, files: tuple[str, ...] = FILES) -> Folder:
         """Read a folder, all but its weights.
+
+        Args:
+            files: what it must hold; some need no weights.
 
         Raises:
             CannotCheckError: a file is missing or damaged.
         """
-        missing = [name for name in FILES if not (path / name).is_file()]
+        missing = [name for name in files if not (path / name).is_file()]
         if missing:
-            raise CannotCheckError(f"{path} lacks {', '.join(missing)}; a reference folder holds {', '.join(FILES)}.")
+            raise CannotCheckError(f"{path} lacks {', '.join(missing)}; a reference folder holds {', '.join(files)}.")
         return cls(path, read_config(path), Tensors(path / FILES[2]), Tensors(path / FILES[3]))
 
     @property

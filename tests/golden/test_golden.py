@@ -38,6 +38,12 @@ def checked(folder: Folder) -> Report:
         "grid_feats/r50",
         "grid_feats/x101",
         "grid_feats/x152pp",
+        "vl_bert",
+        "vilt",
+        "meter_coattn",
+        "meter_coattn/interpolation",
+        "meter_coattn_swin",
+        "preprocess",
         pytest.param("butd_regions", marks=pytest.mark.slow),
         pytest.param("bua_selection", marks=pytest.mark.slow),
     ],
@@ -47,9 +53,8 @@ def test_official_folder(shared: Path, name: str, capsys: pytest.CaptureFixture[
 
 
 def test_models_of_later_are_told(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("vilt", "meter_coattn", "vl_bert", "vqa_eval"):
-        assert main([str(shared / "reference" / name)]) == 2
-        assert f"no checker for {shared / 'reference' / name}" in capsys.readouterr().err
+    assert main([str(shared / "reference" / "vqa_eval")]) == 2
+    assert f"no checker for {shared / 'reference' / 'vqa_eval'}" in capsys.readouterr().err
 
 
 # What we made ourselves: the checks without the official data.

@@ -1,0 +1,330 @@
+"""Checkpoints in the layouts in which they were published, made here: what fits, and that all else is told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from extractors.weights import WeightsError
+from tests.unit.trainers import test_vilt, test_vl_bert
+from tests.unit.trainers.test_vilt import batch_of
+from trainers.batch import Text
+from trainers.models import published
+from trainers.models.checkpoints import BERT_LAYERS, OURS, TEXT, Rules, fill, save
+from trainers.models.layers import Encoder, LayerConfig, Pooler, PostNormLayer, TextEmbedding
+from trainers.models.vilt import ViLT
+from trainers.models.vl_bert import VLBert
+
+SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 24}
+
+# The official names of ours, the other way round than the rename tables.
+LAYER = [
+    (r"\.attention_norm\.", ".attention.output.LayerNorm."), (r"\.attention\.out\.", ".attention.output.dense."),
+    (r"\.attention\.(query|key|value)\.", r".attention.self.\1."), (r"\.mlp\.up\.", ".intermediate.dense."),
+    (r"\.mlp\.down\.", ".output.dense."), (r"\.mlp_norm\.", ".output.LayerNorm."),
+]  # fmt: skip
+VL_BERT = [
+    (r"^encoder\.(\d+)", r"vlbert.encoder.layer.\1"), *LAYER, (r"^(word|position)\.", r"vlbert.\1_embeddings."),
+    (r"^segment\.", "vlbert.token_type_embeddings."), (r"^end\.", "vlbert.end_embedding."),
+    (r"^norm\.", "vlbert.embedding_LayerNorm."), (r"^text_visual_norm\.", "vlbert.visual_ln_text."),
+    (r"^region_visual_norm\.", "vlbert.visual_ln_object."), (r"^pooler\.", "vlbert.pooler."),
+    (r"^region_word\.", "object_linguistic_embeddings."), (r"^hidden_word\.", "object_mask_word_embedding."),
+    (r"^hidden_feature\.", "object_mask_visual_embedding."), (r"^no_image\.", "aux_text_visual_embedding."),
+    (r"^appearance\.", "image_feature_extractor.obj_downsample.1."),
+    (r"^heads\.mlm\.transform\.norm\.", "vlbert.mlm_head.predictions.transform.LayerNorm."),
+    (r"^heads\.mlm\.", "vlbert.mlm_head.predictions."), (r"^heads\.mvrc\.0\.", "vlbert.mvrc_head.transform.dense."),
+    (r"^heads\.mvrc\.2\.", "vlbert.mvrc_head.region_cls_pred."),
+    (r"^heads\.relationship\.", "vlbert.relationsip_head.caption_image_relationship."),
+    (r"^heads\.vqa\.transform\.norm\.", "final_mlp.0.LayerNorm."), (r"^heads\.vqa\.transform\.", "final_mlp.0."),
+    (r"^heads\.vqa\.decoder\.", "final_mlp.2."), (r"^heads\.vcr\.", "final_mlp."),
+    (r"^heads\.vcr_objects\.0\.", "cnn_loss_reg.0.dense."), (r"^heads\.vcr_objects\.", "cnn_loss_reg."),
+    (r"^heads\.refcoco\.0\.", "final_mlp.0.dense."), (r"^heads\.refcoco\.", "final_mlp."),
+    (r"^network\.res5\.", "image_feature_extractor.roi_head_feature_extractor."),
+    (r"^network\.backbone\.stem\.conv1\.norm\.", "image_feature_extractor.backbone.bn1."),
+    (r"^network\.backbone\.stem\.", "image_feature_extractor.backbone."),
+    (r"^network\.backbone\.", "image_feature_extractor.backbone."),
+    *((rf"\.res{each + 1}\.", f".layer{each}.") for each in (1, 2, 3)),
+    (r"\.conv(\d)\.norm\.", r".bn\1."), (r"\.shortcut\.norm\.", ".downsample.1."), (r"\.shortcut\.", ".downsample.0."),
+]  # fmt: skip
+VILT = [
+    (r"^text\.norm\.", "text_embeddings.LayerNorm."), (r"^text\.segment\.", "text_embeddings.token_type_embeddings."),
+    (r"^text\.", "text_embeddings."), (r"^(text_embeddings\.(?:word|position))\.", r"\1_embeddings."),
+    (r"^modality\.", "token_type_embeddings."), (r"^class_token$", "transformer.cls_token"),
+    (r"^position$", "transformer.pos_embed"), (r"^patch\.", "transformer.patch_embed.proj."),
+    (r"^encoder\.", "transformer.blocks."), (r"^norm\.", "transformer.norm."), (r"\.attention_norm\.", ".norm1."),
+    (r"\.mlp_norm\.", ".norm2."), (r"\.attention\.qkv\.", ".attn.qkv."), (r"\.attention\.out\.", ".attn.proj."),
+    (r"\.mlp\.up\.", ".mlp.fc1."), (r"\.mlp\.down\.", ".mlp.fc2."), (r"^heads\.itm\.", "itm_score.fc."),
+    (r"^heads\.(mlm|mpp)\.", r"\1_score."), (r"transform\.norm\.", "transform.LayerNorm."),
+    (r"^heads\.(vqa|nlvr2)\.", r"\1_classifier."), (r"^heads\.rank\.", "rank_output."),
+]  # fmt: skip
+
+
+def official(model: nn.Module, table: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """A model's tensors by their official names."""
+    return Rules(table).apply(model.state_dict())
+
+
+def vl_bert_state(model: VLBert) -> dict[str, Tensor]:
+    """With what VL-BERT's files hold besides: second copies, counters, the prefix of several GPUs."""
+    state = official(model, VL_BERT)
+    twins = {re.sub("roi_head_feature_extractor", "head.0", n): t for n, t in state.items() if "roi_head_feature" in n}
+    if "vlbert.mlm_head.predictions.bias" in state:
+        twins["vlbert.mlm_head.predictions.decoder.weight"] = state["vlbert.word_embeddings.weight"]
+    counters = {n.replace("running_mean", "num_batches_tracked"): torch.tensor(7) for n in state if "running_mean" in n}
+    return {f"module.{name}": tensor for name, tensor in (state | twins | counters).items()}
+
+
+def assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def vl_bert(*heads: str, **changes: Any) -> VLBert:
+    return test_vl_bert.model_of(replace(test_vl_bert.TINY, heads=heads, **changes))
+
+
+def fresh(model: nn.Module) -> Any:
+    """The same model with other numbers."""
+    other = type(model)(model.config)  # type: ignore[call-arg, arg-type]
+    return other.eval()
+
+
+# VL-BERT.
+
+
+@pytest.mark.parametrize(
+    "heads", [("mlm", "mvrc"), ("mlm", "mvrc", "relationship"), ("vqa",), ("refcoco",), ("vcr", "vcr_objects")]
+)
+@pytest.mark.parametrize("body", [None, test_vl_bert.BODY], ids=["cached", "end-to-end"])
+def test_vl_bert_s_own_files(tmp_path: Path, heads: tuple[str, ...], body: Any) -> None:
+    feature_dim = body.out_channels(5) if body else 6
+    model = vl_bert(*heads, body=body, feature_dim=feature_dim, text_only="mlm" in heads)
+    path = tmp_path / "vl-bert-base-prec.model"
+    content = {"state_dict": vl_bert_state(model), "optimizer": {"state": {}}, "validation_monitor": {"best_val": 0.7}}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    found = fresh(model)
+    report = published.load_vl_bert(found, path)
+    assert_equal(found.state_dict(), model.state_dict())
+    assert report.loaded == len(model.state_dict()) and not (report.missing or report.unexpected or report.changed)
+    assert str(report) == f"{path}: {report.loaded} tensors loaded"
+
+
+def test_the_vcr_model_s_names_have_a_module_more() -> None:
+    model = vl_bert("vcr", "vcr_objects")
+    state = {name.replace("vlbert.", "vlbert._module."): tensor for name, tensor in vl_bert_state(model).items()}
+    found = fresh(model)
+    published.load_vl_bert(found, {name.removeprefix("module."): tensor for name, tensor in state.items()})
+    assert_equal(found.state_dict(), model.state_dict())
+
+
+def plain_state(model: VLBert) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): tensor for name, tensor in vl_bert_state(model).items()}
+
+
+def test_everything_that_does_not_fit_is_told_at_once() -> None:
+    model = vl_bert("mlm", "mvrc")
+    state = plain_state(model)
+    del state["vlbert.end_embedding.weight"]
+    state["vlbert.strange.weight"] = torch.ones(2)
+    state["vlbert.visual_ln_text.bias"] = torch.ones(5)
+    with pytest.raises(WeightsError) as caught:
+        published.load_vl_bert(fresh(model), state)
+    message = str(caught.value)
+    assert "1 missing (end.weight)" in message and "1 unexpected (vlbert.strange.weight)" in message
+    assert "1 reshaped (text_visual_norm.bias [5] for [12])" in message and "\n" not in message
+
+
+def test_second_copies_must_be_copies() -> None:
+    model = vl_bert("mlm", "mvrc")
+    state = plain_state(model)
+    state["vlbert.mlm_head.predictions.decoder.weight"] = state["vlbert.word_embeddings.weight"] + 1
+    with pytest.raises(WeightsError, match="word.weight differs from its second copy"):
+        published.load_vl_bert(fresh(model), state)
+
+
+def test_tasks_start_where_the_official_code_starts_them() -> None:
+    pretrained = vl_bert("mlm", "mvrc", text_only=True)
+    state = plain_state(pretrained)
+    vqa, refcoco, vcr = (vl_bert(*heads) for heads in (("vqa",), ("refcoco",), ("vcr", "vcr_objects")))
+    reports = [published.start_vl_bert(model, state) for model in (vqa, refcoco, vcr)]
+    assert torch.equal(vqa.heads["vqa"].transform.norm.weight, pretrained.heads["mlm"].transform.norm.weight)
+    assert torch.equal(refcoco.heads["refcoco"][0].weight, pretrained.heads["mvrc"][0].weight)
+    assert torch.equal(vcr.heads["vcr_objects"][0].bias, pretrained.heads["mvrc"][0].bias)
+    assert torch.equal(vcr.segment.weight[1], pretrained.segment.weight[0])
+    assert torch.equal(vqa.segment.weight, pretrained.segment.weight)
+    assert "segment.weight row 1 copied from row 0" in reports[2].changed
+    assert reports[0].missing == ("heads.vqa.decoder.bias", "heads.vqa.decoder.weight")
+    assert "heads.vqa.transform.dense.weight copied from heads.mlm.transform.dense.weight" in reports[0].changed
+    assert "aux_text_visual_embedding.weight" in reports[0].unexpected
+
+
+def test_vl_bert_starts_from_bert() -> None:
+    from transformers import BertConfig, BertForPreTraining
+
+    settings = BertConfig(vocab_size=40, max_position_embeddings=20, **SIZES)
+    theirs = BertForPreTraining(settings)
+    old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+           for n, t in theirs.state_dict().items()}  # fmt: skip
+    ours = vl_bert("mlm", "mvrc", "relationship")
+    third = ours.segment.weight[2].clone()
+    report = published.start_vl_bert_from_bert(ours, old)
+    assert report.changed == ("segment.weight rows from 2 on are new",) and torch.equal(ours.segment.weight[2], third)
+    assert all(
+        "visual" in n or n.startswith(("end", "region", "hidden", "appearance", "heads.mvrc", "heads.rel"))
+        for n in report.missing
+    )
+    assert torch.equal(ours.pooler.dense.weight, theirs.bert.pooler.dense.weight)  # type: ignore[union-attr]
+    assert torch.equal(ours.heads["mlm"].bias, theirs.cls.predictions.bias)
+
+
+# ViLT.
+
+
+def vilt(*heads: str, **changes: Any) -> ViLT:
+    return test_vilt.model_of(replace(test_vilt.TINY, heads=heads, **{"image_types": 1, **changes}))
+
+
+class AttributeDict(dict):  # what Lightning and sacred put beside the tensors
+    pass
+
+
+class ReadOnlyList(list):
+    pass
+
+
+class Callback:
+    pass
+
+
+class Runs:
+    """Would write a file if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (write_it, (self.path,))
+
+
+def write_it(path: Path) -> None:
+    path.touch()
+
+
+def test_vilt_s_lightning_files_are_read_without_running_them(tmp_path: Path) -> None:
+    model, path, trap = vilt("mlm", "itm"), tmp_path / "vilt_200k_mlm_itm.ckpt", tmp_path / "ran"
+    state = official(model, VILT) | {"text_embeddings.position_ids": torch.arange(8)[None]}
+    config = AttributeDict(config=AttributeDict(datasets=ReadOnlyList(["coco", "vg"]), seed=0))
+    others = {"callbacks": {Callback: {"best": torch.ones(1)}}, "hyper_parameters": config, "trap": Runs(trap)}
+    torch.save({"epoch": 3, "pytorch-lightning_version": "1.1.4", "state_dict": state, **others}, path)
+    found = fresh(model)
+    report = published.load_vilt(found, path)
+    assert_equal(found.state_dict(), model.state_dict())
+    assert not trap.exists() and not (report.missing or report.unexpected)
+
+
+def test_the_same_object_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": official(vilt("itm"), VILT), "config": AttributeDict()}, path)
+    with pytest.raises(WeightsError, match="nothing else is unpickled"):
+        published.load_vilt(vilt("itm"), path)
+
+
+def test_vilt_tasks_start_from_pre_training() -> None:
+    pretrained = vilt("mlm", "itm")
+    state = official(pretrained, VILT)
+    ranking, pairs = vilt("itm", "rank"), vilt("nlvr2", image_types=2)
+    reports = [published.start_vilt(model, state) for model in (ranking, pairs)]
+    assert torch.equal(ranking.heads["rank"].weight[0], pretrained.heads["itm"].weight[1])
+    assert torch.equal(pairs.modality.weight[2], pretrained.modality.weight[1])
+    assert reports[0].changed == ("heads.rank copied from row 1 of heads.itm",) and not reports[0].missing
+    assert reports[1].changed == ("modality.weight row 2 copied from row 1",)
+    assert all(name.startswith("heads.nlvr2") for name in reports[1].missing)
+    with pytest.raises(WeightsError, match=r"modality.weight \[2, 12\] for \[3, 12\]"):
+        published.load_vilt(pairs, official(vilt("nlvr2"), VILT))
+
+
+def test_transformers_vilt_answers_alike() -> None:
+    from transformers import ViltConfig, ViltForQuestionAnswering
+
+    torch.manual_seed(0)
+    shape = {"image_size": 12, "patch_size": 4, "max_position_embeddings": 8, "max_image_length": -1}
+    settings = ViltConfig(vocab_size=40, num_labels=5, layer_norm_eps=1e-6, **shape, **SIZES)
+    theirs, ours = ViltForQuestionAnswering(settings).eval(), vilt("vqa")
+    report = published.load_vilt(ours, theirs.state_dict())
+    assert not (report.missing or report.unexpected)
+    batch = batch_of()
+    floats = batch.visual.normalised((127.5,) * 3, (127.5,) * 3)  # type: ignore[union-attr]
+    with torch.inference_mode():
+        found = ours.heads["vqa"](ours.pooled(ours(batch)))
+        mask = batch.text.mask.long()  # type: ignore[union-attr]
+        wanted = theirs(batch.text.ids, mask, pixel_values=floats.images, pixel_mask=floats.inside().long()).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_vilt_starts_from_a_vit_of_either_library() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+    from transformers import ViTConfig, ViTForImageClassification
+
+    ours = vilt("mlm", "itm")
+    theirs = VisionTransformer(
+        img_size=12, patch_size=4, embed_dim=12, depth=2, num_heads=3, mlp_ratio=2, num_classes=4
+    )
+    report = published.start_vilt_from_vit(ours, theirs.state_dict())
+    assert torch.equal(ours.encoder[1].attention.qkv.weight, theirs.blocks[1].attn.qkv.weight)  # type: ignore[union-attr, arg-type]
+    assert report.unexpected == ("head.bias", "head.weight") and not report.changed
+    assert {name.partition(".")[0] for name in report.missing} == {"text", "modality", "pooler", "heads"}
+    other = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, **SIZES))
+    report = published.start_vilt_from_vit(ours, other.state_dict())
+    assert report.changed == ("position interpolated from 16 to 9 places, bilinear",)
+    query = other.state_dict()["vit.layers.1.attention.q_proj.weight"]
+    assert torch.equal(ours.encoder[1].attention.qkv.weight[:12], query)  # type: ignore[union-attr, index]
+
+
+# Our own files, and text encoders.
+
+
+def test_our_files_come_back(tmp_path: Path) -> None:
+    for model in (vilt("mlm", "itm"), vl_bert("mlm", "mvrc")):
+        save(model, tmp_path / "model.safetensors")
+        found = fresh(model)
+        assert fill(found, tmp_path / "model.safetensors", OURS).loaded == len(model.state_dict())
+        assert_equal(found.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_full_size_text_encoders_equal_transformers(kind: str) -> None:
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+    torch.manual_seed(0)
+    settings = (
+        BertConfig()
+        if kind == "bert"
+        else RobertaConfig(vocab_size=50265, layer_norm_eps=1e-5, max_position_embeddings=514)
+    )
+    theirs = (BertModel if kind == "bert" else RobertaModel)(settings).eval()  # type: ignore[arg-type]
+    config = LayerConfig(eps=settings.layer_norm_eps)
+    table = (settings.vocab_size, settings.max_position_embeddings, settings.type_vocab_size, config)
+    ours = nn.ModuleDict(
+        {
+            "embeddings": TextEmbedding(*table, first_position=0 if kind == "bert" else 2),
+            "encoder": Encoder(PostNormLayer(config) for _ in range(12)),
+            "pooler": Pooler(768),
+        }
+    ).eval()
+    report = fill(ours, theirs.state_dict(), Rules((*TEXT, *BERT_LAYERS)))
+    assert not (report.missing or report.unexpected)
+    text = Text(torch.randint(5, 30000, (2, 12)), torch.arange(12) < torch.tensor([[12], [7]]))
+    assert text.mask is not None
+    ids = text.ids.where(text.mask, settings.pad_token_id or 0)
+    with torch.inference_mode():
+        states = ours["encoder"](ours["embeddings"](ids), text.mask)
+        wanted = theirs(ids, text.mask.long())
+        pooled = ours["pooler"](states[:, 0])
+    torch.testing.assert_close(states[text.mask], wanted.last_hidden_state[text.mask], rtol=0, atol=2e-5)
+    torch.testing.assert_close(pooled, wanted.pooler_output, rtol=0, atol=2e-5)

@@ -1,0 +1,165 @@
+"""METER's checkpoints in the official format, made here: other image sizes, other tasks, what is left out and told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from extractors.weights import WeightsError
+from tests.unit.trainers.meters import end_to_end, meter, pixels, text, tower
+from trainers.batch import Batch
+from trainers.models.checkpoints import save
+from trainers.models.layers import resize_positions, resize_square
+from trainers.models.meter import Meter, MeterConfig
+from trainers.models.published_meter import load_meter, start_meter
+
+PRETRAINED = ("mlm", "itm")
+POSITIONS = "image.tower.model.pos_embed"
+OFFICIAL = (  # ours to official, in order
+    (r"^text\.model\.", "text_transformer."),
+    (r"^(text|image)_projection\.", r"cross_modal_\1_transform."),
+    (r"^(text|image)_pooler\.", r"cross_modal_\1_pooler."),
+    (r"^fusion\.(text|image)_layers\.", r"cross_modal_\1_layers."),
+    (r"^(cross_modal\S+\.\d+)\.attention\.out\.", r"\1.attention.output.dense."),
+    (r"^(cross_modal\S+\.\d+)\.attention\.(query|key|value)\.", r"\1.attention.self.\2."),
+    (r"^(cross_modal\S+\.\d+)\.cross\.out\.", r"\1.crossattention.output.dense."),
+    (r"^(cross_modal\S+\.\d+)\.cross\.", r"\1.crossattention.self."),
+    (r"^(cross_modal\S+\.\d+)\.attention_norm\.", r"\1.attention.output.LayerNorm."),
+    (r"^(cross_modal\S+\.\d+)\.cross_norm\.", r"\1.crossattention.output.LayerNorm."),
+    (r"^(cross_modal\S+\.\d+)\.mlp_norm\.", r"\1.output.LayerNorm."),
+    (r"^(cross_modal\S+\.\d+)\.mlp\.up\.", r"\1.intermediate.dense."),
+    (r"^(cross_modal\S+\.\d+)\.mlp\.down\.", r"\1.output.dense."),
+    (r"^modality\.", "token_type_embeddings."),
+    (r"^heads\.mlm\.transform\.norm\.", "mlm_score.transform.LayerNorm."),
+    (r"^heads\.mlm\.", "mlm_score."),
+    (r"^heads\.itm\.", "itm_score.fc."),
+    (r"^heads\.rank\.", "rank_output."),
+    (r"^heads\.(\w+)\.", r"\1_classifier."),
+)
+TOWER = "image.tower.model."
+CLIP = (  # timm's to OpenAI's, in order
+    ("cls_token", "class_embedding"),
+    ("pos_embed", "positional_embedding"),
+    ("patch_embed.proj", "conv1"),
+    ("norm_pre", "ln_pre"),
+    ("blocks.", "transformer.resblocks."),
+    ("attn.qkv.", "attn.in_proj_"),
+    ("attn.proj", "attn.out_proj"),
+    ("norm1", "ln_1"),
+    ("norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("norm.", "ln_post."),
+)
+
+
+def official(model: Meter) -> dict[str, Tensor]:
+    """A model's tensors as the official class names them, with what it keeps without any use."""
+    found: dict[str, Tensor] = {}
+    swin = f"{TOWER}layers.0.blocks.0.norm1.weight" in model.state_dict()
+    for name, tensor in model.state_dict().items():
+        for pattern, replacement in OFFICIAL:
+            name = re.sub(pattern, replacement, name)
+        if name.startswith(TOWER):
+            name = (official_swin if swin else official_clip)(name.removeprefix(TOWER))
+        flat = name.endswith(("class_embedding", "visual.positional_embedding"))
+        found[name] = tensor[0].squeeze(0).clone() if flat else tensor.clone()
+    return found | {
+        "text_transformer.embeddings.position_ids": torch.arange(20)[None],
+        "text_transformer.pooler.dense.weight": torch.zeros(8, 8),
+        "text_transformer.pooler.dense.bias": torch.zeros(8),
+    }
+
+
+def official_clip(name: str) -> str:
+    for ours, theirs in CLIP:
+        name = name.replace(ours, theirs)
+    return f"vit_model.visual.{name}"
+
+
+def official_swin(name: str) -> str:
+    """In timm 0.4 maps are halved at the end of a stage."""
+    halving = re.fullmatch(r"layers\.(\d)\.(downsample\..+)", name)
+    return f"vit_model.layers.{int(halving[1]) - 1}.{halving[2]}" if halving else f"vit_model.{name}"
+
+
+def checkpoint(path: Path, model: Meter) -> Path:
+    """A Lightning file, as published."""
+    unused = {"vit_model.ln_final.weight": torch.zeros(3), "vit_model.positional_embedding": torch.zeros(7, 3)}
+    torch.save({"state_dict": official(model) | unused, "epoch": 3, "global_step": 7}, path)
+    return path
+
+
+def sized(size: int | None, name: str = "clip", heads: tuple[str, ...] = PRETRAINED) -> MeterConfig:
+    return replace(end_to_end(name), image=tower(name, size), heads=heads)
+
+
+@pytest.mark.parametrize("name", ["clip", "swin"])
+def test_a_checkpoint_of_the_same_size_loses_nothing(name: str, tmp_path: Path) -> None:
+    model = meter(sized(None, name))
+    other = Meter(model.config).eval()
+    report = load_meter(other, checkpoint(tmp_path / "a.ckpt", model))
+    assert not report.missing and not report.changed and report.loaded == len(model.state_dict())
+    assert {each.split(".")[0] for each in report.unexpected} == {"text_transformer", "vit_model"}
+    batch = Batch(text(), pixels(size=64 if name == "swin" else 32))
+    assert torch.equal(other(batch).image, model(batch).image)
+    save(other, tmp_path / "ours.safetensors")
+    again = Meter(model.config).eval()
+    assert not load_meter(again, tmp_path / "ours.safetensors").unexpected
+    assert torch.equal(again(batch).text, model(batch).text)
+
+
+def test_clips_positions_are_resized_to_the_image(tmp_path: Path) -> None:
+    model, other = meter(sized(None)), Meter(sized(48)).eval()
+    report = load_meter(other, checkpoint(tmp_path / "a.ckpt", model))
+    assert report.changed == (f"{POSITIONS} interpolated from 4 x 4 to 6 x 6",)
+    wanted = resize_positions(model.state_dict()[POSITIONS][0], 6)
+    assert torch.equal(other.state_dict()[POSITIONS][0], wanted)
+    assert other(Batch(text(), pixels(size=48))).image.shape == (3, 37, 12)
+
+
+def test_swins_tables_are_resized_and_its_masks_made_anew(tmp_path: Path) -> None:
+    model, other = meter(sized(None, "swin")), Meter(sized(96, "swin")).eval()
+    stored = official(model) | {
+        "vit_model.layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4).long(),
+        "vit_model.layers.1.blocks.1.attn_mask": torch.zeros(16, 4, 4),
+    }
+    torch.save({"state_dict": stored}, tmp_path / "a.ckpt")
+    report = load_meter(other, tmp_path / "a.ckpt")
+    name = "image.tower.model.layers.0.blocks.0.attn.relative_position_bias_table"
+    assert f"{name} interpolated from 3 x 3 to 5 x 5" in report.changed and len(report.changed) == 5
+    assert torch.equal(other.state_dict()[name], resize_square(model.state_dict()[name], 5))
+    assert other(Batch(text(), pixels(size=96))).image.shape == (3, 9, 12)
+
+
+def test_a_pretrained_model_starts_every_task(tmp_path: Path) -> None:
+    model = meter(sized(None))
+    path = checkpoint(tmp_path / "a.ckpt", model)
+    pair = Meter(sized(None, heads=("nlvr2",)))
+    report = start_meter(pair, path)
+    assert report.changed == ("modality.weight row 2 copied from row 1",)
+    assert torch.equal(pair.modality.weight[2], model.modality.weight[1])
+    assert all(name.startswith("heads.nlvr2.") for name in report.missing)
+    ranking = Meter(sized(None, heads=("itm", "rank")))
+    assert "heads.rank copied from row 1 of heads.itm" in start_meter(ranking, path).changed
+    assert torch.equal(ranking.heads["rank"].weight, model.heads["itm"].weight[1:])  # type: ignore[index]
+    back = Meter(sized(None, heads=("vqa",)))
+    save(pair, tmp_path / "pair.safetensors")
+    told = start_meter(back, tmp_path / "pair.safetensors")
+    assert "modality.weight row 2 left out" in told.changed and told.unexpected
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = meter(sized(None))
+    path = checkpoint(tmp_path / "a.ckpt", model)
+    with pytest.raises(WeightsError, match="heads.vqa"):
+        load_meter(Meter(sized(None, heads=("vqa",))), path)
+    with pytest.raises(WeightsError, match=r"missing .*fusion.text_layers.2"):
+        load_meter(Meter(replace(sized(None), layers=3)), path)
+    with pytest.raises(WeightsError, match="unexpected .*cross_modal_image_layers.1"):
+        load_meter(Meter(replace(sized(None), layers=1)), path)
