@@ -146,7 +146,7 @@ class States:
     def _slots(self, start: Tensor, lengths: Tensor, width: int) -> Tensor:
         slot = torch.arange(width, device=start.device)
         rows = (start[:, None] + slot).clamp(max=len(self.tokens) - 1)
-        states = self.tokens.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        states = self.tokens.index_select(0, rows.flatten()).view(*rows.shape, self.tokens.shape[1])
         return states * (slot < lengths[:, None])[..., None]
 
 
