@@ -95,7 +95,8 @@ class Spans(Part):
 
     def pack(self, x: Tensor) -> Tensor:
         """Padded (B, longest, ...) to (N, ...)."""
-        return x.flatten(0, 1) if self.rows is None else x.flatten(0, 1)[self.rows]
+        # index_select, here and elsewhere: going back it adds rows many times faster than indexing by brackets does.
+        return x.flatten(0, 1) if self.rows is None else x.flatten(0, 1).index_select(0, self.rows)
 
     def mask(self) -> Tensor | None:
         """(B, longest) bool, True where a token is; None where nothing is padded."""
@@ -129,7 +130,7 @@ class States:
     @property
     def first(self) -> Tensor:
         """(B, D): each sequence's first token."""
-        return self.tokens[self.spans.offsets[:-1]]
+        return self.tokens.index_select(0, self.spans.offsets[:-1])
 
     @property
     def text(self) -> Tensor:
@@ -145,7 +146,8 @@ class States:
     def _slots(self, start: Tensor, lengths: Tensor, width: int) -> Tensor:
         slot = torch.arange(width, device=start.device)
         rows = (start[:, None] + slot).clamp(max=len(self.tokens) - 1)
-        return self.tokens[rows] * (slot < lengths[:, None])[..., None]
+        states = self.tokens.index_select(0, rows.flatten()).view(*rows.shape, self.tokens.shape[1])
+        return states * (slot < lengths[:, None])[..., None]
 
 
 def host_lengths(part: Text | Regions | Cells) -> tuple[int, ...]:

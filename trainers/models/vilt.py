@@ -162,7 +162,7 @@ class ViLT(nn.Module):
         classes = self.dropout((self.class_token[0] + table[:1]).expand(len(pixels), -1))
         types = self.modality.weight
         parts = [text + types[TEXT], classes + types[image_type], patches + types[image_type]]
-        return torch.cat([part.to(text.dtype) for part in parts])[layout.order]
+        return torch.cat([part.to(text.dtype) for part in parts]).index_select(0, layout.order)
 
     def _cut(self, pixels: Pixels, layout: Layout) -> Tensor:
         """(K, 3 * patch * patch): the pixels of the patches that are used."""

@@ -202,15 +202,16 @@ class VLBert(nn.Module):
         if regions is not None:
             objects = self.see(regions, layout)
             whose = layout.text_images
-            seen = objects[whose if text.tags is None else whose + text.tags.flatten()[rows]]
-            visual.append(self._region_words(regions, layout) + self.region_visual_norm(objects)[layout.region_of])
+            seen = objects.index_select(0, whose if text.tags is None else whose + text.tags.flatten()[rows])
+            normed = self.region_visual_norm(objects).index_select(0, layout.region_of)
+            visual.append(self._region_words(regions, layout) + normed)
         elif self.no_image is not None:
             seen = self.no_image.weight
         words = self.word(text.ids.flatten()[rows]) + self.text_visual_norm(seen)
         x = torch.cat([words, *visual, self.end.weight.expand(len(text), -1)])
         segments = torch.zeros_like(rows) if text.segments is None else text.segments.flatten()[rows]
         segments = torch.cat([segments, segments.new_full((len(x) - len(rows),), VISUAL_SEGMENT)])
-        return (x + self.segment(segments))[layout.order] + self.position(layout.positions)
+        return (x + self.segment(segments)).index_select(0, layout.order) + self.position(layout.positions)
 
     def see(self, regions: Regions, layout: Layout) -> Tensor:
         """The visual part (N of V, D) of every real region, each image's whole image first."""
@@ -307,4 +308,5 @@ HEADS: dict[str, Callable[[VLBertConfig], nn.Module]] = {
 
 def answer_states(states: States, ids: Tensor, mask_id: int) -> Tensor:
     """(B, D): the state of each text's first [MASK], where VL-BERT answers questions."""
-    return states.text[torch.arange(len(ids), device=ids.device), (ids == mask_id).int().argmax(1)]
+    place = states.spans.offsets[:-1] + (ids == mask_id).int().argmax(1)
+    return states.tokens.index_select(0, place)
