@@ -6,15 +6,16 @@ Adding one is one file and one line in `extractors/__init__.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from extractors.fused import compute_dtype
 from extractors.images import ImageError, resize_shortest_edge
 from extractors.resnet import ResNetConfig
 from extractors.weights import Checkpoint
@@ -48,8 +49,8 @@ class NetworkConfig(ExtractorConfig):
     weights of the model."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where there is one, said at the start."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type the network computes in."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Number type the network computes in. tf32: stored as float32, multiplied with 10 bits of mantissa; GPUs only."""
     store_dtype: Literal["float16", "float32", "bfloat16", "uint8"] = "float16"
     """Number type features are stored in; uint8: 8 bits a value, with a square-root scale for each feature."""
 
@@ -138,18 +139,22 @@ class Extractor(ABC):
 
     @abstractmethod
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        """Run images of equal resized size; one result each, in order."""
+        """Run images that `groups` puts together; one result each, in order."""
+
+    def groups(self, batch: Sequence[Prepared]) -> list[list[int]]:
+        """Which rows of a batch run together: here, images of equal resized size."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for row, image in enumerate(batch):
+            by_size.setdefault(image.pixels.shape, []).append(row)
+        return list(by_size.values())
 
     def extract(self, batch: Sequence[Prepared]) -> list[Record | ImageError]:
-        """Run images of any sizes, neighbours of equal size together; one result each, in order.
-
-        No image is padded, so its features do not depend on its batch.
-        """
-        results: list[Record | ImageError] = []
-        with torch.inference_mode(), self._autocast():
-            for _, group in groupby(batch, key=lambda image: image.pixels.shape):
-                results += self.forward(list(group))
-        return results
+        """Run images of any sizes; one result each, in order. An image's features do not depend on its batch."""
+        found: dict[int, Record | ImageError] = {}
+        with torch.inference_mode(), self.precision():
+            for rows in self.groups(batch):
+                found.update(zip(rows, self.forward([batch[row] for row in rows]), strict=True))
+        return [found[row] for row in range(len(batch))]
 
     def __call__(self, image: np.ndarray, key: str = "image") -> Record:
         """The record of one image.
@@ -165,9 +170,14 @@ class Extractor(ABC):
             raise result
         return result
 
-    def _autocast(self) -> Any:
-        dtype = getattr(torch, self.spec.model["dtype"])
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Compute in the number type of the spec."""
+        name = self.spec.model["dtype"]
+        dtype = compute_dtype(name)
+        lower = dtype != torch.float32
+        with float32_multiplied(name, self.device), torch.autocast(self.device.type, dtype, enabled=lower):
+            yield
 
     def to_numpy(self, features: Tensor) -> np.ndarray:
         """Features in the dtype that records carry to the store: the stored one, or float32 where the store encodes.
@@ -183,6 +193,35 @@ class Extractor(ABC):
             )
         found = features.to(getattr(torch, dtype)).cpu()
         return found.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else found.numpy()
+
+
+@contextmanager
+def float32_multiplied(name: str, device: torch.device) -> Iterator[None]:
+    """float32 means float32 on a GPU, too, where torch would round convolutions to TF32 unless told otherwise."""
+    if device.type != "cuda":
+        yield
+        return
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in settings]
+    try:
+        for each in settings:
+            each.fp32_precision = "tf32" if name == "tf32" else "ieee"
+        yield
+    finally:
+        for each, value in zip(settings, before, strict=True):
+            each.fp32_precision = value
+
+
+def device_for(config: NetworkConfig) -> torch.device:
+    """The device a config names.
+
+    Raises:
+        ConfigError: it is not there, or does not know the number type.
+    """
+    device = pick_device(config.device)
+    if config.dtype == "tf32" and device.type != "cuda":
+        raise ConfigError("--dtype tf32 is a GPU's; on a CPU choose float32, bfloat16 or float16.")
+    return device
 
 
 def pick_device(name: str) -> torch.device:

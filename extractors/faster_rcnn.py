@@ -13,6 +13,7 @@ found on (res4, or the dilated res5), D of one box's feature.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,11 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extractors import boxes as box_ops
-from extractors.resnet import ResNet, ResNetConfig, make_stage
+from extractors.fused import compute_dtype, convolve
+from extractors.ragged import Areas, own_parts
+from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
 
 STRIDE = 16
 POOL = 14
 ROIS_AT_ONCE = 50  # what measured fastest on a CPU; also bounds memory to about 0.2 GB of activations
+ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
+HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
 
 
@@ -119,7 +124,7 @@ class RPNHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(config.rpn_channels, anchors * 4, 1)
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = F.relu_(self.conv(cells))
+        hidden = convolve(cells.to(self.conv.weight.dtype), self.conv, relu=True).float()
         return self.objectness_logits(hidden), self.anchor_deltas(hidden)
 
 
@@ -176,11 +181,13 @@ class ProposalGenerator(nn.Module):
         if rules.min_side:
             sides = boxes[:, 2:] - boxes[:, :2] + rules.plus
             good &= (sides > rules.min_side * scale).all(dim=1)
-        boxes, scores = boxes[good], scores[good]
+        # To drop them here, a GPU would have to tell how many there are; ranked last, they suppress and displace none.
+        scores = scores.where(good, -torch.inf)
         if rules.plus:
             scores, rows = _best(scores, PRE_NMS)
             boxes = boxes[rows]
         kept = box_ops.nms(boxes, scores, PROPOSAL_NMS, rules.plus, self.config.proposals)
+        kept = kept[scores[kept] > -torch.inf]
         return boxes[kept], scores[kept]
 
 
@@ -218,12 +225,20 @@ class Heads(nn.Module, ABC):
     """What follows the proposals."""
 
     @abstractmethod
-    def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
-        """One image's map (1, C, h, w) and boxes (R, 4) in input pixels to a feature a box, (R, D) float32."""
+    def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Images' maps (1, C, h, w) and boxes (R, 4) in input pixels to a feature a box, (sum R, D) float32."""
 
     @abstractmethod
     def predict(self, features: Tensor) -> Predictions:
         """What the heads say of features (R, D)."""
+
+    @abstractmethod
+    def lower(self, dtype: torch.dtype) -> None:
+        """Turn to a lower number type what is large; the last layers, whose outputs are compared, stay float32."""
+
+    def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
+        """`features_of` one image."""
+        return self.features_of([cells], [boxes])
 
 
 class RoIHeads(Heads):
@@ -234,24 +249,42 @@ class RoIHeads(Heads):
         self.res5 = make_stage(config.body, 5, stride=1, dilation=2)
         self.box_predictor = BoxPredictor(config)
 
+    def lower(self, dtype: torch.dtype) -> None:
+        self.res5.to(dtype)
+
     def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
-        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14)."""
+        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14) float32."""
         from torchvision.ops import roi_pool  # here, as it takes seconds to import
 
-        return roi_pool(res4, [boxes], POOL, 1.0 / STRIDE)
+        return roi_pool(res4.float(), [boxes], POOL, 1.0 / STRIDE)
 
-    def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
-        if not len(boxes):
-            return cells.new_zeros(0, 2 * cells.shape[1])
-        parts = [self._mean_of_res5(self.pool(cells, part)) for part in boxes.split(ROIS_AT_ONCE)]
-        return torch.cat(parts).float()
+    def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU
+        pools = (
+            self.pool(cells, part) for cells, mine in zip(maps, boxes, strict=True) for part in mine.split(at_once)
+        )
+        return torch.cat([self._mean_of_res5(rois) for rois in _gathered(pools, at_once)])
 
     def predict(self, features: Tensor) -> Predictions:
         found: Predictions = self.box_predictor(features)
         return found
 
     def _mean_of_res5(self, rois: Tensor) -> Tensor:
-        return self.res5(rois.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        if not len(rois):
+            return rois.new_zeros(0, self.box_predictor.cls_score.in_features)
+        x = rois.to(next(self.res5.parameters()).dtype, memory_format=torch.channels_last)
+        return self.res5(x).mean(dim=(2, 3), dtype=torch.float32)
+
+
+def _gathered(parts: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    """The same rows in batches of about `most`: small parts are put together."""
+    held: list[Tensor] = []
+    for part in parts:
+        if held and sum(map(len, held)) + len(part) > most:
+            yield torch.cat(held)
+            held = []
+        held.append(part)
+    yield torch.cat(held)
 
 
 class BottomUpDetector(nn.Module):
@@ -270,14 +303,38 @@ class BottomUpDetector(nn.Module):
     def make_heads(config: DetectorConfig) -> Heads:
         return RoIHeads(config)
 
-    def cells(self, res4: Tensor) -> Tensor:
+    def ready(self, dtype: str) -> None:
+        """Make the network one for inference, in what `--dtype` names; what compares boxes and scores stays float32.
+
+        In float32 the backbone of the bottom-up detector keeps its norms: rounded otherwise than in the official codes,
+        some corners of thin boxes would move by a hundredth of a pixel. It takes a fifteenth of the time.
+        """
+        fold(self.roi_heads)
+        self.roi_heads.lower(compute_dtype(dtype.removesuffix(HEADS_ONLY)))
+        lower = not dtype.endswith(HEADS_ONLY) and compute_dtype(dtype) != torch.float32
+        if lower or self.config.body.last_stage == 5:
+            fold(self.backbone)
+        if lower:
+            self.backbone.to(compute_dtype(dtype))
+            self.proposal_generator.rpn_head.conv.to(compute_dtype(dtype))
+
+    def cells(self, res4: Tensor, areas: Areas | None = None) -> Tensor:
         """The map that boxes are found on, from res4: res4 itself, where res5 is the box head."""
         return res4
 
-    def propose(self, cells: Tensor, size: tuple[int, int], scale: float) -> Tensor:
-        """Proposals (R, 4) of one image in input pixels, best first."""
-        logits, deltas = self.proposal_generator.rpn_head(cells)
-        return self.proposal_generator.propose(logits.float(), deltas.float(), size, scale)[0]
+    def propose(
+        self, cells: Tensor, frames: Sequence[tuple[tuple[int, int], float]], areas: Areas | None = None
+    ) -> list[Tensor]:
+        """Each image's proposals (R, 4) in input pixels, best first.
+
+        Args:
+            cells: (B, C, h, w), zero outside of the images.
+            frames: of each image, (height, width) of the network's input and input pixels per original pixel.
+            areas: where the images are, in a padded batch.
+        """
+        heads = (own_parts(each, areas) for each in self.proposal_generator.rpn_head(cells))
+        each_image = zip(*heads, frames, strict=True)
+        return [self.proposal_generator.propose(*maps, *frame)[0] for *maps, frame in each_image]
 
     def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
         """Class-specific boxes (R, K, 4) in input pixels, not clipped."""

@@ -12,22 +12,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from extractors.base import ConvConfig, Prepared, model_facts, pick_device
+from extractors.base import ConvConfig, Prepared, device_for, model_facts
 from extractors.faster_rcnn import RoIHeads
+from extractors.fused import compute_dtype
 from extractors.images import ImageError
 from extractors.networks import (
     BUTD,
     GRID_PREFIX,
     LoadedDetector,
+    as_in_checkpoints,
     grid_body,
     grid_colours,
     load_detector,
 )
-from extractors.resnet import ResNet, redilated
+from extractors.ragged import Areas, own_parts
+from extractors.resnet import ResNet, Stage, fold, redilated
 from extractors.trunk import Colours, TrunkExtractor
-from extractors.weights import Checkpoint, fill, find_weights, tensors_sha256
+from extractors.weights import Checkpoint, fill, find_weights
 from storage.records import GridRecord, Record
 from storage.spec import FeatureLayout, Spec
 
@@ -48,7 +51,7 @@ class _Parts:
     """What a grid extractor is made of: `network` up to res4, then `res5`; sha256 is of the weights."""
 
     network: ResNet
-    res5: nn.Module
+    res5: Stage
     colours: Colours
     checkpoint: Checkpoint
     sha256: str
@@ -82,11 +85,12 @@ class GridExtractor(TrunkExtractor):
             preprocess=self.preprocess_facts(),
         )
 
-    def finish(self, batch: list[Prepared], res4: Tensor) -> list[Record | ImageError]:
-        maps = self.res5(res4).float()
-        return [self._record(image, cells) for image, cells in zip(batch, maps, strict=True)]
+    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
+        maps = own_parts(self.res5(res4, areas).float(), areas)
+        return [self._record(image, cells[0]) for image, cells in zip(batch, maps, strict=True)]
 
     def _record(self, image: Prepared, cells: Tensor) -> Record | ImageError:
+        """`cells`: (D, H, W)."""
         try:
             return GridRecord(image.key, image.image_size, self.to_numpy(cells.permute(1, 2, 0).contiguous()))
         except ImageError as error:
@@ -95,12 +99,13 @@ class GridExtractor(TrunkExtractor):
 
 def _load(config: GridConfig) -> _Parts:
     """A grid network of its own."""
-    device = pick_device(config.device)
+    device = device_for(config)
     published = f"{GRID_PREFIX}{config.model}"
     checkpoint = find_weights(config.weights or published, fitting=(published,))
     network = ResNet(grid_body(config.model, config, checkpoint)).eval()
-    sha256 = fill(_holder(network), checkpoint, f"grid network {config.model}")
-    network.to(device).to(memory_format=torch.channels_last)
+    sha256 = fill(as_in_checkpoints(network), checkpoint, f"grid network {config.model}")
+    fold(network)
+    network.to(device, compute_dtype(config.dtype)).to(memory_format=torch.channels_last)
     return _Parts(network, network.res5, grid_colours(config.model), checkpoint, sha256)
 
 
@@ -108,7 +113,7 @@ def _backbone_of(loaded: LoadedDetector) -> _Parts:
     """The backbone of a grid network's detector, its res5 back to a step of 2 as in the official extraction."""
     network = loaded.detector.backbone
     res5 = redilated(network.res5, network.config, dilation=1)
-    return _Parts(network, res5, loaded.colours, loaded.checkpoint, tensors_sha256(_holder(network)))
+    return _Parts(network, res5, loaded.colours, loaded.checkpoint, loaded.backbone_sha256)
 
 
 def _box_head_of(loaded: LoadedDetector) -> _Parts:
@@ -116,7 +121,3 @@ def _box_head_of(loaded: LoadedDetector) -> _Parts:
     heads = loaded.detector.roi_heads
     assert isinstance(heads, RoIHeads)
     return _Parts(loaded.detector.backbone, heads.res5, loaded.colours, loaded.checkpoint, loaded.sha256)
-
-
-def _holder(network: ResNet) -> nn.Module:
-    return nn.ModuleDict({"backbone": network})  # checkpoints name it so

@@ -15,11 +15,14 @@ Two things the official code leaves open, since it extracts grids only:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extractors.faster_rcnn import STRIDE, BottomUpDetector, DetectorConfig, Heads, Predictions
+from extractors.ragged import Areas
 
 SAMPLES = 2  # a side, in each RoI
 
@@ -72,11 +75,17 @@ class GridHeads(Heads):
         self.box_predictor = ClassPredictor(config.box_hidden, config.classes)
         self.attribute_predictor = AttributePredictor(config)
 
-    def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
+    def lower(self, dtype: torch.dtype) -> None:
+        self.box_head.to(dtype)
+
+    def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         from torchvision.ops import roi_align  # here, as it takes seconds to import
 
-        pooled = roi_align(cells, [boxes], 1, 1 / STRIDE, SAMPLES, aligned=True)
-        found: Tensor = self.box_head(pooled.flatten(1))
+        pooled = [
+            roi_align(cells.float(), [mine], 1, 1 / STRIDE, SAMPLES, aligned=True)
+            for cells, mine in zip(maps, boxes, strict=True)
+        ]
+        found: Tensor = self.box_head(torch.cat(pooled).flatten(1).to(self.box_head.fc1.weight.dtype))
         return found.float()
 
     def predict(self, features: Tensor) -> Predictions:
@@ -92,6 +101,6 @@ class GridDetector(BottomUpDetector):
     def make_heads(config: DetectorConfig) -> Heads:
         return GridHeads(config)
 
-    def cells(self, res4: Tensor) -> Tensor:
-        found: Tensor = self.backbone.res5(res4)
+    def cells(self, res4: Tensor, areas: Areas | None = None) -> Tensor:
+        found: Tensor = self.backbone.res5(res4, areas)
         return found

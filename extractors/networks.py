@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from extractors.base import ConvConfig, narrowed, pick_device
+from extractors.base import ConvConfig, device_for, narrowed
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, PY_BOTTOM_UP, BottomUpDetector, DetectorConfig
 from extractors.grid_detector import GridDetector
 from extractors.resnet import ResNetConfig, infer_config
 from extractors.trunk import UNIT_STD, Colours
-from extractors.weights import PUBLISHED, Checkpoint, Tensors, WeightsError, fill, find_weights
+from extractors.weights import PUBLISHED, Checkpoint, Tensors, WeightsError, fill, find_weights, tensors_sha256
 
 BUTD_MEAN = (102.9801, 115.9465, 122.7717)
 GRID_MEAN = (103.53, 116.28, 123.675)
@@ -46,15 +47,17 @@ DETECTORS = (BUTD, "grid-r50", "grid-x101", "grid-x152")
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """A detector with its weights, on its device.
+    """A detector with its weights, on its device, made ready for inference.
 
-    sha256  of its tensors
+    sha256           of its tensors, as they were loaded
+    backbone_sha256  of its backbone's
     """
 
     name: str
     detector: BottomUpDetector
     checkpoint: Checkpoint
     sha256: str
+    backbone_sha256: str
 
     @property
     def colours(self) -> Colours:
@@ -75,14 +78,21 @@ def load_detector(name: str, config: ConvConfig) -> LoadedDetector:
     Raises:
         ConfigError, WeightsError: the settings, or the weights, do not fit.
     """
-    device = pick_device(config.device)
+    device = device_for(config)
     fitting = [each for each in PUBLISHED if each == name or each.startswith(f"{name}-")]
     checkpoint = find_weights(config.weights or name, fitting)
     kind = BottomUpDetector if name == BUTD else GridDetector
     detector = kind(detector_for(name, config, checkpoint)).eval()
     sha256 = fill(detector, checkpoint, f"detector {name}")
+    backbone_sha256 = tensors_sha256(as_in_checkpoints(detector.backbone))
+    detector.ready(config.dtype)
     detector.to(device).to(memory_format=torch.channels_last)
-    return LoadedDetector(name, detector, checkpoint, sha256)
+    return LoadedDetector(name, detector, checkpoint, sha256, backbone_sha256)
+
+
+def as_in_checkpoints(backbone: nn.Module) -> nn.Module:
+    """A backbone whose tensors have their names in checkpoints."""
+    return nn.ModuleDict({"backbone": backbone})
 
 
 def detector_for(name: str, config: ConvConfig, checkpoint: Checkpoint) -> DetectorConfig:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.base import DECODE_POLICY, ConfigError, Extractor, NetworkConfig, Prepared, pick_device
+from extractors.base import DECODE_POLICY, ConfigError, Extractor, NetworkConfig, Prepared, device_for
 from extractors.images import ImageError
 from extractors.square import Square
 from extractors.towers import Tower, TowerChoice
@@ -62,7 +62,7 @@ class PatchExtractor(Extractor):
 
     def __init__(self, config: PatchConfig) -> None:
         self.config = config
-        self.device = pick_device(config.device)
+        self.device = device_for(config)
         seed = _seed(config.weights)
         self.tower = make_tower(config).requires_grad_(False).eval()
         digest = tensors_sha256(self.tower)

@@ -16,6 +16,7 @@ from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Prediction
 from extractors.given_boxes import BoxTable, read_boxes
 from extractors.images import ImageError
 from extractors.networks import DETECTORS, load_detector
+from extractors.ragged import Areas, own_parts
 from extractors.trunk import TrunkExtractor
 from storage.records import Record, RegionRecord
 from storage.spec import FeatureLayout, Spec
@@ -28,6 +29,9 @@ VOCABULARY = Path(__file__).parent / "vocabulary"
 class RegionConfig(ConvConfig):
     """Settings of a region extraction. Thresholds left out are those of the selection rule's official code."""
 
+    dtype: Literal["float32", "tf32", "bfloat16", "float16", "bfloat16-heads"] = "float32"  # type: ignore[assignment]
+    """Number type the network computes in. tf32: stored as float32, multiplied with 10 bits of mantissa; GPUs only.
+    bfloat16-heads: the box head in bfloat16, and what finds the boxes in float32, so that the same ones are found."""
     model: str = "butd-r101"
     """butd-r101: the bottom-up attention Faster R-CNN, ResNet-101 C4; its checkpoint tells which of the two published
     variants it is, and random weights follow the Caffe one. grid-r50, grid-x101, grid-x152: a grid network as the
@@ -106,29 +110,38 @@ class RegionExtractor(TrunkExtractor):
             return prepared
         return replace(prepared, boxes=self.table.of(prepared.key, prepared.image_size))
 
-    def finish(self, batch: list[Prepared], res4: Tensor) -> list[Record | ImageError]:
-        cells = self.detector.cells(res4).float()
-        return [self._record(image, cells[index : index + 1]) for index, image in enumerate(batch)]
+    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
+        cells = self.detector.cells(res4, areas)
+        if areas is not None:
+            areas.clear(cells)  # the RPN's convolution is 3x3
+        boxes = self._boxes(batch, cells, areas)
+        heads = self.detector.roi_heads
+        features = heads.features_of(own_parts(cells, areas), boxes)
+        found = heads.predict(features)
+        counts = [len(each) for each in boxes]
+        parts = zip(*(each.split(counts) for each in (features, *found)), strict=True)
+        return [self._record(*each) for each in zip(batch, boxes, parts, strict=True)]
 
-    def _record(self, image: Prepared, cells: Tensor) -> Record | ImageError:
+    def _boxes(self, batch: list[Prepared], cells: Tensor, areas: Areas | None) -> list[Tensor]:
+        """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last."""
+        frames = [_frame(image) for image in batch]
+        if self.table is None:
+            found = self.detector.propose(cells, [(each.input_size, each.scale) for each in frames], areas)
+        else:
+            given = [image.boxes.to(self.device) for image in batch if image.boxes is not None]
+            found = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
+        wholes = (rules.whole_image_box(frame.input_size, self.conventions).to(self.device) for frame in frames)
+        return [torch.cat(each) for each in zip(found, wholes, strict=True)]
+
+    def _record(self, image: Prepared, boxes: Tensor, parts: tuple[Tensor, ...]) -> Record | ImageError:
+        """From what is known of an image's boxes; the whole image, last, is not among those to select from."""
+        features, *predicted = parts
+        found = Predictions(*(each[:-1] for each in predicted))
         try:
-            return self._detect(image, cells)
+            kept = self._select(boxes[:-1], found, _frame(image), image.boxes)
+            return self._to_record(image, kept, found, features)
         except ImageError as error:
             return error
-
-    def _detect(self, image: Prepared, cells: Tensor) -> Record:
-        height, width = image.pixels.shape[1:]
-        frame = rules.Frame((height, width), image.image_size, image.scale)
-        if image.boxes is None:
-            boxes = self.detector.propose(cells, frame.input_size, frame.scale)
-        else:
-            boxes = self._input_boxes(image.boxes.to(self.device), frame)
-        heads = self.detector.roi_heads
-        whole = rules.whole_image_box(frame.input_size, self.conventions).to(self.device)
-        features = heads.features(cells, torch.cat([boxes, whole]))
-        found = Predictions(*(each.float() for each in heads.predict(features[:-1])))
-        kept = self._select(boxes, found, frame, image.boxes)
-        return self._to_record(image, kept, found, features)
 
     def _input_boxes(self, boxes: Tensor, frame: rules.Frame) -> Tensor:
         """Given boxes in input pixels: one factor in Caffe's convention, one an axis in detectron2's."""
@@ -165,6 +178,11 @@ class RegionExtractor(TrunkExtractor):
         if self.table:
             return {"rule": "given", "boxes_sha256": self.table.sha256, "regressed": self.config.box_regression}
         return {**common, **{name: getattr(self.rule, name) for name in self.rule.__dataclass_fields__}}
+
+
+def _frame(image: Prepared) -> rules.Frame:
+    height, width = image.pixels.shape[1:]
+    return rules.Frame((height, width), image.image_size, image.scale)
 
 
 def choose_rule(config: RegionConfig, shape: DetectorConfig) -> rules.Selection:

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extractors.fused import convolve, sample_taps
+from extractors.ragged import Areas
+
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -81,7 +84,12 @@ class FrozenNorm(nn.Module):
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution without bias, followed by batch normalisation with fixed statistics (eps 1e-5)."""
+    """A convolution without bias, followed by batch normalisation with fixed statistics (eps 1e-5).
+
+    Folded, it is a convolution with bias and without norm, for inference only.
+    """
+
+    norm: FrozenNorm | None
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -90,28 +98,64 @@ class ConvNorm(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
         self.norm = FrozenNorm(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(super().forward(x))
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The layer, plus `residual`, through a ReLU where asked."""
+        if self.norm is None:
+            return convolve(x, self, residual, relu)
+        y = self.normalise(super().forward(x))
+        if residual is not None:
+            y += residual
+        return F.relu_(y) if relu else y
 
     def normalise(self, x: Tensor) -> Tensor:
         """The norm in one pass over memory: convolutions wait for that."""
         norm = self.norm
+        assert norm is not None
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make the norm part of the weights: with fixed statistics it is a factor and a shift a channel, rounded to
+        float32 as `batch_norm` itself rounds them, so that results stay closest to the official ones."""
+        norm = self.norm
+        assert norm is not None
+        factor = norm.weight * (1 / (norm.running_var + norm.eps).sqrt())
+        self.weight = nn.Parameter(self.weight * factor[:, None, None, None], requires_grad=False)
+        self.bias = nn.Parameter(norm.bias - norm.running_mean * factor, requires_grad=False)
+        self.norm = None
 
 
 class DeformConvNorm(ConvNorm):
     """A ConvNorm whose taps are moved by offsets; outside the image reads as zero."""
 
-    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, offsets: Tensor, relu: bool = False
+    ) -> Tensor:
+        if self.norm is None:
+            return convolve(sample_taps(x, offsets, self.step, self.spread), self, relu=relu)
         # In float32 whatever the network computes in: the CPU kernel has no other, and offsets need the precision.
         with torch.autocast(x.device.type, enabled=False):
-            return self._forward(x.float(), offsets.float()).to(x.dtype)
+            y = self._forward(x.float(), offsets.float()).to(x.dtype)
+        return F.relu_(y) if relu else y
 
     def _forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         from torchvision.ops import deform_conv2d  # here, as it takes seconds to import
 
         y = deform_conv2d(x, offsets, self.weight, None, self.stride, self.padding, self.dilation)
         return self.normalise(y)
+
+    def fold(self) -> None:
+        """Also, become the plain convolution that follows `sample_taps`."""
+        super().fold()
+        self.step, self.spread = self.stride[0], self.dilation[0]
+        self.stride, self.padding, self.dilation = (3, 3), (0, 0), (1, 1)
+
+
+def fold(module: nn.Module) -> None:
+    """Make all norms of a network part of its weights, for good: for inference, once the weights are loaded."""
+    for layer in module.modules():
+        if isinstance(layer, ConvNorm):
+            layer.fold()
 
 
 @dataclass(frozen=True)
@@ -146,15 +190,26 @@ class Bottleneck(nn.Module):
             self.conv2_offset = nn.Conv2d(width, 18, 3, second, dilation, dilation)
         self.conv3 = ConvNorm(width, shape.out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu_(self.conv1(x))
-        y = self.conv2(y) if self.conv2_offset is None else self.conv2(y, self.conv2_offset(y))
-        y = self.conv3(F.relu_(y))
-        y += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(y)
+    def forward(self, x: Tensor, areas: Areas | None = None) -> Tensor:
+        y = self.conv1(x, relu=True)
+        if areas is not None:
+            areas.clear(y)
+        moves = () if self.conv2_offset is None else (self.conv2_offset(y),)
+        y = self.conv2(y, *moves, relu=True)
+        found: Tensor = self.conv3(y, x if self.shortcut is None else self.shortcut(x), relu=True)
+        return found
 
 
-def make_stage(config: ResNetConfig, stage: int, stride: int, dilation: int = 1) -> nn.Sequential:
+class Stage(nn.Sequential):
+    """Blocks, one after the other; `areas` where the batch is padded."""
+
+    def forward(self, x: Tensor, areas: Areas | None = None) -> Tensor:
+        for block in self:
+            x = block(x, areas)
+        return x
+
+
+def make_stage(config: ResNetConfig, stage: int, stride: int, dilation: int = 1) -> Stage:
     """The blocks of one stage (2 to 5); only the first one strides and widens."""
     out_channels = config.out_channels(stage)
     shape = BlockShape(
@@ -169,7 +224,7 @@ def make_stage(config: ResNetConfig, stage: int, stride: int, dilation: int = 1)
     )
     rest = replace(shape, in_channels=out_channels, stride=1)
     count = BLOCKS[config.depth][stage - 2]
-    return nn.Sequential(*(Bottleneck(shape if index == 0 else rest) for index in range(count)))
+    return Stage(*(Bottleneck(shape if index == 0 else rest) for index in range(count)))
 
 
 class Stem(nn.Module):
@@ -180,20 +235,24 @@ class Stem(nn.Module):
         self.conv1 = ConvNorm(3, config.stem_channels, 7, stride=2)
         self.ceil_pool = config.ceil_pool
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self.conv1(x))
+    def forward(self, x: Tensor, areas: Areas | None = None) -> Tensor:
+        x = self.conv1(x, relu=True)
+        if areas is not None:
+            areas.clear(x)
         return F.max_pool2d(x, 3, stride=2, padding=0 if self.ceil_pool else 1, ceil_mode=self.ceil_pool)
 
 
-def make_res5(config: ResNetConfig, dilation: int) -> nn.Sequential:
+def make_res5(config: ResNetConfig, dilation: int) -> Stage:
     """The last stage: it halves the map or, with a dilation of 2, keeps its size."""
     return make_stage(config, 5, stride=2 if dilation == 1 else 1, dilation=dilation)
 
 
-def redilated(res5: nn.Module, config: ResNetConfig, dilation: int) -> nn.Sequential:
-    """The last stage at another dilation, on the tensors of `res5`: nothing is copied."""
+def redilated(res5: Stage, config: ResNetConfig, dilation: int) -> Stage:
+    """The last stage at another dilation, folded if `res5` is, on the same tensors: nothing is copied."""
     with torch.device("meta"):
         stage = make_res5(config, dilation)
+    if not any(name.endswith("norm.weight") for name in res5.state_dict()):
+        fold(stage)
     stage.load_state_dict(res5.state_dict(), assign=True)
     return stage.eval()
 
@@ -210,15 +269,17 @@ class ResNet(nn.Module):
         if config.last_stage == 5:
             self.res5 = make_res5(config, config.res5_dilation)
 
-    def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def stages(self, x: Tensor, areas: Areas | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every stage's output by name, from "stem" on."""
         for name, stage in self.named_children():
-            x = stage(x)
+            x = stage(x, areas)
             yield name, x
 
-    def forward(self, x: Tensor, last_stage: int = 5) -> Tensor:
-        """The map of the last stage there is, or of `last_stage` (2 to 5) where it comes before."""
-        [(_, last)] = deque(islice(self.stages(x), last_stage), maxlen=1)  # the stem is the first; no map is kept
+    def forward(self, x: Tensor, last_stage: int = 5, areas: Areas | None = None) -> Tensor:
+        """The map of the last stage there is, or of `last_stage` (2 to 5) where it comes before; its padding, where
+        there is any, holds anything."""
+        stages = islice(self.stages(x, areas), last_stage)
+        [(_, last)] = deque(stages, maxlen=1)  # the stem is the first; no map is kept
         return last
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.base import ConvConfig, Extractor, Prepared, pick_device, pil_facts, prepare_pil
+from extractors.base import ConvConfig, Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_pil
 from extractors.images import ImageError, resize_caffe
+from extractors.ragged import Areas, common_size, groups
 from extractors.resnet import ResNet
 from storage.records import Record
 
@@ -39,11 +40,14 @@ class TrunkExtractor(Extractor):
 
     Attributes:
         network: the ResNet; two extractors that hold the same one may be given the same `res4`.
+        batched: whether several images run at once. On a CPU they do not: that gains nothing, and an image alone has
+            the same sums to the last bit whatever its batch.
     """
 
     def __init__(self, config: ConvConfig, network: ResNet, colours: Colours) -> None:
         self.config: ConvConfig = config
-        self.device = pick_device(config.device)
+        self.device = device_for(config)
+        self.batched = self.device.type != "cpu"
         self.network = network
         self.colours = colours
         self.mean, self.std = (
@@ -75,24 +79,57 @@ class TrunkExtractor(Extractor):
             )
         return prepared
 
-    def res4(self, batch: list[Prepared]) -> Tensor:
-        """The map (B, C, h / 16, w / 16) of images of equal resized size, in the dtype the network computes in."""
-        x = torch.stack([image.pixels for image in batch]).to(self.device, non_blocking=True)
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """The weights have the number type already."""
+        with float32_multiplied(self.config.dtype, self.device):
+            yield
+
+    def groups(self, batch: Sequence[Prepared]) -> list[list[int]]:
+        """Images of similar sizes, which are padded to run together; on a CPU every image by itself."""
+        sizes = [_size(image) for image in batch]
+        return groups(sizes) if self.batched else [[row] for row in range(len(sizes))]
+
+    def res4(self, batch: list[Prepared]) -> tuple[Tensor, Areas | None]:
+        """The map (B, C, h / 16, w / 16) in the dtype the network computes in, and where images are in it if padded."""
+        sizes = [_size(image) for image in batch]
+        areas = None
+        if len(set(sizes)) > 1:
+            areas = Areas(sizes, self.network.config.ceil_pool, self.device)
+        x = _stacked(batch, common_size(sizes)).to(self.device, non_blocking=True)
         if self.colours.resize != "cv2-linear":  # there the mean is off already
             x = (x.float() - self.mean) / self.std
-        found: Tensor = self.network(x, SHARED_STAGE)
-        return found
+        if areas is not None:
+            areas.clear(x)
+        x = x.to(self.network.stem.conv1.weight.dtype, memory_format=torch.channels_last)
+        found: Tensor = self.network(x, SHARED_STAGE, areas)
+        return found, areas
 
     @abstractmethod
-    def finish(self, batch: list[Prepared], res4: Tensor) -> list[Record | ImageError]:
-        """The rest of `forward`, from the map on."""
+    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
+        """The rest of `forward`, from the map on, which stays as it is where images are in it."""
 
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        return self.finish(batch, self.res4(batch))
+        return self.finish(batch, *self.res4(batch))
 
     def preprocess_facts(self) -> dict[str, object]:
         """The `preprocess` part of the spec."""
         return pil_facts(self.config, self.colours.mean, self.colours.std) | {"resize": self.colours.resize}
+
+
+def _size(image: Prepared) -> tuple[int, int]:
+    return image.pixels.shape[1], image.pixels.shape[2]
+
+
+def _stacked(batch: Sequence[Prepared], size: tuple[int, int]) -> Tensor:
+    """The images (B, 3, h, w) of a batch, zeros to the right and below the smaller ones."""
+    if all(_size(image) == size for image in batch):
+        return torch.stack([image.pixels for image in batch])
+    stacked = batch[0].pixels.new_zeros(len(batch), 3, *size)
+    for row, image in enumerate(batch):
+        height, width = _size(image)
+        stacked[row, :, :height, :width] = image.pixels
+    return stacked
 
 
 def _prepare_caffe(key: str, image: np.ndarray, config: ConvConfig, colours: Colours) -> Prepared:
@@ -111,12 +148,13 @@ def extract_together(
         family: extractors of one network, computing in one dtype.
         batch: an image by extractor, its pixels the same for all.
     """
-    results: dict[str, list[Record | ImageError]] = {name: [] for name in family}
+    results: list[dict[str, Record | ImageError]] = [{} for _ in batch]
     first, extractor = next(iter(family.items()))
-    with torch.inference_mode(), extractor._autocast():
-        for _, group in groupby(batch, key=lambda images: images[first].pixels.shape):
-            images = list(group)
-            res4 = extractor.res4([each[first] for each in images])
+    with torch.inference_mode(), extractor.precision():
+        for rows in extractor.groups([images[first] for images in batch]):
+            res4, areas = extractor.res4([batch[row][first] for row in rows])
             for name, member in family.items():
-                results[name] += member.finish([each[name] for each in images], res4)
-    return [{name: results[name][row] for name in family} for row in range(len(batch))]
+                found = member.finish([batch[row][name] for row in rows], res4, areas)
+                for row, result in zip(rows, found, strict=True):
+                    results[row][name] = result
+    return results

@@ -11,6 +11,7 @@ import torch
 
 from extractors import CONFIGS, GridConfig, RegionConfig, make_extractor
 from extractors.base import ConfigError, Extractor, ExtractorConfig, NetworkConfig, Prepared
+from extractors.faster_rcnn import HEADS_ONLY
 from extractors.grid import GridExtractor
 from extractors.images import ImageError
 from extractors.networks import BUTD, DETECTORS, GRID_PREFIX
@@ -179,6 +180,7 @@ def _other_view_of(main: RegionConfig | GridConfig) -> ExtractorConfig:
     """The grid of a region network, or the regions of a grid network."""
     same: dict[str, Any] = {name: getattr(main, name) for name in (*SHARED, "weights", "store_dtype")}
     if isinstance(main, RegionConfig) and main.model in DETECTORS:
+        same["dtype"] = "float32" if main.dtype.endswith(HEADS_ONLY) else main.dtype
         return GridConfig(model=main.model.removeprefix(GRID_PREFIX), **same)  # type: ignore[arg-type]
     model = main.model if main.model == BUTD else f"{GRID_PREFIX}{main.model}"
     if isinstance(main, GridConfig) and model in DETECTORS:

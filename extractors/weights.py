@@ -198,6 +198,8 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
                 f"{checkpoint.description} does not fit {what}: {name} is {list(found[name].shape)}, "
                 f"{list(wanted[name].shape)} was wanted; choose the --model (and --width-divisor) it was made for."
             )
+        if not bool(found[name].isfinite().all()):
+            raise WeightsError(f"{checkpoint.description}: {name} holds values that are no numbers; get the file anew.")
     module.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
     return tensors_sha256(module)
 

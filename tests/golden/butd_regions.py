@@ -187,7 +187,7 @@ def check_padded_group(
     images = [(case.prepared.pixels.float() - extractor.mean)[None] for case in members]
     res4 = extractor.detector.backbone(zero_padded(images))
     for case, map_of_one in zip(members, res4.split(1), strict=True):
-        proposals = extractor.detector.propose(map_of_one, case.frame.input_size, case.frame.scale)
+        proposals = extractor.detector.propose(map_of_one, [(case.frame.input_size, case.frame.scale)])[0]
         name = f"maxnms_batch_proposals_img{case.index}"
         detector.check_boxes(report, {"boxes": proposals}, {"boxes": (name, folder.outputs[name])})
         for suffix, count in detector.settings_of(folder, rf"maxnms_boxes_(g{group}_img{case.index}_k(\d+))"):
@@ -200,7 +200,7 @@ def check_padded_group(
 
 def fields_of_map(extractor: RegionExtractor, res4: Tensor, frame: rules.Frame, kind: SelectedList) -> detector.Fields:
     """One list of boxes, with their features, from a map (1, C, h, w)."""
-    proposals = extractor.detector.propose(res4, frame.input_size, frame.scale)
+    proposals = extractor.detector.propose(res4, [(frame.input_size, frame.scale)])[0]
     features = extractor.detector.roi_heads.features(res4, proposals)
     found = extractor.detector.roi_heads.box_predictor(features)
     kept = kind.choose(extractor.detector.decode(proposals, found.box_deltas), found, frame)

@@ -93,7 +93,8 @@ def detector_weights(path: Path, conventions: Conventions, image: Tensor) -> Non
     randomise(detector, 1)
     detector.proposal_generator.rpn_head.anchor_deltas.weight *= 0.1
     res4 = detector.backbone(image.permute(2, 0, 1)[None].float() - 110)
-    features = detector.roi_heads.features(res4, detector.propose(res4, (image.shape[0], image.shape[1]), 1.0))
+    [boxes] = detector.propose(res4, [((image.shape[0], image.shape[1]), 1.0)])
+    features = detector.roi_heads.features(res4, boxes)
     head = detector.roi_heads.box_predictor.cls_score
     head.weight *= 3 / head(features).std(dim=0).mean()
     head.bias.sub_(head(features).mean(dim=0))

@@ -24,7 +24,8 @@ WRONG: dict[str, tuple[type[ExtractorConfig], dict[str, Any], str]] = {
     "shorter above longer": (GridConfig, {"shorter": 800, "longer": 600}, "--shorter 800 .* not above --longer 600"),
     "no pixels": (GridConfig, {"shorter": 0}, "--shorter 0 must be at least 1"),
     "divisor of nought": (RegionConfig, {"width_divisor": 0}, "--width-divisor 0 must be at least 1"),
-    "unknown dtype": (GridConfig, {"dtype": "float64"}, "--dtype 'float64' .*float32, bfloat16, float16"),
+    "unknown dtype": (GridConfig, {"dtype": "float64"}, "--dtype 'float64' .*float32, tf32, bfloat16, float16"),
+    "box heads of a grid": (GridConfig, {"dtype": "bfloat16-heads"}, "--dtype 'bfloat16-heads' .*float32, tf32"),
     "unknown store dtype": (GridConfig, {"store_dtype": "int8"}, "--store-dtype 'int8' .*float16, float32"),
     "unknown grid model": (GridConfig, {"model": "r18"}, "--model 'r18' .*r50, x101, x152, x152pp"),
     "unknown region model": (

@@ -63,16 +63,12 @@ def test_cells_lie_as_the_image_does(extractor: GridExtractor) -> None:
 
 
 def test_a_batch_of_several_sizes_equals_one_by_one(extractor: GridExtractor) -> None:
-    """Bit for bit on a CPU; deformable convolutions of equal sizes run together differ by float32's rounding."""
+    """Bit for bit on a CPU, where every image runs by itself."""
     batch = [extractor.prepare(str(at), photo(*size, seed=at)) for at, size in enumerate(SIZES)]
     for image, found in zip(batch, extractor.extract(batch), strict=True):
         [alone] = extractor.extract([image])
         assert isinstance(found, GridRecord) and isinstance(alone, GridRecord)
-        if extractor.config.model == "x152pp":
-            assert (found.key, found.image_size) == (alone.key, alone.image_size)
-            np.testing.assert_allclose(found.features, alone.features, rtol=2**-10, atol=1e-4)
-        else:
-            assert_same(found, alone)
+        assert_same(found, alone)
 
 
 def test_the_same_image_gives_the_same_record_again_also_from_an_extractor_made_anew() -> None:
@@ -105,10 +101,10 @@ def test_the_network_sees_pixels_less_the_mean_over_the_std() -> None:
     np.testing.assert_allclose(seen[0][0].numpy(), wanted.transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_features_that_are_no_numbers_are_an_error_of_their_image_only() -> None:
+def test_features_that_no_store_can_hold_are_an_error_of_their_image_only() -> None:
     made = make()
     good, bad = made.prepare("good", photo()), made.prepare("bad", photo(seed=1))
-    bad = replace(bad, pixels=torch.full(bad.pixels.shape, torch.inf))
+    bad = replace(bad, pixels=bad.pixels * 1e20)
     good = replace(good, pixels=good.pixels.float())
     first, error, last = made.extract([good, bad, good])
     assert isinstance(error, ImageError) and error.reason == "not_representable"
@@ -118,7 +114,7 @@ def test_features_that_are_no_numbers_are_an_error_of_their_image_only() -> None
 
 def test_features_too_large_for_half_precision_stop_a_call() -> None:
     large = make()
-    large.network.res5[-1].conv3.norm.bias.fill_(1e5)
+    large.network.res5[-1].conv3.bias.fill_(1e5)
     with pytest.raises(ImageError, match="not finite or above 65504; try --store-dtype float32"):
         large(photo())
 

@@ -19,7 +19,8 @@ from extractors.faster_rcnn import GRID_FEATS
 from extractors.grid_detector import GridDetector
 from extractors.networks import GRID_MEAN, X101_STD, detector_for
 from extractors.regions import RegionExtractor
-from extractors.weights import Checkpoint, fill
+from extractors.resnet import ResNet
+from extractors.weights import Checkpoint, fill, find_weights
 from storage import RegionRecord
 
 SMALL: dict[str, Any] = {
@@ -31,6 +32,15 @@ ALL = {"score_threshold": 0.0}  # random weights are sure of nothing
 
 def make(**settings: Any) -> RegionExtractor:
     return make_extractor(RegionConfig(**{**SMALL, "model": "grid-r50", **ALL, **settings}))  # type: ignore[return-value]
+
+
+def unfolded(**settings: Any) -> GridDetector:
+    """The detector of `make`, its norms as in checkpoints."""
+    config = RegionConfig(**{**SMALL, "model": "grid-r50", **settings})
+    checkpoint = find_weights(config.weights or "")
+    detector = GridDetector(detector_for(config.model, config, checkpoint)).eval()
+    fill(detector, checkpoint, "detector")
+    return detector
 
 
 def photo(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
@@ -79,8 +89,9 @@ def test_the_network_has_the_names_and_shapes_of_the_published_checkpoint(model:
 @pytest.mark.parametrize(("folder", "model"), [("r50", "grid-r50"), ("x101", "grid-x101")])
 def test_an_official_checkpoint_loads_with_every_tensor_in_its_place(shared: Path, folder: str, model: str) -> None:
     path = shared / "reference" / "grid_feats" / folder
-    made = make(model=model, weights=f"reference:{path}", width_divisor=1)
-    official, ours = load_file(path / "weights.safetensors"), made.detector.state_dict()
+    settings: dict[str, Any] = {"model": model, "weights": f"reference:{path}", "width_divisor": 1}
+    made = make(**settings)
+    official, ours = load_file(path / "weights.safetensors"), unfolded(**settings).state_dict()
     assert ours.keys() == official.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in official.items())
     own = made.detector.config.anchors
@@ -91,8 +102,7 @@ def test_an_official_checkpoint_loads_with_every_tensor_in_its_place(shared: Pat
 
 
 def test_a_checkpoint_without_a_head_is_refused_and_so_is_one_too_many() -> None:
-    whole = make().detector.state_dict()
-    network = make().detector
+    whole, network = unfolded().state_dict(), unfolded()
     for change, message in (
         ({"roi_heads.attribute_predictor.attr_score.bias": None}, "1 of .* the first is roi_heads.attribute_predictor"),
         (
@@ -107,7 +117,8 @@ def test_a_checkpoint_without_a_head_is_refused_and_so_is_one_too_many() -> None
 
 def test_a_backbone_alone_has_no_regions(tmp_path: Path) -> None:
     grid = make_extractor(GridConfig(**{**SMALL, "model": "r50"}))
-    tensors = {f"backbone.{name}": each.contiguous() for name, each in grid.network.state_dict().items()}  # type: ignore[attr-defined]
+    network = ResNet(grid.network.config)  # type: ignore[attr-defined]
+    tensors = {f"backbone.{name}": each for name, each in network.state_dict().items()}
     save_file(tensors, tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match="has no detector's heads .*is it for `extract grid`"):
         make(weights=f"reference:{tmp_path}", width_divisor=1)
@@ -119,7 +130,7 @@ TENSORS = dict[str, Tensor]
 
 
 def small_detector() -> GridDetector:
-    return make().detector  # type: ignore[return-value]
+    return unfolded()
 
 
 def conv(tensors: TENSORS, name: str, x: Tensor, **steps: int) -> Tensor:
@@ -148,7 +159,9 @@ def linear(tensors: TENSORS, name: str, x: Tensor) -> Tensor:
 @torch.inference_mode()
 def test_boxes_are_found_on_a_dilated_res5() -> None:
     detector, res4 = small_detector(), noise(1, 64, 4, 6)
-    torch.testing.assert_close(detector.cells(res4), plain_res5(detector.state_dict(), res4), rtol=1e-4, atol=1e-4)
+    wanted = plain_res5(detector.state_dict(), res4)
+    for each in (detector, make().detector):
+        torch.testing.assert_close(each.cells(res4), wanted, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
@@ -200,7 +213,7 @@ def test_a_record_is_what_the_stages_give() -> None:
     assert (np.diff(record.class_scores) <= 0).all() and record.boxes.max() <= 96
     whole = made.detector.roi_heads.features(cells, torch.tensor([[0.0, 0, 96, 64]]))
     np.testing.assert_allclose(record.whole_image, whole[0].numpy(), rtol=1e-4, atol=1e-5)
-    proposals = made.detector.propose(cells, (64, 96), 1.0)
+    proposals = made.detector.propose(cells, [((64, 96), 1.0)])[0]
     assert 12 < len(proposals) <= 1000
     features = made.detector.roi_heads.features(cells, proposals).numpy()
     for row in record.features:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import ImageError, RegionConfig, load_extractor, make_extractor
+from extractors import ConfigError, ImageError, RegionConfig, load_extractor, make_extractor
 from extractors.regions import RegionExtractor
 from storage import RegionRecord, Spec
 from tests.unit.storage.samples import assert_same
@@ -165,9 +165,9 @@ def test_the_thinnest_image_that_fits_runs(extractor: RegionExtractor) -> None:
     assert isinstance(record, RegionRecord)
 
 
-def test_features_that_are_no_numbers_are_an_error_of_their_image_only(extractor: RegionExtractor) -> None:
+def test_features_that_no_store_can_hold_are_an_error_of_their_image_only(extractor: RegionExtractor) -> None:
     good, bad = extractor.prepare("good", photo()), extractor.prepare("bad", photo(seed=1))
-    bad = replace(bad, pixels=torch.full_like(bad.pixels, torch.nan))
+    bad = replace(bad, pixels=bad.pixels * 1e20)
     first, error, last = extractor.extract([good, bad, good])
     assert isinstance(error, ImageError)
     assert (error.reason, error.stage) == ("not_representable", "model")
@@ -179,7 +179,7 @@ def test_features_that_are_no_numbers_are_an_error_of_their_image_only(extractor
 def test_features_too_large_for_half_precision_are_refused_and_float32_takes_them() -> None:
     for store_dtype in ("float16", "float32"):
         large = make(store_dtype=store_dtype)
-        large.detector.roi_heads.res5[-1].conv3.norm.bias.fill_(1e5)
+        large.detector.roi_heads.res5[-1].conv3.bias.fill_(1e5)
         if store_dtype == "float32":
             assert large(photo()).features.max() > 65504
         else:
@@ -194,13 +194,30 @@ def test_stored_half_precision_is_the_rounded_single_precision() -> None:
     np.testing.assert_array_equal(half.boxes, single.boxes)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "bfloat16-heads"])
 def test_other_dtypes_run_and_are_marked(dtype: str) -> None:
     narrow = make(dtype=dtype)
     assert narrow.spec.model["dtype"] == dtype
     exact, found = make()(photo()).whole_image.astype(np.float32), narrow(photo()).whole_image.astype(np.float32)
     cosine = exact @ found / np.linalg.norm(exact) / np.linalg.norm(found)
     assert cosine > 0.98 and not np.array_equal(exact, found)
+
+
+def test_low_precision_heads_find_the_same_boxes() -> None:
+    exact, found = make(), make(dtype="bfloat16-heads")
+    proposals = []
+    for each in (exact, found):
+        batch = [each.prepare("a", photo())]
+        with torch.inference_mode():
+            proposals.append(each._boxes(batch, *each.res4(batch)))
+    assert torch.equal(proposals[0][0], proposals[1][0])
+    assert found.detector.roi_heads.res5[0].conv1.weight.dtype == torch.bfloat16
+    assert {each.dtype for each in found.detector.backbone.parameters()} == {torch.float32}
+
+
+def test_tf32_is_a_gpus() -> None:
+    with pytest.raises(ConfigError, match="--dtype tf32 is a GPU's; on a CPU choose float32, bfloat16 or float16"):
+        make(dtype="tf32")
 
 
 # Boxes of one's own.

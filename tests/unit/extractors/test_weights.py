@@ -218,6 +218,14 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
         fill(Network(), read_checkpoint(path), "detector x")
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """A fused ReLU makes 0 of them, so that nothing would show later."""
+    name, tensor = next(iter(tensors().items()))
+    path = saved(tmp_path / "w.pth", tensors() | {name: torch.full_like(tensor, torch.nan)})
+    with pytest.raises(WeightsError, match=f"{name} holds values that are no numbers"):
+        fill(Network(), read_checkpoint(path), "network")
+
+
 def test_a_misfit_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     network = Network()
     before = tensors_sha256(network)

@@ -1,0 +1,327 @@
+"""How fast the convolutional extractors are, against the loop that the official scripts run.
+
+    uv run python -m benchmarks.extract                     # every model, float32 and what else this device is good for
+    uv run python -m benchmarks.extract --models x101 --dtypes float32 bfloat16 --rounds 5
+    uv run python -m benchmarks.extract --models x101 x152pp --steps        # what each optimisation gives, one by one
+
+Protocol. Photographs of ../shared/data/photos, or the four of workflows/photos, resized to 600/1000; reading, decoding
+and resizing are timed apart. Weights are random (seed 0), full width, scaled so that activations stay near 1 at any
+depth (`extractors/weights.py`): speed does not depend on values, but for denormals, of which there are none. Time is
+from resized pixels to records in memory. On a CPU as many images run at once as there are cores, one thread each, as in
+the pipeline; on a GPU in batches of --batch. The reference loop is the same network as the official scripts run it: one
+image at a time, all cores in each layer, float32, planes (NCHW), norms as modules of their own, all RoIs through the
+box head at once, suppression one class after the other in Python. Rounds of all rows of a model are interleaved and
+the fastest round counts: others may use the machine. FLOPs are counted by torch.utils.flop_counter, two a
+multiply-addition; MFU is their rate over that of a square matrix product of the same type, measured in the same run.
+Stage times are of one image alone, from hooks; peak memory is of the process (CPU), or what tensors took (GPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import hardware, table, write_results
+from benchmarks.reference_loop import reference_loop
+from extractors import GridConfig, RegionConfig, fused, make_extractor, read_image
+from extractors.base import Prepared, float32_multiplied
+from extractors.grid import GridExtractor
+from extractors.regions import RegionExtractor
+from extractors.resnet import ResNet, fold
+from extractors.trunk import TrunkExtractor
+from extractors.weights import randomise
+
+MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
+STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "bfloat16")
+SIDE = 2048  # of the matrices whose product is the peak
+PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
+
+
+@dataclass
+class Row:
+    """One way to run one model; `run` takes images and gives nothing."""
+
+    model: str
+    way: str
+    dtype: str
+    run: Callable[[Sequence[Prepared]], object]
+    best: float = float("inf")  # seconds an image
+    peak: float = 0.0  # GiB
+
+
+def photos(count: int) -> list[Path]:
+    """The first photographs by name, again from the start where there are fewer."""
+    folder = next(each for each in PHOTOS if each.is_dir())
+    return list(islice(cycle(sorted(folder.glob("*.jpg"))), count))
+
+
+def make(model: str, dtype: str, device: str) -> TrunkExtractor:
+    """An extractor with random weights, at full width."""
+    same: dict[str, Any] = {"weights": "random:0", "dtype": dtype, "device": device}
+    kind = RegionConfig if model == "butd-r101" else GridConfig
+    extractor = make_extractor(kind(model=model, **same))
+    assert isinstance(extractor, TrunkExtractor)
+    return extractor
+
+
+def runner(extractor: TrunkExtractor, batch: int, cores: int) -> Callable[[Sequence[Prepared]], object]:
+    """As the pipeline runs an extractor."""
+    if extractor.device.type == "cuda":
+
+        def batches(images: Sequence[Prepared]) -> None:
+            for start in range(0, len(images), batch):
+                extractor.extract(images[start : start + batch])
+            torch.cuda.synchronize()
+
+        return batches
+    threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    return lambda images: list(threads.map(lambda image: extractor.extract([image]), images))
+
+
+def peak_flops(dtype: str, device: torch.device) -> float:
+    """Of a square matrix product on all cores, per second."""
+    kind = fused.compute_dtype(dtype.removesuffix("-heads"))
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(kind) for _ in range(2))
+    best = float("inf")
+    with float32_multiplied(dtype, device):
+        for _ in range(8):
+            began = time.perf_counter()
+            a @ b
+            wait(device)
+            best = min(best, time.perf_counter() - began)
+    return 2 * SIDE**3 / best
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def flops(extractor: TrunkExtractor, image: Prepared) -> int:
+    """Of one image; the fused operators are not counted by torch, the steps they stand for are."""
+    kept, fused.has_fused = fused.has_fused, lambda dtype: False  # type: ignore[assignment]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            extractor.extract([image])
+    finally:
+        fused.has_fused = kept
+    return counter.get_total_flops()
+
+
+def stages(extractor: TrunkExtractor, image: Prepared) -> dict[str, float]:
+    """Milliseconds of one image by stage; "rest" is what is between them."""
+    modules: dict[str, nn.Module] = dict(extractor.network.named_children())
+    if isinstance(extractor, GridExtractor):
+        modules["res5"] = extractor.res5
+    if isinstance(extractor, RegionExtractor):
+        heads = extractor.detector.roi_heads
+        modules |= {"RPN head": extractor.detector.proposal_generator.rpn_head, "box head": heads.res5}  # type: ignore[dict-item]
+        modules["predictor"] = heads.box_predictor  # type: ignore[assignment]
+    with hooked(modules, extractor.device) as spent:
+        began = time.perf_counter()
+        extractor.extract([image])
+        wait(extractor.device)
+        total = time.perf_counter() - began
+    return {**{name: 1e3 * each for name, each in spent.items()}, "rest": 1e3 * (total - sum(spent.values()))}
+
+
+@contextmanager
+def hooked(modules: dict[str, nn.Module], device: torch.device) -> Iterator[dict[str, float]]:
+    """Seconds by module while the block runs."""
+    spent, starts = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
+
+    def start(name: str) -> None:
+        wait(device)
+        starts[name] = time.perf_counter()
+
+    def stop(name: str) -> None:
+        wait(device)
+        spent[name] += time.perf_counter() - starts[name]
+
+    handles = []
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: start(name)))
+        handles.append(module.register_forward_hook(lambda *_, name=name: stop(name)))
+    yield spent
+    for handle in handles:
+        handle.remove()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def measure(row: Row, images: Sequence[Prepared], device: torch.device) -> None:
+    """One more round."""
+    reset_peak(device)
+    began = time.perf_counter()
+    row.run(images)
+    wait(device)
+    row.best = min(row.best, (time.perf_counter() - began) / len(images))
+    row.peak = max(row.peak, peak_gib(device))
+
+
+def bench(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """All rows of one model."""
+    cores, facts = torch.get_num_threads(), []
+    first = make(model, "float32", args.device)
+    images, preparing = prepare(first, files)
+    rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))] if not args.no_reference else []
+    count, kinds = flops(first, images[0]), {"float32": first}
+    for dtype in args.dtypes:
+        if dtype == "bfloat16-heads" and model != "butd-r101":
+            continue
+        kinds.setdefault(dtype, make(model, dtype, args.device))
+        rows.append(Row(model, "ours", dtype, runner(kinds[dtype], args.batch, cores)))
+    for row in rows:  # warm up
+        row.run(images[: 1 if row.way != "ours" else cores])
+    for _ in range(args.rounds):
+        for row in rows:
+            torch.set_num_threads(cores)
+            measure(row, images, first.device)
+    torch.set_num_threads(1)
+    for row in rows:
+        of_image = stages(kinds[row.dtype], images[0]) if row.way == "ours" else {}
+        facts.append({**facts_of(row, count, args.peaks), "stages": of_image, "prepare_ms": 1e3 * preparing})
+    torch.set_num_threads(cores)
+    return facts
+
+
+def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """One row an optimisation, each on top of those before; the rows run the network only."""
+    cores, first = torch.get_num_threads(), make(model, "float32", args.device)
+    images, _ = prepare(first, files)
+    count = flops(first, images[0])
+    rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))]
+    dtypes = ["float32"] * (len(STEPS) - 1) + ["bfloat16"]
+    rows += [Row(model, way, dtype, step_runner(first, way, cores)) for way, dtype in zip(STEPS, dtypes, strict=True)]
+    for row in rows:
+        row.run(images[:1])
+    for _ in range(args.rounds):
+        for row in rows:
+            torch.set_num_threads(cores)
+            measure(row, images, first.device)
+    return [{**facts_of(row, count, args.peaks), "stages": {}, "prepare_ms": 0.0} for row in rows]
+
+
+def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Sequence[Prepared]], object]:
+    """Runs the network of an extractor with the optimisations of STEPS up to `way`."""
+    taken = STEPS[: STEPS.index(way) + 1]
+    network = ResNet(extractor.network.config).eval()
+    randomise(network, 0)
+    if STEPS[2] in taken:
+        fold(network)
+    if STEPS[1] in taken:
+        network.to(memory_format=torch.channels_last)
+    network.to(torch.bfloat16 if STEPS[4] in taken else torch.float32)
+    threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+
+    def run_one(image: Prepared) -> None:
+        with torch.inference_mode():
+            x = (image.pixels[None].float() - extractor.mean) / extractor.std
+            network(x.to(next(network.parameters()).dtype))
+
+    def run(images: Sequence[Prepared]) -> None:
+        kept = fused.has_fused
+        if STEPS[3] not in taken:
+            fused.has_fused = lambda dtype: False  # type: ignore[assignment]
+        list(threads.map(run_one, images))
+        fused.has_fused = kept
+
+    return run
+
+
+def prepare(extractor: TrunkExtractor, files: Sequence[Path]) -> tuple[list[Prepared], float]:
+    """Images as the network takes them, and seconds of one core for each."""
+    began = time.perf_counter()
+    images = [extractor.prepare(str(row), read_image(str(file))) for row, file in enumerate(files)]
+    return images, (time.perf_counter() - began) / len(files)
+
+
+def facts_of(row: Row, count: int, peaks: dict[str, float]) -> dict[str, Any]:
+    rate = count / row.best
+    return {
+        "model": row.model, "way": row.way, "dtype": row.dtype, "images_per_second": 1 / row.best,
+        "gflop": count / 1e9, "mfu": rate / peaks[row.dtype], "peak_gib": row.peak,
+    }  # fmt: skip
+
+
+def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
+    """The results as Markdown."""
+    references = {each["model"]: each["images_per_second"] for each in facts if each["way"] != "ours"}
+    cells = [
+        [
+            each["model"],
+            each["way"],
+            each["dtype"],
+            f"{each['images_per_second']:.3f}",
+            f"{each['images_per_second'] / references[each['model']]:.2f}" if references else "",
+            f"{each['gflop']:.0f}",
+            f"{each['mfu']:.0%}",
+            f"{each['peak_gib']:.1f} GiB",
+            ", ".join(f"{name} {ms:.0f}" for name, ms in each["stages"].items()),
+        ]
+        for each in facts
+    ]
+    header = ["model", "way", "dtype", "images/s", "factor", "GFLOP an image", "MFU", "peak memory", "ms, one image"]
+    peaks = ", ".join(f"{name} {flop / 1e9:.0f} GFLOP/s" for name, flop in args.peaks.items())
+    return (
+        "\n\n".join(
+            [
+                f"# Extraction, {time.strftime('%Y-%m-%d')}",
+                f"{hardware()}, {args.images} images, {args.rounds} rounds. Matrix products: {peaks}. "
+                f"Reading, decoding and resizing take {facts[-1]['prepare_ms']:.0f} ms of one core an image. "
+                "Command: `uv run python -m benchmarks.extract`; its docstring is the protocol.",
+                table(header, cells),
+            ]
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS[1:]))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "bfloat16-heads"] + gpu * ["tf32"])
+    parser.add_argument("--batch", type=int, default=16, help="of a GPU")
+    parser.add_argument("--images", type=int, default=128 if gpu else torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
+    parser.add_argument("--steps", action="store_true", help="what each optimisation of a grid network's body gives")
+    parser.add_argument("--no-reference", action="store_true", help="leave the reference loop out")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    args.peaks = {
+        dtype: peak_flops(dtype, torch.device(args.device)) for dtype in dict.fromkeys(["float32", *args.dtypes])
+    }
+    files, facts = photos(args.images), []
+    for model in args.models:
+        facts += (steps if args.steps else bench)(model, args, files)
+        print(report(facts, args), flush=True)
+    write_results(args.out, "extract_steps" if args.steps else "extract", report(facts, args), facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A convolution and what follows it in one step: bias, addition, ReLU; and deformed samples as one gather.
+
+On a CPU the step is one of oneDNN's fused operators, which torch has for its own compiler: three passes over memory
+less a convolution, for any shape and without compiling anything. Weights are not packed beforehand: what is packed for
+one shape is unpacked again, slowly, for another, and the packing itself is about a hundredth of a convolution.
+Elsewhere, and for number types that this processor's oneDNN lacks, it is torch's convolution and steps in place.
+
+Shapes in this file: B images, C channels, h x w cells.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def compute_dtype(name: str) -> torch.dtype:
+    """The type of the tensors, for what `--dtype` names."""
+    dtype: torch.dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+    return dtype
+
+
+@cache
+def has_fused(dtype: torch.dtype) -> bool:
+    """Whether this torch and this processor have the fused operators for a number type."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    """conv(x), plus `residual`, through a ReLU where asked; no gradients. Neither input is changed."""
+    if x.device.type == "cpu" and has_fused(x.dtype) and (residual is None or _adds(conv)):
+        return _fused(x.to(memory_format=torch.channels_last), conv, residual, relu)
+    y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if residual is not None:
+        y += residual
+    return F.relu_(y) if relu else y
+
+
+def _adds(conv: nn.Conv2d) -> bool:
+    """Whether oneDNN adds within the step: not to groups, and only in channels_last, which one channel is not."""
+    return conv.groups == 1 and conv.in_channels > 1
+
+
+def _fused(x: Tensor, conv: nn.Conv2d, residual: Tensor | None, relu: bool) -> Tensor:
+    layer = (conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups)
+    operator = torch.ops.mkldnn._convolution_pointwise
+    if residual is None:
+        return operator(x, *layer, "relu" if relu else "none", [], "")
+    return operator.binary(x, residual, *layer, "add", None, "relu" if relu else None, [], "")
+
+
+def sample_taps(x: Tensor, offsets: Tensor, stride: int, dilation: int) -> Tensor:
+    """What the nine taps of a deformable 3x3 convolution (version 1, one deform group, padding = dilation) read.
+
+    Args:
+        x: (B, C, h, w).
+        offsets: (B, 18, h', w'), (dy, dx) a tap, as torchvision and detectron2 order them.
+
+    Returns:
+        (B, C, 3 h', 3 w'): side by side the 3 x 3 samples of each output cell, bilinear, zero outside of x; a plain 3x3
+        convolution with a stride of 3 then is the deformable one.
+    """
+    batch, channels, height, width = x.shape
+    rows, columns = _places(offsets.float(), stride, dilation)  # (B, h', 3, w', 3): positions need the precision
+    corners, shares = _corners(rows, columns, height, width)
+    corners += torch.arange(batch, device=x.device).view(-1, 1, 1, 1, 1, 1) * (height * width)
+    cells = x.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy where x is channels_last
+    weights = shares.reshape(-1, 4).to(x.dtype)
+    samples = F.embedding_bag(corners.reshape(-1, 4), cells, mode="sum", per_sample_weights=weights)
+    _, down, _, across, _ = rows.shape
+    return samples.view(batch, 3 * down, 3 * across, channels).permute(0, 3, 1, 2)
+
+
+def _places(offsets: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """Row and column in x that each tap reads at, (B, h', 3, w', 3) each: output row, tap row, output column, tap."""
+    down, across = offsets.shape[2:]
+    taps = (torch.arange(3, device=offsets.device) - 1) * dilation
+    y = (torch.arange(down, device=offsets.device) * stride)[:, None, None, None] + taps[:, None, None]
+    x = (torch.arange(across, device=offsets.device) * stride)[:, None] + taps
+    moves = offsets.unflatten(1, (3, 3, 2)).permute(0, 4, 1, 5, 2, 3)
+    return moves[..., 0] + y, moves[..., 1] + x
+
+
+def _corners(rows: Tensor, columns: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four cells around every place, as rows of the flattened map, and their shares; (..., 4) each."""
+    top, left = rows.floor(), columns.floor()
+    low, right = rows - top, columns - left
+    y = torch.stack([top, top, top + 1, top + 1], dim=-1)
+    x = torch.stack([left, left + 1, left, left + 1], dim=-1)
+    shares = torch.stack([(1 - low) * (1 - right), (1 - low) * right, low * (1 - right), low * right], dim=-1)
+    shares = shares.where((y >= 0) & (y < height) & (x >= 0) & (x < width), 0)
+    return (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long(), shares

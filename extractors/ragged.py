@@ -1,0 +1,87 @@
+"""Images of several sizes in one padded batch, each as if it were alone.
+
+A padded batch alone changes every cell: biases make the padding non-zero, and convolutions carry it inwards. Set to
+zero before the max-pool and before every convolution wider than 1x1, deformable ones included, padding is to an image
+what lies outside of it when it runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width)
+WASTE = 1.15  # a padded batch may be so many times the pixels of its images
+
+
+class Areas:
+    """Each image's own part, top left, of the maps of a padded batch.
+
+    Args:
+        sizes: of the images, in pixels.
+        ceil_pool: whether the stem pools as Caffe does.
+        device: where the maps are.
+    """
+
+    def __init__(self, sizes: Sequence[Size], ceil_pool: bool, device: torch.device) -> None:
+        self.padded = common_size(sizes)
+        self._device = device
+        self._sizes: dict[Size, list[Size]] = {}  # of the images, by the padded size of a map
+        self._outside: dict[Size, Tensor] = {}
+        for level in zip(*(_levels(size, ceil_pool) for size in (self.padded, *sizes)), strict=True):
+            self._sizes[level[0]] = list(level[1:])
+
+    def clear(self, maps: Tensor) -> Tensor:
+        """Set what is outside of each image in (B, C, h, w) to zero, in place; gives the same tensor."""
+        size = (maps.shape[2], maps.shape[3])
+        if size not in self._outside:
+            self._outside[size] = self._mask(size)
+        return maps.masked_fill_(self._outside[size], 0)
+
+    def own(self, maps: Tensor) -> list[Tensor]:
+        """Each image's part of (B, C, h, w), (1, C, own h, own w)."""
+        sizes = self._sizes[maps.shape[2], maps.shape[3]]
+        return [maps[row : row + 1, :, :height, :width] for row, (height, width) in enumerate(sizes)]
+
+    def _mask(self, size: Size) -> Tensor:
+        own = torch.tensor(self._sizes[size]).to(self._device, non_blocking=True)[:, :, None]
+        below, beyond = (torch.arange(side, device=self._device) >= own[:, axis] for axis, side in enumerate(size))
+        return (below[:, :, None] | beyond[:, None, :])[:, None]
+
+
+def own_parts(maps: Tensor, areas: Areas | None) -> list[Tensor]:
+    """Each image's part of (B, C, h, w); without areas, all of it."""
+    return list(maps.split(1)) if areas is None else areas.own(maps)
+
+
+def common_size(sizes: Sequence[Size]) -> Size:
+    """The smallest size that holds all of them."""
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def groups(sizes: Sequence[Size]) -> list[list[int]]:
+    """Which images run together: rows of `sizes`, similar ones in a group, so that little of a batch is padding."""
+    found: list[list[int]] = []
+    for row in sorted(range(len(sizes)), key=lambda row: sizes[row]):
+        if found and _fits([sizes[each] for each in (*found[-1], row)]):
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def _fits(sizes: Sequence[Size]) -> bool:
+    height, width = common_size(sizes)
+    return height * width * len(sizes) <= WASTE * sum(high * wide for high, wide in sizes)
+
+
+def _levels(size: Size, ceil_pool: bool) -> list[Size]:
+    """Sizes of the maps on the way from an image to res5: half a step each, rounded up; Caffe's pool rounds down."""
+    levels = [size]
+    for step in range(5):
+        pooled = ceil_pool and step == 1
+        height, width = (side // 2 if pooled else (side + 1) // 2 for side in levels[-1])
+        levels.append((height, width))
+    return levels
