@@ -8,6 +8,7 @@ import pickle
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -296,6 +297,9 @@ def _weights(folder: Path) -> None:
     tensors = {"a.weight": torch.arange(12.0).reshape(3, 4), "a.bias": torch.ones(3, dtype=torch.float16)}
     torch.save({"model": tensors}, folder / "x.pth")
     torch.save(tensors, folder / "old.pth", _use_new_zipfile_serialization=False)
+    trainer = {"state_dict": tensors, "dirpath": Fraction(1, 2)}  # any object that torch does not know by itself
+    torch.save(trainer, folder / "x.ckpt")
+    torch.save(trainer, folder / "x.model", _use_new_zipfile_serialization=False)
     save_file(tensors, folder / "x.safetensors")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     (folder / "x.pkl").write_bytes(pickle.dumps({"model": arrays, "matching_heuristics": True}, 2))
