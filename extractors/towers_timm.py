@@ -118,7 +118,10 @@ def _patch(model: Any) -> int:
 
 
 def _square(model: nn.Module, size: int | None) -> Square:
-    """As timm.data.transforms_factory.transforms_imagenet_eval does, from the model's own data config."""
+    """As timm.data.transforms_factory.transforms_imagenet_eval does, from the model's own data config.
+
+    But for the black border that it leaves around VOLO's images (a crop above 1): they fill the square.
+    """
     from timm.data import resolve_data_config
 
     config = resolve_data_config({}, model=model)
@@ -127,7 +130,7 @@ def _square(model: nn.Module, size: int | None) -> Square:
         raise ConfigError(f"this tower's images have borders added (crop_mode {mode!r}), which is not done here.")
     return Square(
         size=size or side,
-        resized=int((size or side) / config["crop_pct"]),
+        resized=max(size or side, int((size or side) / config["crop_pct"])),
         squash=mode == "squash",
         interpolation=config["interpolation"],
         rounding="even",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from trainers.batch import Batch, Cells, Regions
-from trainers.models.grid_vlp import AnswerHead
+from trainers.models.borrowed import Kind, build
+from trainers.models.heads import AnswerHead
 from trainers.models.layers import init_bert
-from trainers.models.text_towers import Kind, build
 
 MODELS = {
     "lxmert": Kind("LxmertConfig", "LxmertModel", "unc-nlp/lxmert-base-uncased", argument={}),

@@ -27,7 +27,7 @@ from extractors.networks import grid_colours
 from extractors.resnet import ResNet, ResNetConfig
 from extractors.trunk import Colours
 from trainers.batch import Batch, Cells, Part, Pixels, VisualInput
-from trainers.models.heads import WordHead
+from trainers.models.heads import AnswerHead, WordHead
 from trainers.models.layers import (
     Encoder,
     LayerConfig,
@@ -270,16 +270,6 @@ def _visual(batch: Batch) -> VisualInput:
         found = "nothing" if batch.visual is None else type(batch.visual).__name__
         raise ValueError(f"Grid-VLP reads grids or pixels, not {found}; use a store of grids")
     return batch.visual
-
-
-class AnswerHead(nn.Sequential):
-    """LXMERT's: linear, GELU, layer normalisation (eps 1e-12), linear; PixelBERT's and Grid-VLP's answers, too.
-
-    Source: airsplay/lxmert `src/lxrt/modeling.py`, BertVisualAnswerHead.
-    """
-
-    def __init__(self, given: int, hidden: int, answers: int) -> None:
-        super().__init__(nn.Linear(given, hidden), nn.GELU(), nn.LayerNorm(hidden, 1e-12), nn.Linear(hidden, answers))
 
 
 HEADS: dict[str, Callable[[GridVLPConfig], nn.Module]] = {

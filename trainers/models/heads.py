@@ -51,6 +51,16 @@ class Classifier(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes))
 
 
+class AnswerHead(nn.Sequential):
+    """Linear, GELU, layer normalisation (eps 1e-12), linear: LXMERT's, which Grid-VLP and PixelBERT answer with, too.
+
+    Source: airsplay/lxmert `src/lxrt/modeling.py`, BertVisualAnswerHead.
+    """
+
+    def __init__(self, dim: int, hidden: int, answers: int) -> None:
+        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.LayerNorm(hidden, 1e-12), nn.Linear(hidden, answers))
+
+
 def class_loss(logits: Tensor, labels: Tensor, by_sample: bool = False) -> Tensor:
     """Mean cross-entropy over the rows (..., C) whose label is not IGNORED; 0 where there is none.
 

@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from extractors.patches import PatchConfig
 from trainers.batch import Batch, Cells, Pixels, Text
@@ -18,6 +18,7 @@ from trainers.models.layers import LayerConfig
 from trainers.models.meter import Meter, MeterConfig
 from trainers.models.text_towers import TextTowerConfig
 
+M = TypeVar("M", bound=nn.Module)
 WORDS, START, PADDING, MASK = 40, 0, 1, 39
 LAYER = LayerConfig(dim=12, heads=3, hidden=20)
 SMALL = {
@@ -45,11 +46,15 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_FOLDERS = TemporaryDirectory()
+
+
 @cache
 def tower(name: str, size: int | None = None) -> PatchConfig:
     """One of ARCHITECTURES, described in a folder as timm does."""
     architecture, settings = ARCHITECTURES[name]
-    folder, side = Path(mkdtemp()), settings["img_size"]
+    folder, side = Path(_FOLDERS.name) / name, settings["img_size"]
+    folder.mkdir(exist_ok=True)
     config = {"architecture": architecture, "pretrained_cfg": {"input_size": [3, side, side]}, "model_args": settings}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return PatchConfig(model=f"timm:{folder}", weights="random:0", layer=-2 if name == "clip" else -1, size=size)
@@ -60,12 +65,16 @@ def end_to_end(name: str = "clip", **changes: Any) -> MeterConfig:
 
 
 def meter(config: MeterConfig = CACHED) -> Meter:
-    """With weights far from their start, so that everything has a say."""
     torch.manual_seed(0)
-    model = Meter(config)
+    return stirred(Meter(config)).eval()
+
+
+@torch.no_grad()
+def stirred(model: M) -> M:
+    """With weights far from their start, so that everything has a say in every logit."""
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0.0, 0.2)
-    return model.eval()
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
 
 
 def text(lengths: tuple[int, ...] = (5, 3, 4)) -> Text:
@@ -88,3 +97,14 @@ def pixels(count: int = 3, size: int = 32) -> Pixels:
 
 def cached_batch(**changes: Any) -> Batch:
     return replace(Batch(text(), cells()), **changes)
+
+
+def assert_cache_is_true(
+    wanted: dict[str, Tensor], cached: dict[str, Tensor], others: dict[str, Tensor], exact: bool
+) -> None:
+    """Logits of cached features are those of pixels: in float32 but for rounding; in float16 they move by less than a
+    hundredth of what other images move them."""
+    for name, logits in wanted.items():
+        moved, error = ((each[name] - logits).abs().max() for each in (others, cached))
+        assert moved > 1e-3, f"{name} does not look at the image"
+        assert error < (5e-6 if exact else moved / 100), f"{name}: {error} of {moved}"

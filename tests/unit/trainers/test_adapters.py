@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tests.unit.trainers.meters import text
+from tests.unit.trainers.meters import stirred, text
 from trainers.batch import Batch, Cells, Pixels, Regions, Text
 from trainers.models.adapters import Adapter, AdapterConfig
 
@@ -24,9 +24,7 @@ COUNTS = (4, 2, 3)
 
 def adapter(name: str) -> Adapter:
     model = Adapter(AdapterConfig(name, "random:0", SETTINGS[name], ("itm", "vqa", "gqa", "nlvr2")))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0.0, 0.2)
-    return model.eval()
+    return stirred(model).eval()
 
 
 def regions() -> Regions:

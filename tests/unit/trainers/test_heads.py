@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from trainers.models import heads
-from trainers.models.heads import IGNORED, Classifier, WordHead
+from trainers.models.heads import IGNORED, AnswerHead, Classifier, WordHead
 
 
 def test_a_tied_head_decodes_with_the_words_it_is_given() -> None:
@@ -27,6 +27,11 @@ def test_a_tied_head_decodes_with_the_words_it_is_given() -> None:
 def test_the_classifier_has_four_steps_in_order() -> None:
     names = [type(each).__name__ for each in Classifier(4, 8, 3)]
     assert names == ["Linear", "LayerNorm", "GELU", "Linear"] and Classifier(4, 8, 3)[1].eps == 1e-5
+
+
+def test_lxmert_s_answers_come_in_its_order() -> None:
+    head = AnswerHead(4, 8, 3)
+    assert [type(each).__name__ for each in head] == ["Linear", "GELU", "LayerNorm", "Linear"] and head[2].eps == 1e-12
 
 
 def test_class_loss_counts_labelled_rows_only() -> None:

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from extractors import load_extractor
-from tests.unit.trainers.meters import CACHED, cached_batch, cells, end_to_end, meter, pixels, text, tower
+from tests.unit.trainers.meters import (
+    CACHED,
+    assert_cache_is_true,
+    cached_batch,
+    cells,
+    end_to_end,
+    meter,
+    pixels,
+    text,
+    tower,
+)
 from trainers.batch import Batch, Cells, Pixels, Regions, Text, from_images, from_records
+from trainers.images import square_pixels
 from trainers.models.heads import class_loss
 from trainers.models.image_towers import IMAGE_TOWERS
 from trainers.models.layers import LayerConfig
@@ -62,30 +73,19 @@ def test_texts_may_share_an_image() -> None:
             torch.testing.assert_close(found, wanted[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", ["clip", "swin"])
-def test_the_cache_gives_what_pixels_give(name: str) -> None:
-    """From one image: `extract patches` in float16, against the same encoder inside the model."""
-    config = tower(name)
-    extractor = load_extractor("patches", **{**vars(config), "device": "cpu", "store_dtype": "float16"})
+def test_the_cache_gives_what_pixels_give(name: str, dtype: Any) -> None:
+    """From one image: `extract patches`, against the same encoder inside the model."""
+    extractor = load_extractor("patches", **{**vars(tower(name)), "device": "cpu", "store_dtype": dtype})
     model = meter(end_to_end(name))
-    inside, outside = model.image, extractor.tower  # type: ignore[attr-defined]
-    assert inside is not None
-    inside.tower.load_state_dict(outside.state_dict())
+    assert model.image is not None
+    model.image.tower.load_state_dict(extractor.tower.state_dict())  # type: ignore[attr-defined]
     photos = [np.random.default_rng(seed).integers(0, 256, (70, 90, 3), np.uint8) for seed in range(3)]
-    squares = np.stack([inside.square.of(photo) for photo in photos])
-    fresh = Batch(text(), Pixels(torch.from_numpy(squares).permute(0, 3, 1, 2)))
-    cached = Batch(text(), from_images(extractor, photos))
-    assert isinstance(cached.visual, Cells) and cached.visual.features.dtype == torch.float16
-    found, wanted = everything(model, cached), everything(model, fresh)
-    assert isinstance(fresh.visual, Pixels)
-    patches = inside(fresh.visual)[:, int(inside.has_class) :]
-    torch.testing.assert_close(cached.visual.features.float(), patches, rtol=5e-4, atol=1e-6)  # float16 has 11 bits
-    for head, logits in wanted.items():
-        torch.testing.assert_close(found[head], logits, rtol=0, atol=1e-2 * float(logits.detach().abs().max()))
-    exact = load_extractor("patches", **{**vars(config), "device": "cpu", "store_dtype": "float32"})
-    exact.tower.load_state_dict(outside.state_dict())  # type: ignore[attr-defined]
-    for head, logits in everything(model, Batch(text(), from_images(exact, photos))).items():
-        torch.testing.assert_close(logits, wanted[head], rtol=0, atol=2e-5)
+    fresh = Batch(text(), square_pixels(photos, model.image.square))
+    cached, others = (Batch(text(), from_images(extractor, each)) for each in (photos, photos[::-1]))
+    assert isinstance(cached.visual, Cells) and str(cached.visual.features.dtype) == f"torch.{dtype}"
+    assert_cache_is_true(*(everything(model, each) for each in (fresh, cached, others)), exact=dtype == "float32")
 
 
 def test_hidden_patches_are_not_seen() -> None:

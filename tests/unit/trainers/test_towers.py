@@ -15,7 +15,7 @@ from extractors.base import ConfigError
 from extractors.patches import PatchConfig
 from extractors.weights import WeightsError
 from tests.unit.extractors.towers import save_tower
-from tests.unit.trainers.meters import ARCHITECTURES, SMALL, pixels, text, tower
+from tests.unit.trainers.meters import ARCHITECTURES, SMALL, pixels, stirred, text, tower
 from trainers.batch import Pixels, Text
 from trainers.models.image_towers import IMAGE_TOWERS, ImageTower
 from trainers.models.text_towers import TEXT_TOWERS, TextTower, TextTowerConfig
@@ -90,9 +90,7 @@ def test_text_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def image_tower(name: str, size: int | None = None) -> ImageTower:
     torch.manual_seed(0)
     model = ImageTower(tower(name, size)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, 0.0, 0.2)
-    return model
+    return stirred(model)
 
 
 SHAPES = {"swin": (3, 4, 32), "volo": (3, 17, 384)}
@@ -162,6 +160,7 @@ def test_the_published_encoders_exist() -> None:
         with torch.device("meta"):
             model = ImageTower(replace(config, weights="random:0"))
         sizes[name] = (model.size, model.dim, sum(each.numel() for each in model.parameters()))
+        assert model.square.resized == (248 if name in ("clip-b32-224", "beit-b16-224") else model.size)
     assert sizes == {
         "clip-b32-224": (224, 768, 80_368_128),
         "clip-b16-224": (224, 768, 78_711_552),
