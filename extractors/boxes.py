@@ -135,7 +135,7 @@ def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     if boxes.device.type == "cuda":
         return settled_survivors(boxes, scores, threshold)
     pixels = boxes.cpu().numpy()
-    over = _iou_inclusive(pixels[:, None], pixels[None]) >= float(np.float32(threshold))
+    over = _iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)
     np.fill_diagonal(over, False)
     spares = [~int.from_bytes(row.tobytes(), "little") for row in np.packbits(over, axis=1, bitorder="little")]
     order = scores.t().argsort(dim=1, descending=True, stable=True).tolist()
