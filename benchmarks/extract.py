@@ -66,9 +66,9 @@ def photos(count: int) -> list[Path]:
     return list(islice(cycle(sorted(folder.glob("*.jpg"))), count))
 
 
-def make(model: str, dtype: str, device: str) -> TrunkExtractor:
+def make(model: str, dtype: str, device: str, store_dtype: str = "float16") -> TrunkExtractor:
     """An extractor with random weights, at full width."""
-    same: dict[str, Any] = {"weights": "random:0", "dtype": dtype, "device": device}
+    same: dict[str, Any] = {"weights": "random:0", "dtype": dtype, "device": device, "store_dtype": store_dtype}
     kind = RegionConfig if model == "butd-r101" else GridConfig
     extractor = make_extractor(kind(model=model, **same))
     assert isinstance(extractor, TrunkExtractor)

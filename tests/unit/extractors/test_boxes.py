@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from extractors.boxes import (
+    CLASSES_AT_ONCE,
     SCALE_CLAMP,
     caffe_anchors,
     class_survivors,
@@ -19,6 +20,9 @@ from extractors.boxes import (
     detectron2_anchors,
     nms,
     nonempty,
+    overlaps_inclusive,
+    settled,
+    settled_survivors,
     shifted_anchors,
 )
 
@@ -225,3 +229,30 @@ def test_survivors_of_each_class_are_those_of_a_plain_loop(threshold: Fraction, 
 
 def test_survivors_of_no_boxes_are_none() -> None:
     assert class_survivors(torch.empty(0, 4), torch.empty(0, 5), 0.3).shape == (0, 5)
+
+
+# Without a walk, as a GPU does it.
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("count", [0, 1, 9, 200])
+def test_boxes_settle_as_a_walk_leaves_them(count: int, threshold: float) -> None:
+    boxes = torch.tensor(random_boxes(count, count), dtype=torch.float32).reshape(-1, 4)
+    scores = torch.tensor(random_scores(count, count))
+    order = scores.sort(descending=True, stable=True).indices
+    found = order[settled(overlaps_inclusive(boxes[order], threshold))]
+    assert found.tolist() == nms(boxes, scores, threshold, plus=1).tolist()
+
+
+def test_a_chain_settles_from_its_front() -> None:
+    """Each box suppresses the next one alone, so every second one stays."""
+    over = torch.diag(torch.ones(8, dtype=torch.bool), 1)
+    assert settled(over).tolist() == [True, False] * 4 + [True]
+
+
+@pytest.mark.parametrize(("count", "classes"), [(0, 5), (1, 3), (60, 7), (9, CLASSES_AT_ONCE + 20)])
+def test_all_classes_settle_as_their_walks_leave_them(count: int, classes: int) -> None:
+    boxes = torch.tensor(random_boxes(count, count), dtype=torch.float32).reshape(-1, 4)
+    rows = [random_scores(100 * count + each, count) for each in range(classes)]
+    scores = torch.tensor(rows).reshape(classes, count).t()
+    assert torch.equal(settled_survivors(boxes, scores, 0.3), class_survivors(boxes, scores, 0.3))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from extractors import ConfigError, GridConfig, RegionConfig, WeightsError, load_extractor, make_extractor
-from extractors.base import ExtractorConfig, pick_device
+from extractors.base import ExtractorConfig, float32_multiplied, pick_device
 from extractors.faster_rcnn import BottomUpDetector, DetectorConfig
 from extractors.regions import choose_rule, vocabulary
 from extractors.selection import DEFAULTS, Selection
@@ -205,3 +205,12 @@ def test_the_default_detector_is_the_published_one() -> None:
     assert shapes[f"{predictor}cls_embedding.weight"] == (1601, 256)
     assert shapes[f"{predictor}fc_attr.weight"] == (512, 2304)
     assert shapes[f"{predictor}attr_score.weight"] == (401, 512)
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")])
+def test_a_gpu_rounds_float32_to_tf32_only_where_it_was_asked_for(dtype: str, wanted: str) -> None:
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [each.fp32_precision for each in settings]
+    with float32_multiplied(dtype, torch.device("cuda")):
+        assert [each.fp32_precision for each in settings] == [wanted, wanted]
+    assert [each.fp32_precision for each in settings] == before

@@ -1,0 +1,98 @@
+"""How far features in lower number types are from those in float32, on photographs.
+
+    uv run python -m benchmarks.dtype_error --images 2
+
+Protocol. Photographs of ../shared/data/photos, or the four of workflows/photos, at 600/1000; weights are random (seed
+0), full width, scaled so that activations stay near 1 at any depth: trained weights, which have other distributions,
+will differ. Features are kept in float32. For each model and type: largest and mean absolute difference over the
+largest float32 value, lowest and mean cosine of rows (a grid cell, a region). Regions are matched by place: a box of
+float32 is lost if the other type keeps none within a pixel of it; features of the others are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.extract import MODELS, make, photos
+from benchmarks.machine import hardware, table, write_results
+from extractors import read_image
+from storage import RegionRecord
+from storage.records import Record
+
+MERGES: dict[str, Any] = {"max": max, "mean": np.mean, "lowest": min, "cosine": np.mean, "lost": sum, "rows": sum}
+
+
+def compare(exact: Record, found: Record) -> dict[str, Any]:
+    """Rows of two records of one image, and what of the first one is missing in the second."""
+    wanted, other = (each.features.reshape(-1, each.features.shape[-1]) for each in (exact, found))  # type: ignore[union-attr]
+    lost = 0
+    if isinstance(exact, RegionRecord) and isinstance(found, RegionRecord):
+        gaps = np.abs(exact.boxes[:, None] - found.boxes[None]).max(axis=2)
+        rows, kept = gaps.argmin(axis=1), gaps.min(axis=1) <= 1
+        wanted, other, lost = wanted[kept], other[rows[kept]], int((~kept).sum())
+    wanted, other = wanted.astype(np.float64), other.astype(np.float64)
+    gap, scale = np.abs(wanted - other), np.abs(wanted).max()
+    lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(other, axis=1)
+    cosine = (wanted * other).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return {
+        "max": gap.max() / scale, "mean": gap.mean() / scale, "lowest": cosine.min(), "cosine": cosine.mean(),
+        "lost": lost, "rows": len(wanted) + lost,
+    }  # fmt: skip
+
+
+def measure(model: str, dtypes: Sequence[str], device: str, count: int) -> list[dict[str, Any]]:
+    """A row a number type."""
+    made = {dtype: make(model, dtype, device, "float32") for dtype in ("float32", *dtypes)}
+    images = [made["float32"].prepare(str(row), read_image(str(file))) for row, file in enumerate(photos(count))]
+    records = {dtype: each.extract(images) for dtype, each in made.items()}
+    rows = []
+    for dtype in dtypes:
+        pairs = zip(records["float32"], records[dtype], strict=True)
+        of_images = [compare(*pair) for pair in pairs]  # type: ignore[arg-type]
+        row: dict[str, Any] = {"model": model, "dtype": dtype}
+        for name, merge in MERGES.items():
+            row[name] = float(merge([each[name] for each in of_images]))
+        rows.append(row)
+    return rows
+
+
+def report(rows: Sequence[dict[str, Any]], count: int) -> str:
+    """The results as Markdown."""
+    cells = [
+        [
+            row["model"], row["dtype"], f"{row['max']:.2g}", f"{row['mean']:.2g}", f"{row['lowest']:.5f}",
+            f"{row['cosine']:.6f}", f"{row['lost']:.0f} of {row['rows']:.0f}" if row["model"] == "butd-r101" else "",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = ["model", "dtype", "max error", "mean error", "lowest cosine", "mean cosine", "boxes lost"]
+    title = f"# Number types that networks compute in, {time.strftime('%Y-%m-%d')}"
+    command = "Command: `uv run python -m benchmarks.dtype_error`; its docstring is the protocol."
+    return "\n\n".join([title, f"{hardware()}, {count} images. {command}", table(header, cells)]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--images", type=int, default=32 if gpu else 2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for model in args.models:
+        dtypes = ["bfloat16"] + ["float16", "tf32"] * gpu + ["bfloat16-heads"] * (model == "butd-r101")
+        rows += measure(model, dtypes, args.device, args.images)
+        print(report(rows, args.images), flush=True)
+    write_results(args.out, "dtype_error", report(rows, args.images), rows)
+
+
+if __name__ == "__main__":
+    main()
