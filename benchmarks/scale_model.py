@@ -29,16 +29,15 @@ VIEWS = {
 }
 
 
-def newest(what: str) -> list[dict[str, Any]]:
-    """The facts of the last results of a benchmark."""
-    found: list[dict[str, Any]] = json.loads(max(RESULTS.glob(f"{what}_*.json")).read_text())["facts"]
-    return found
+def measured(what: str) -> list[dict[str, Any]]:
+    """The facts of a benchmark's results, the newest last."""
+    return [fact for path in sorted(RESULTS.glob(f"{what}_*.json")) for fact in json.loads(path.read_text())["facts"]]
 
 
 def constants() -> dict[str, float]:
     """Measured, an image each: seconds of CPU to plan and to ask, bytes of index and of temporary disk."""
-    empty, partly, *_ = newest("plan_scale")
-    index = newest("store_scale")[-1]
+    planned = {row["store"]: row for row in measured("plan_scale")}
+    empty, partly, index = planned["empty"], planned["40 % done"], measured("store_scale")[-1]
     return {
         "plan_s": sum(cpu for _, cpu in empty["seconds"]) / empty["images"],
         "ask_s": partly["seconds"][1][1] / partly["images"],
