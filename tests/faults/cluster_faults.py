@@ -74,10 +74,12 @@ class Scene:
     def check(self, out: Path | str, result: JobResult | None = None, lost: dict[str, str] | None = None) -> None:
         """See that the store is the undisturbed one, but for the images that have to be errors, by reason."""
         expected = [f"only in one: {key}" for key in sorted(lost or {})] + (["errors"] if lost else [])
-        assert differences(Path(self.whole), out) == expected  # type: ignore[arg-type]
-        assert verify_store(out).problems == []
         store = open_store(out)
-        assert {row.key: row.reason for row in store.errors()} == (lost or {})
+        found = {row.key: (row.reason, row.message) for row in store.errors()}
+        assert {key: reason for key, (reason, _) in found.items()} == (lost or {}), found
+        apart = differences(Path(self.whole), out)  # type: ignore[arg-type]
+        assert apart == expected, apart
+        assert verify_store(out).problems == []
         assert len(store) + len(store.errors()) == IMAGES
         assert result is None or (result.status, result.report.images) == (0, IMAGES), result
 
