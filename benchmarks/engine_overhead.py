@@ -1,10 +1,12 @@
 """What the machinery costs: both engines against the bare model loop on images that are in memory already.
 
-    uv run python -m benchmarks.engine_overhead --images 2048 --out benchmarks/results
+    uv run python -m benchmarks.engine_overhead --images 2048
+    uv run python -m benchmarks.engine_overhead --images 256 --shorter 600 --longer 1000 --engines local
 
-Protocol. JPEGs of 640 x 480, cut from four photographs at random places; a ResNet-50 of full width at --shorter 224,
-random weights, fp32, batch of one, on the CPU. Every engine runs in a process of its own, rounds interleaved; nothing
-else should run.
+Protocol. JPEGs of 640 x 480, cut from four photographs at random places; a ResNet-50 of full width, random weights,
+fp32, batch of one, on the CPU. The smaller the images become, the larger is the part of what is not the network: 224
+is for many images in bearable time, 600/1000 is what a job does. Every engine runs in a process of its own, rounds
+interleaved; nothing else should run.
 
 bare     as many threads as cores run the network over 64 resized images again and again; nothing is read or written.
 decoding the same threads also read, decode and resize each image: what has to be done on the same cores where there is
@@ -38,7 +40,7 @@ from benchmarks.machine import hardware, table, write_results
 from extractors import decode, load_extractor
 
 PHOTOS = Path(__file__).parents[1] / "workflows" / "photos"
-NETWORK = {"model": "r50", "weights": "random:0", "shorter": 224, "longer": 400, "device": "cpu"}
+NETWORK = {"model": "r50", "weights": "random:0", "shorter": 224, "longer": 400, "device": "cpu"}  # but for the sizes
 ENGINES = {"local": [], "ray": ["--engine", "ray", "--workers", str(os.cpu_count()), "--address", "local"]}
 UNIT = 64
 
@@ -135,26 +137,29 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--shorter", type=int, default=224)
+    parser.add_argument("--longer", type=int, default=400)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    NETWORK.update(shorter=args.shorter, longer=args.longer)
     if args.bare:
         print(bare(Path(args.bare[0]), int(args.bare[1]), args.bare[2] == "decoding"))
         return
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("bare", "decoding", *ENGINES)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("bare", "decoding", *args.engines)}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "images"
         write_images(folder, args.images)
         for number in range(args.rounds):
             for name in ("bare", "decoding"):
-                command = [sys.executable, "-m", "benchmarks.engine_overhead", "--bare", str(folder)]
-                told = subprocess.run(
-                    [*command, str(args.images // 4), name], check=True, capture_output=True, text=True
-                )
+                command = [sys.executable, "-m", "benchmarks.engine_overhead", "--shorter", str(args.shorter)]
+                command += ["--longer", str(args.longer), "--bare", str(folder), str(args.images // 4), name]
+                told = subprocess.run(command, check=True, capture_output=True, text=True)
                 found[name].append({"images_per_second": float(told.stdout)})
-            for name in ENGINES:
+            for name in args.engines:
                 found[name].append(engine(ENGINES[name], folder, Path(work) / f"{name}{number}"))
     text = report(found, args.images)
-    write_results(args.out, "engine_overhead", text, found)
+    write_results(args.out, f"engine_overhead_{args.shorter}", text, found)
     print(text)
 
 
@@ -172,8 +177,8 @@ def report(found: dict[str, list[dict[str, Any]]], images: int) -> str:
     header = ["", "images/s", "x bare", "x decoding", "x local", "start-up, s", "GiB in the 2nd / last quarter"]
     return f"""# What the machinery costs, {time.strftime("%Y-%m-%d")}
 
-{hardware()}. {images} images, {len(found["local"])} rounds. Command: `uv run python -m benchmarks.engine_overhead`; its
-docstring is the protocol.
+{hardware()}. {images} images, resized to {NETWORK["shorter"]}/{NETWORK["longer"]}, {len(found["local"])} rounds.
+Command: `uv run python -m benchmarks.engine_overhead`; its docstring is the protocol.
 
 {table(header, rows)}
 """
