@@ -17,12 +17,18 @@ from tests.helpers import TINY, differences, write_photos
 KILLS = 10
 
 
+def heed_ctrl_c() -> None:
+    """Shells start what runs in the background with SIGINT ignored, and so would be all that the tests start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(photos: Path, out: Path) -> subprocess.Popen[str]:
     """The command in a process of its own, as far as its first line, so that the clock starts with the work."""
     flags = ["--images", str(photos), "--out", str(out), "--images-per-shard", "2", *TINY]
     process = subprocess.Popen(
         [sys.executable, "-m", "workflows.cli", "extract", "regions", *flags],
         cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     assert process.stderr is not None
     while (line := process.stderr.readline()) and " images in " not in line:
