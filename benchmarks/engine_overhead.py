@@ -1,7 +1,7 @@
 """What the machinery costs: both engines against the bare model loop on images that are in memory already.
 
     uv run python -m benchmarks.engine_overhead --images 2048
-    uv run python -m benchmarks.engine_overhead --images 256 --shorter 600 --longer 1000 --engines local
+    uv run python -m benchmarks.engine_overhead --images 192 --rounds 5 --shorter 600 --longer 1000 --engines local
 
 Protocol. JPEGs of 640 x 480, cut from four photographs at random places; a ResNet-50 of full width, random weights,
 fp32, batch of one, on the CPU. The smaller the images become, the larger is the part of what is not the network: 224
@@ -151,9 +151,9 @@ def main() -> None:
         folder = Path(work) / "images"
         write_images(folder, args.images)
         for number in range(args.rounds):
-            for name in ("bare", "decoding"):
+            for name, count in (("bare", args.images), ("decoding", args.images // 4)):
                 command = [sys.executable, "-m", "benchmarks.engine_overhead", "--shorter", str(args.shorter)]
-                command += ["--longer", str(args.longer), "--bare", str(folder), str(args.images // 4), name]
+                command += ["--longer", str(args.longer), "--bare", str(folder), str(count), name]
                 told = subprocess.run(command, check=True, capture_output=True, text=True)
                 found[name].append({"images_per_second": float(told.stdout)})
             for name in args.engines:

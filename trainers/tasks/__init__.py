@@ -1,0 +1,1 @@
+"""What is learnt: one file a task, pre-training objectives among them."""
