@@ -64,6 +64,7 @@ def _parse(args: list[str]) -> Any:
     )
     if args[:1] and args[0] in TRANSFER_COMMANDS:
         return _tyro(transfer, args)
+    from workflows.data import Data
     from workflows.demo import Demo
     from workflows.doctor import Doctor
     from workflows.extract import Extract, PlanExtract, with_config_file
@@ -75,6 +76,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[PlanExtract, tyro.conf.subcommand("plan", description="Say what an extraction would do and cost.")]
         | Annotated[Retry, tyro.conf.subcommand("retry")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+        | Annotated[Data, tyro.conf.subcommand("data")]
         | StoreCommand
         | transfer
     )

@@ -1,9 +1,9 @@
 """`python -m tests.golden FOLDER...`: check reference folders, made by official code, against the
 extractors and models.
 
-A folder holds config.json, weights.safetensors, inputs.safetensors and outputs.safetensors; a folder above such
-folders stands for all of them. Prints a line a tensor. Exit status: 0 all within tolerance, 1 something past it,
-2 a folder that cannot be checked.
+A folder holds config.json, weights.safetensors, inputs.safetensors and outputs.safetensors, or, where it is of scores,
+inputs.json and outputs.json; a folder above such folders stands for all of them. Prints a line a tensor or list. Exit
+status: 0 all within tolerance, 1 something past it, 2 a folder that cannot be checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from pathlib import Path
 import torch
 
 from storage.errors import TriptychError
-from tests.golden import bua_selection, butd_regions, components, grid_feats, meter, preprocess, vilt, vl_bert
+from tests.golden import (
+    bua_selection,
+    butd_regions,
+    components,
+    grid_feats,
+    meter,
+    preprocess,
+    vilt,
+    vl_bert,
+    vqa_eval,
+)
 from tests.golden.compare import FILES, WITHOUT_WEIGHTS, CannotCheckError, Folder, Report, read_config
 
 CHECKERS: dict[str, Callable[[Folder, Report], None]] = {  # the project that config.json names -> its checker
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_named(named: Path) -> list[int]:
     """Check a folder, or all below it: a status each. Models not covered are passed over where others are there."""
-    below = [named] if (named / "config.json").is_file() else folders_below(named)
+    below = [named] if (named / "config.json").is_file() or vqa_eval.is_here(named) else folders_below(named)
     covered = [path for path in below if is_covered(path)]
     if not below:
         found = "no config.json in it or below" if named.is_dir() else "no such folder"
@@ -64,14 +74,15 @@ def check_named(named: Path) -> list[int]:
 
 
 def folders_below(named: Path) -> list[Path]:
-    """Folders with a config.json anywhere below this one."""
-    return sorted(path.parent for path in named.rglob("config.json"))
+    """Folders with a config.json, or of scores, anywhere below this one."""
+    scores = {path.parent for path in named.rglob(vqa_eval.FILES[0]) if vqa_eval.is_here(path.parent)}
+    return sorted({path.parent for path in named.rglob("config.json")} | scores)
 
 
 def is_covered(path: Path) -> bool:
     """Whether a checker knows the folder's project. A config.json that cannot be read is for the check to tell."""
     try:
-        return upstream_repo(path) in CHECKERS
+        return vqa_eval.is_here(path) or upstream_repo(path) in CHECKERS
     except CannotCheckError:
         return True
 
@@ -97,10 +108,7 @@ def check_folder(path: Path) -> int:
     """Check one reference folder and print its report; where the check breaks off, what was compared until then."""
     report, problem = Report(), None
     try:
-        name = upstream_repo(path) or ""
-        folder = Folder.read(path, WITHOUT_WEIGHTS if name in NO_WEIGHTS else FILES)
-        CHECKERS[name](folder, report)
-        report.fail_unhandled(folder)
+        compare_all(path, report)
     except TriptychError as error:
         problem = str(error)
     except (RuntimeError, LookupError) as error:  # shapes that do not go together, settings that are not there
@@ -111,6 +119,17 @@ def check_folder(path: Path) -> int:
         return NOT_CHECKED
     print(f"{path}: {len(report.comparisons)} comparisons, {len(report.failures)} past the tolerance")
     return FAILED if report.failures else PASSED
+
+
+def compare_all(path: Path, report: Report) -> None:
+    """Fill a report with all comparisons of a folder; raises what its checker does."""
+    if vqa_eval.is_here(path):
+        vqa_eval.check(path, report)
+        return
+    name = upstream_repo(path) or ""
+    folder = Folder.read(path, WITHOUT_WEIGHTS if name in NO_WEIGHTS else FILES)
+    CHECKERS[name](folder, report)
+    report.fail_unhandled(folder)
 
 
 def complain(message: str) -> None:

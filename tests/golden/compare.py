@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,15 @@ class Report:
             self.fail(name, f"found shape {list(found.shape)}, wanted {list(wanted.shape)}", tolerance)
         else:
             self.comparisons.append(Comparison(name, largest_difference(found, wanted), tolerance))
+
+    def same(self, name: str, found: Sequence[Any], wanted: Sequence[Any]) -> None:
+        """Add a line for two lists, whose difference is the number of places where they are not equal."""
+        if len(found) != len(wanted):
+            self.fail(name, f"found {len(found)} entries, wanted {len(wanted)}")
+            return
+        wrong = [at for at, (ours, theirs) in enumerate(zip(found, wanted, strict=True)) if ours != theirs]
+        note = f"entry {wrong[0]}: found {found[wrong[0]]!r}, wanted {wanted[wrong[0]]!r}" if wrong else ""
+        self.comparisons.append(Comparison(name, len(wrong), EXACT, note))
 
     def fail(self, name: str, note: str, tolerance: float = EXACT) -> None:
         """Add a line for what cannot even be compared."""

@@ -52,11 +52,6 @@ def test_official_folder(shared: Path, name: str, capsys: pytest.CaptureFixture[
     assert main([str(shared / "reference" / name)]) == 0, capsys.readouterr().out
 
 
-def test_models_of_later_are_told(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(shared / "reference" / "vqa_eval")]) == 2
-    assert f"no checker for {shared / 'reference' / 'vqa_eval'}" in capsys.readouterr().err
-
-
 # What we made ourselves: the checks without the official data.
 
 
