@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
 from benchmarks.reference_loop import reference_loop
 from extractors import GridConfig, RegionConfig, fused, make_extractor, read_image
 from extractors.base import Prepared, float32_multiplied
@@ -45,7 +45,6 @@ from extractors.weights import randomise
 
 MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
 STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "bfloat16")
-SIDE = 2048  # of the matrices whose product is the peak
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
 
@@ -93,20 +92,8 @@ def runner(extractor: TrunkExtractor, batch: int, cores: int) -> Callable[[Seque
 def peak_flops(dtype: str, device: torch.device) -> float:
     """Of a square matrix product on all cores, per second."""
     kind = fused.compute_dtype(dtype.removesuffix("-heads"))
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(kind) for _ in range(2))
-    best = float("inf")
     with float32_multiplied(dtype, device):
-        for _ in range(8):
-            began = time.perf_counter()
-            a @ b
-            wait(device)
-            best = min(best, time.perf_counter() - began)
-    return 2 * SIDE**3 / best
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+        return matmul_flops(kind, device)
 
 
 def flops(extractor: TrunkExtractor, image: Prepared) -> int:
@@ -158,20 +145,6 @@ def hooked(modules: dict[str, nn.Module], device: torch.device) -> Iterator[dict
     yield spent
     for handle in handles:
         handle.remove()
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
 
 
 def measure(row: Row, images: Sequence[Prepared], device: torch.device) -> None:
