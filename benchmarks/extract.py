@@ -45,6 +45,7 @@ from extractors.weights import randomise
 
 MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
 STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "bfloat16")
+HEAD_STEPS = ("those of the grid networks, in the box head", "fewer multiplications in the box head")
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
 
@@ -189,8 +190,14 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
     images, _ = prepare(first, files)
     count = flops(first, images[0])
     rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))]
-    dtypes = ["float32"] * (len(STEPS) - 1) + ["bfloat16"]
-    rows += [Row(model, way, dtype, step_runner(first, way, cores)) for way, dtype in zip(STEPS, dtypes, strict=True)]
+    if isinstance(first, RegionExtractor):
+        rows += [Row(model, way, "float32", head_runner(first, way, cores)) for way in HEAD_STEPS]
+    else:
+        ways = STEPS if fused.has_fused(torch.bfloat16) else STEPS[:-1]
+        rows += [
+            Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
+            for way in ways
+        ]
     for row in rows:
         row.run(images[:1])
     for _ in range(args.rounds):
@@ -225,6 +232,19 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
         fused.has_fused = kept
 
     return run
+
+
+def head_runner(extractor: RegionExtractor, way: str, cores: int) -> Callable[[Sequence[Prepared]], object]:
+    """Runs a bottom-up detector without, or with, the last of HEAD_STEPS."""
+    run, heads = runner(extractor, 1, cores), extractor.detector.roi_heads
+    assert isinstance(heads, RoIHeads)
+    kept = heads.phased
+
+    def run_so(images: Sequence[Prepared]) -> object:
+        heads.phased = kept if way == HEAD_STEPS[-1] else None
+        return run(images)
+
+    return run_so
 
 
 def prepare(extractor: TrunkExtractor, files: Sequence[Path]) -> tuple[list[Prepared], float]:
@@ -284,7 +304,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="of a GPU")
     parser.add_argument("--images", type=int, default=128 if gpu else torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
-    parser.add_argument("--steps", action="store_true", help="what each optimisation of a grid network's body gives")
+    parser.add_argument("--steps", action="store_true", help="what each optimisation gives, one by one")
     parser.add_argument("--no-reference", action="store_true", help="leave the reference loop out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
