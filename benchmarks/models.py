@@ -13,7 +13,7 @@ A model that packs makes its layout in the pass. A "forward" is in evaluation mo
 forward pass, a loss on the pooled state and the way back; a "step" is that and AdamW (fused). No task head is timed.
 Models of a group take turns, every other round the other way round; the first round is dropped, and the medians of wall
 and of processor seconds are given: read ratios, of processor seconds where the machine is not idle. Memory is what a
-pass adds to what was held, at its worst (on a CPU resident memory, which includes what the allocator keeps). Operations
+pass adds to what was held, at its worst, in a round of its own (on a CPU resident memory). Operations
 are counted by torch, padding included where a model computes it; MFU is their rate over that of a large matrix product
 in the same run and type.
 """
@@ -33,7 +33,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import hardware, held_gib, matmul_flops, peak_gib, reset_peak, table, wait, write_results
+from benchmarks.machine import (
+    give_back,
+    hardware,
+    held_gib,
+    matmul_flops,
+    peak_gib,
+    reset_peak,
+    table,
+    wait,
+    write_results,
+)
 from benchmarks.model_cases import GROUPS, Group
 from trainers.batch import Batch, Pixels
 
@@ -102,17 +112,26 @@ def clocked(run: Callable[[], object], device: torch.device) -> Clock:
 
 def turn(timed: Timed, batch: Batch, device: torch.device) -> None:
     """One round of one model: a forward pass, and a step, whose two parts are timed one after the other."""
-    held = held_gib(device)
-    reset_peak(device)
     timed.turns["forward"].append(clocked(lambda: timed.forward(batch), device))
-    timed.gib["forward"] = max(timed.gib["forward"], peak_gib(device) - held)
-    reset_peak(device)
     back = clocked(lambda: timed.backward(batch), device)
-    timed.gib["backward"] = max(timed.gib["backward"], peak_gib(device) - held)
     update = clocked(timed.optimizer.step, device)
-    timed.gib["step"] = max(timed.gib["step"], peak_gib(device) - held)
     timed.turns["backward"].append(back)
     timed.turns["step"].append((back[0] + update[0], back[1] + update[1]))
+    timed.optimizer.zero_grad()
+
+
+def weigh(timed: Timed, batch: Batch, device: torch.device) -> None:
+    """Memory that each pass adds, apart from the timed rounds."""
+    runs = (lambda: timed.forward(batch), lambda: timed.backward(batch), timed.optimizer.step)
+    give_back(device)
+    held = held_gib(device)
+    for kind, run in zip(PASSES, runs, strict=True):
+        reset_peak(device)
+        run()
+        wait(device)
+        timed.gib[kind] = peak_gib(device) - held
+        if kind == "forward":
+            give_back(device)
     timed.optimizer.zero_grad()
 
 
@@ -132,7 +151,7 @@ def measure(models: list[Timed], batch: Batch, rounds: int, device: torch.device
         count(each, batch)
         turn(each, batch, device)  # the first one, dropped
         each.turns = {kind: [] for kind in PASSES}
-        each.gib = dict.fromkeys(PASSES, 0.0)
+        weigh(each, batch, device)
     for number in range(rounds):
         for each in models if number % 2 else models[::-1]:
             turn(each, batch, device)
