@@ -1,6 +1,6 @@
 """Scores of the tasks, in percent, each by the rule of its official evaluation.
 
-Predictions are what `Task.predict` gives: one an example, with its "id"; examples are those of the split, with truths as
+Predictions are what `Task.predict` gives: one an example, with its "id". Examples are those of the split, with truth as
 the modules of `trainers.data` say.
 
 Shapes in this file: B boxes, I images, T texts.

@@ -10,16 +10,12 @@ from collections.abc import Sequence
 
 ENOUGH = 3  # people who gave an answer, for it to count as wholly right
 
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
-NUMBERS = {
-    "none": "0",
-    **{word: str(at) for at, word in enumerate("zero one two three four five six seven eight nine ten".split())},
-}
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {"none": "0", **{word: str(at) for at, word in enumerate(_DIGITS)}}
 # Capitals can never match, for words are put in lower case first: "Im" stays "im". "somebody'd" is the official slip.
-CONTRACTIONS = dict(
-    pair.split("=")
-    for pair in """
+_CONTRACTED = """
     aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've
     couldnt've=couldn't've didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've
     hadn'tve=hadn't've hasnt=hasn't havent=haven't hed=he'd hed've=he'd've he'dve=he'd've hes=he's howd=how'd
@@ -39,8 +35,8 @@ CONTRACTIONS = dict(
     wouldve=would've wouldnt=wouldn't wouldnt've=wouldn't've wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll
     y'allll=y'all'll yall'd've=y'all'd've y'alld've=y'all'd've y'all'dve=y'all'd've youd=you'd youd've=you'd've
     you'dve=you'd've youll=you'll youre=you're youve=you've
-    """.split()
-)
+"""
+CONTRACTIONS = dict(pair.split("=") for pair in _CONTRACTED.split())
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")  # the official pattern means to spare "3." too, and does not
 _MOST_PERIODS = 32  # re.UNICODE, passed where the count belongs

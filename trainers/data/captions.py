@@ -1,4 +1,4 @@
-"""Millions of images with a caption each, in memory as Arrow columns: some 100 bytes a pair instead of 700."""
+"""Images with a caption each, by the million: Arrow columns of under 100 bytes a pair, a fifth of what objects take."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class Captions(Sequence[Example]):
             columns = [pa.array(column, pa.large_string()) for column in zip(*page, strict=True)]
             pages.append(pa.RecordBatch.from_arrays(columns, schema=schema))
         return cls(pa.Table.from_batches(pages, schema))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Captions]) -> Captions:
+        """Several end to end."""
+        return cls(pa.concat_tables([part.table for part in parts]))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -1,4 +1,4 @@
-"""Keys as data sets name images, and keys as a store or a folder has them: `9` and `val2014/COCO_val2014_000000000009`."""
+"""Keys as data sets name images, and as stores and folders have them: `9` and `COCO_val2014_000000000009`."""
 
 from __future__ import annotations
 

@@ -91,14 +91,18 @@ def read_objects(path: Path) -> Objects:
     content = read_json(path, INSTANCES)
     with readable(path, INSTANCES):
         images, rows = items(content, "images"), items(content, "annotations")
-    sizes = dict(
-        each(path, images, lambda row: (str(number(row, "id")), (number(row, "height"), number(row, "width"))), INSTANCES)
-    )
-    boxes = each(
-        path, rows, lambda row: (str(number(row, "image_id")), items(row, "bbox"), number(row, "id")), INSTANCES
-    )
+    sizes = dict(each(path, images, _size, INSTANCES))
+    boxes = each(path, rows, _object, INSTANCES)
     with readable(path, INSTANCES):
         return Objects(_boxes_by_image(boxes), sizes)
+
+
+def _size(row: Any) -> tuple[str, tuple[int, int]]:
+    return str(number(row, "id")), (number(row, "height"), number(row, "width"))
+
+
+def _object(row: Any) -> tuple[str, list[float], int]:
+    return str(number(row, "image_id")), items(row, "bbox"), number(row, "id")
 
 
 def _boxes_by_image(rows: Iterable[tuple[str, list[float], Any]]) -> dict[str, tuple[np.ndarray, list[Any]]]:

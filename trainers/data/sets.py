@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from trainers.data import (
     coco_captions,
@@ -19,6 +20,7 @@ from trainers.data import (
     web_captions,
 )
 from trainers.data.base import Example, Split
+from trainers.data.captions import Captions
 from trainers.data.files import AS_PUBLISHED, DataError
 
 OR = "|"  # between the names that a file may have
@@ -55,7 +57,7 @@ def _refcoco(refs: str, splits: Sequence[str], name: str) -> DataSet:
     return DataSet(
         about=f"{name}: referring expressions, as the refer toolkit lays them out (github.com/lichengunc/refer)",
         images=COCO_2014,
-        files={split: (refs, "instances.json") for split in splits},
+        files=dict.fromkeys(splits, (refs, "instances.json")),
         read=refcoco.read,
     )
 
@@ -146,13 +148,13 @@ DATASETS: dict[str, DataSet] = {
     "coco": DataSet(
         about=f"COCO in {_KARPATHY}",
         images=COCO_2014,
-        files={split: ("dataset_coco.json",) for split in ("train", "restval", "val", "test")},
+        files=dict.fromkeys(("train", "restval", "val", "test"), ("dataset_coco.json",)),
         read=karpathy.read,
     ),
     "flickr30k": DataSet(
         about=f"Flickr30k in {_KARPATHY}",
         images=FLICKR30K,
-        files={split: ("dataset_flickr30k.json",) for split in ("train", "val", "test")},
+        files=dict.fromkeys(("train", "val", "test"), ("dataset_flickr30k.json",)),
         read=karpathy.read,
     ),
 }
@@ -170,7 +172,7 @@ def load(name: str, split: str, root: str | Path) -> Split:
     """
     known = data_set(name)
     parts = [_read(known, part, _paths(name, part, Path(root))) for part in split.split("+")]
-    return Split(name, split, parts[0] if len(parts) == 1 else Joined(parts))
+    return Split(name, split, _joined(parts))
 
 
 def _read(known: DataSet, split: str, paths: Sequence[Path]) -> Sequence[Example]:
@@ -178,6 +180,13 @@ def _read(known: DataSet, split: str, paths: Sequence[Path]) -> Sequence[Example
     if not len(examples):
         raise DataError(f"{paths[0]} has no examples of the split {split!r}; wanted {known.about}. {AS_PUBLISHED}")
     return examples
+
+
+def _joined(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
+    if len(parts) == 1:
+        return parts[0]
+    captions = [part for part in parts if isinstance(part, Captions)]
+    return Captions.joined(captions) if len(captions) == len(parts) else Joined(parts)
 
 
 class Joined(Sequence[Example]):
@@ -189,8 +198,13 @@ class Joined(Sequence[Example]):
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    def __getitem__(self, at):  # type: ignore[no-untyped-def]
-        """An example, or for a slice a list of them."""
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Example]: ...
+
+    def __getitem__(self, at: int | slice) -> Example | list[Example]:
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
         left = at + len(self) if at < 0 else at
@@ -200,7 +214,7 @@ class Joined(Sequence[Example]):
             left -= len(part)
         raise IndexError(f"{at} is not among {len(self):,} examples")
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Example]:
         for part in self.parts:
             yield from part
 

@@ -19,7 +19,7 @@ WANTED = 'SNLI-VE\'s JSON lines: {"Flickr30K_ID": "2248275918", "pairID": "", "s
 
 
 def read(split: str, paths: Sequence[Path]) -> list[Example]:
-    """The hypotheses of a file, in its order; ids are pairIDs. Those labelled "-", on which people did not agree, are left out.
+    """The hypotheses of a file, in its order, but those labelled "-", on which people did not agree; ids are pairIDs.
 
     Raises:
         DataError: the file is absent or of another format.

@@ -157,8 +157,8 @@ def test_json_submissions(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == [{"question_id": 9000, "answer": "red"}]
     write_gqa(predictions("answer", **{"201": "yes"}), path)
     assert json.loads(path.read_text()) == [{"questionId": "201", "prediction": "yes"}]
-    write_captions(predictions("caption", **{"9": "a cat", "x_1": "a dog"}), path)
-    assert json.loads(path.read_text()) == [{"image_id": "x_1", "caption": "a dog"}, {"image_id": 9, "caption": "a cat"}]
+    write_captions(predictions("caption", **{"9": "a cat", "x_1": "dog"}), path)
+    assert json.loads(path.read_text()) == [{"image_id": "x_1", "caption": "dog"}, {"image_id": 9, "caption": "a cat"}]
     write_refcoco(predictions("box", **{"3": np.float32([1, 2, 3, 4])}), path)
     assert json.loads(path.read_text()) == [{"sent_id": 3, "box": [1, 2, 3, 4]}]
     write_snli_ve(predictions("label", **{"1.jpg#0r1n": "neutral"}), path)

@@ -21,6 +21,7 @@ def test_a_sequence_like_any_other() -> None:
     assert list(pickle.loads(pickle.dumps(captions))) == wanted
     with pytest.raises(IndexError, match="7 is not among 7 captions"):
         captions[7]
+    assert list(Captions.joined([captions[:2], captions[5:]])) == wanted[:2] + wanted[5:]
     assert list(Captions.of([])) == []
 
 

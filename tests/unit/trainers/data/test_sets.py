@@ -255,6 +255,7 @@ REAL = {
     ("flickr30k", "test"): "dataset_flickr30k__json=flickr8k_karpathy/dataset_flickr8k_subset.json",
 }
 REAL_COUNTS = {"conceptual_captions": 200, "flickr30k": 20}
+REPEATED = {"vcr": 4}  # lines that this sample has twice
 
 
 @pytest.mark.parametrize(("name", "split"), REAL)
@@ -262,7 +263,7 @@ def test_real_samples_are_read(shared: Path, tmp_path: Path, name: str, split: s
     files = dict(pair.split("=") for pair in REAL[name, split].split())
     examples = load(name, split, sample(shared, tmp_path, **files)).examples
     assert len(examples) == REAL_COUNTS.get(name, len(examples)) and len(examples) > 10
-    assert len({example.id for example in examples}) == len(examples)
+    assert len({example.id for example in examples}) == len(examples) - REPEATED.get(name, 0)
     assert all(example.images and all(example.texts) for example in examples)
 
 
