@@ -122,7 +122,9 @@ class StoreVisual:
         self.read_too = (*self.fields, *(["whole_image"] if with_class else []))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        found = self.store.catalog.find(keys) if keys else []
+        if not keys:
+            return []
+        found = self.store.catalog.find(keys)
         return [key for key, place in zip(keys, found, strict=True) if place < 0]
 
     def look(self, keys: Sequence[str], chances: Chances | None = None) -> Looked:

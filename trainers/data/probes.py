@@ -32,7 +32,7 @@ class ProbeDataError(TriptychError):
 
 
 def read_image_folder(root: Path, split: str) -> Split:
-    """Images by class: `root/split/CLASS/name.jpg`; keys are CLASS/name, `truth["label"]` the class's number by name.
+    """Images by class: `root/split/CLASS/name.jpg`; keys are split/CLASS/name, `truth["label"]` is the class's number.
 
     Raises:
         ProbeDataError: there are no such folders, or no images in them.
@@ -40,7 +40,7 @@ def read_image_folder(root: Path, split: str) -> Split:
     folder = root / split
     classes = sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
     examples = [
-        Example(key := f"{name}/{file.stem}", (key,), (), {"label": label, "class": name})
+        Example(key := f"{split}/{name}/{file.stem}", (key,), (), {"label": label, "class": name})
         for label, name in enumerate(classes)
         for file in sorted((folder / name).iterdir())
         if file.suffix.lower() in IMAGES

@@ -96,7 +96,7 @@ def _by_slots(
             words[-1].append(place)
         else:
             words.append([place])
-    wanted, drawn = max(1, round(len(slots) * masking.rate)), []
+    wanted, drawn = max(1, round(len(slots) * masking.rate)), list[int]()
     for number in chance.permutation(len(words)).tolist():
         if len(drawn) + len(words[number]) <= wanted:
             drawn += words[number]

@@ -164,7 +164,7 @@ def nth(visual: P, number: int) -> P:
     """One image of a visual input."""
     assert is_dataclass(visual) and not isinstance(visual, type)
     found = {each.name: _part(getattr(visual, each.name), number) for each in fields(visual)}
-    return replace(visual, **found)  # type: ignore[return-value]
+    return replace(visual, **found)
 
 
 def _part(value: Any, number: int) -> Any:

@@ -161,9 +161,7 @@ def pixel_extractor() -> Extractor:
 VL_BERT = VLBertConfig(LAYER, 2, 80, 80, DIM, region_classes=CLASSES + 1, text_only=True, object_classes=CLASSES + 1)
 GRID = GridVLPConfig(LAYER, 2, 80, 40, DIM, qa_answers=len(COLOURS))
 _BODY = ResNetConfig(50).narrowed(64)
-PIXEL_BERT = replace(
-    GRID, feature_dim=32, body=_BODY, tuned=True, pool=2, visual_norm=True, heads=("mlm", "itm")
-)
+PIXEL_BERT = replace(GRID, feature_dim=32, body=_BODY, tuned=True, pool=2, visual_norm=True, heads=("mlm", "itm"))
 VILT = ViLTConfig(LAYER, 2, 80, side=3)
 METER = MeterConfig(
     TextTowerConfig("bert", "random:0", {**meters.SMALL, "vocab_size": 80, "max_position_embeddings": 60}),
