@@ -132,6 +132,11 @@ def _is_below(pid: int, root: int, parents: dict[int, int]) -> bool:
     return pid == root
 
 
+def _spread(ratios: list[float]) -> str:
+    """The median, and between what the rounds were."""
+    return f"{np.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2048)
@@ -168,12 +173,12 @@ def report(found: dict[str, list[dict[str, Any]]], images: int) -> str:
     rows = []
     for name, rounds in found.items():
         rate = [each["images_per_second"] for each in rounds]
-        of = [np.median([a / b["images_per_second"] for a, b in zip(rate, found[base], strict=True)]) for base in found]
+        of = [[a / b["images_per_second"] for a, b in zip(rate, found[base], strict=True)] for base in found]
         last = rounds[-1]
         more = ["", ""]
         if "memory_gib" in last:
             more = [f"{last['startup_seconds']:.1f}", " / ".join(f"{each:.2f}" for each in last["memory_gib"])]
-        rows.append([name, f"{np.median(rate):.2f}", *(f"{each:.3f}" for each in of[:3]), *more])
+        rows.append([name, f"{np.median(rate):.2f}", *map(_spread, of[:3]), *more])
     header = ["", "images/s", "x bare", "x decoding", "x local", "start-up, s", "GiB in the 2nd / last quarter"]
     return f"""# What the machinery costs, {time.strftime("%Y-%m-%d")}
 

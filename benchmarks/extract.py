@@ -36,6 +36,7 @@ from benchmarks.machine import hardware, table, write_results
 from benchmarks.reference_loop import reference_loop
 from extractors import GridConfig, RegionConfig, fused, make_extractor, read_image
 from extractors.base import Prepared, float32_multiplied
+from extractors.faster_rcnn import RoIHeads
 from extractors.grid import GridExtractor
 from extractors.regions import RegionExtractor
 from extractors.resnet import ResNet, fold
@@ -126,8 +127,9 @@ def stages(extractor: TrunkExtractor, image: Prepared) -> dict[str, float]:
         modules["res5"] = extractor.res5
     if isinstance(extractor, RegionExtractor):
         heads = extractor.detector.roi_heads
-        modules |= {"RPN head": extractor.detector.proposal_generator.rpn_head, "box head": heads.res5}  # type: ignore[dict-item]
-        modules["predictor"] = heads.box_predictor  # type: ignore[assignment]
+        assert isinstance(heads, RoIHeads)
+        modules |= {"RPN head": extractor.detector.proposal_generator.rpn_head, "box head": heads.phased or heads.res5}
+        modules["predictor"] = heads.box_predictor
     with hooked(modules, extractor.device) as spent:
         began = time.perf_counter()
         extractor.extract([image])

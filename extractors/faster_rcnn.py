@@ -25,10 +25,11 @@ from extractors import boxes as box_ops
 from extractors.fused import compute_dtype, convolve
 from extractors.ragged import Areas, own_parts
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
+from extractors.winograd import PhasedStage, mean_of_phases, split_phases
 
 STRIDE = 16
 POOL = 14
-ROIS_AT_ONCE = 50  # what measured fastest on a CPU; also bounds memory to about 0.2 GB of activations
+ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds memory to about 0.1 GB of activations
 ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
 HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
@@ -236,6 +237,9 @@ class Heads(nn.Module, ABC):
     def lower(self, dtype: torch.dtype) -> None:
         """Turn to a lower number type what is large; the last layers, whose outputs are compared, stay float32."""
 
+    def settle(self) -> None:
+        """Make what speeds the final weights up, where they now are."""
+
     def features(self, cells: Tensor, boxes: Tensor) -> Tensor:
         """`features_of` one image."""
         return self.features_of([cells], [boxes])
@@ -247,10 +251,16 @@ class RoIHeads(Heads):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.res5 = make_stage(config.body, 5, stride=1, dilation=2)
+        self.phased: PhasedStage | None = None
         self.box_predictor = BoxPredictor(config)
 
     def lower(self, dtype: torch.dtype) -> None:
         self.res5.to(dtype)
+
+    def settle(self) -> None:
+        weight = next(self.res5.parameters())
+        if weight.device.type == "cpu" and weight.dtype == torch.float32:
+            self.phased = PhasedStage(self.res5, POOL // 2)
 
     def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
         """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14) float32."""
@@ -272,6 +282,8 @@ class RoIHeads(Heads):
     def _mean_of_res5(self, rois: Tensor) -> Tensor:
         if not len(rois):
             return rois.new_zeros(0, self.box_predictor.cls_score.in_features)
+        if self.phased is not None:
+            return mean_of_phases(self.phased(split_phases(rois)), len(rois))
         x = rois.to(next(self.res5.parameters()).dtype, memory_format=torch.channels_last)
         return self.res5(x).mean(dim=(2, 3), dtype=torch.float32)
 
@@ -281,10 +293,14 @@ def _gathered(parts: Iterable[Tensor], most: int) -> Iterator[Tensor]:
     held: list[Tensor] = []
     for part in parts:
         if held and sum(map(len, held)) + len(part) > most:
-            yield torch.cat(held)
+            yield _joined(held)
             held = []
         held.append(part)
-    yield torch.cat(held)
+    yield _joined(held)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy it
 
 
 class BottomUpDetector(nn.Module):
@@ -303,7 +319,7 @@ class BottomUpDetector(nn.Module):
     def make_heads(config: DetectorConfig) -> Heads:
         return RoIHeads(config)
 
-    def ready(self, dtype: str) -> None:
+    def ready(self, dtype: str, device: torch.device) -> None:
         """Make the network one for inference, in what `--dtype` names; what compares boxes and scores stays float32.
 
         In float32 the backbone of the bottom-up detector keeps its norms: rounded otherwise than in the official codes,
@@ -317,6 +333,8 @@ class BottomUpDetector(nn.Module):
         if lower:
             self.backbone.to(compute_dtype(dtype))
             self.proposal_generator.rpn_head.conv.to(compute_dtype(dtype))
+        self.to(device).to(memory_format=torch.channels_last)
+        self.roi_heads.settle()
 
     def cells(self, res4: Tensor, areas: Areas | None = None) -> Tensor:
         """The map that boxes are found on, from res4: res4 itself, where res5 is the box head."""

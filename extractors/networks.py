@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from extractors.base import ConvConfig, device_for, narrowed
@@ -85,8 +84,7 @@ def load_detector(name: str, config: ConvConfig) -> LoadedDetector:
     detector = kind(detector_for(name, config, checkpoint)).eval()
     sha256 = fill(detector, checkpoint, f"detector {name}")
     backbone_sha256 = tensors_sha256(as_in_checkpoints(detector.backbone))
-    detector.ready(config.dtype)
-    detector.to(device).to(memory_format=torch.channels_last)
+    detector.ready(config.dtype, device)
     return LoadedDetector(name, detector, checkpoint, sha256, backbone_sha256)
 
 

@@ -7,7 +7,7 @@ airsplay/py-bottom-up-attention and MILVLG/bottom-up-attention.pytorch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import gcd
@@ -191,11 +191,18 @@ class Bottleneck(nn.Module):
         self.conv3 = ConvNorm(width, shape.out_channels, 1)
 
     def forward(self, x: Tensor, areas: Areas | None = None) -> Tensor:
-        y = self.conv1(x, relu=True)
-        if areas is not None:
-            areas.clear(y)
-        moves = () if self.conv2_offset is None else (self.conv2_offset(y),)
-        y = self.conv2(y, *moves, relu=True)
+        def middle(y: Tensor) -> Tensor:
+            if areas is not None:
+                areas.clear(y)
+            moves = () if self.conv2_offset is None else (self.conv2_offset(y),)
+            found: Tensor = self.conv2(y, *moves, relu=True)
+            return found
+
+        return self.around(x, middle)
+
+    def around(self, x: Tensor, middle: Callable[[Tensor], Tensor]) -> Tensor:
+        """The block with anything in the place of its 3x3 convolution; the rest is of 1x1."""
+        y = middle(self.conv1(x, relu=True))
         found: Tensor = self.conv3(y, x if self.shortcut is None else self.shortcut(x), relu=True)
         return found
 

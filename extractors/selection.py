@@ -117,7 +117,7 @@ def class_aware(regressed: Tensor, found: Predictions, frame: Frame, rule: Selec
     confident = _confident(regressed, found, frame, rule)
     kept = confident.rows[:0]
     for threshold in np.arange(rule.nms_threshold, 1.0, 0.1):
-        kept = _per_class_nms(confident, float(threshold))[: rule.max_boxes]
+        kept = _within_classes(confident, float(threshold))[: rule.max_boxes]
         if len(kept) == rule.max_boxes:
             break
     return in_original(_rows_of(confident, kept), frame)
@@ -139,7 +139,7 @@ def detectron2_inference(regressed: Tensor, found: Predictions, frame: Frame, ru
         # A box is suppressed by better ones alone, so the best boxes are those of the best part: with a low threshold
         # there are 1600 times as many as proposals.
         count = max(20 * rule.max_boxes, 4 * count)
-        kept = _per_class_nms(Selected(*(each[:count] for each in ranked)), rule.nms_threshold)[: rule.max_boxes]
+        kept = _within_classes(Selected(*(each[:count] for each in ranked)), rule.nms_threshold)[: rule.max_boxes]
     return in_original(_rows_of(ranked, kept), frame)
 
 
@@ -196,14 +196,8 @@ def _confident(regressed: Tensor, found: Predictions, frame: Frame, rule: Select
     return Selected(rows, boxes, classes, found.class_probs[rows, classes])
 
 
-def _per_class_nms(found: Selected, threshold: float) -> Tensor:
-    """Rows that survive within their class, best first. True per-class suppression: shifting the classes apart, as
-    torchvision's `batched_nms` may, rounds coordinates to 1/8 pixel at 1600 classes."""
-    members = [(found.class_ids == each).nonzero()[:, 0] for each in found.class_ids.unique()]
-    kept = [mine[box_ops.nms(found.boxes[mine], found.class_scores[mine], threshold)] for mine in members]
-    rows = torch.cat(kept) if kept else found.rows[:0]
-    rows = rows.sort().values  # ties in score go by row
-    return rows[found.class_scores[rows].argsort(descending=True, stable=True)]
+def _within_classes(found: Selected, threshold: float) -> Tensor:
+    return box_ops.nms_within_classes(found.boxes, found.class_scores, found.class_ids, threshold)
 
 
 def _rows_of(selected: Selected, rows: Tensor) -> Selected:

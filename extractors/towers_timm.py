@@ -28,8 +28,10 @@ from extractors.towers import (
 class TimmTower(Tower):
     """A transformer of patches of timm.
 
-    Positions are resampled by timm when another size is asked for; Swin's windows stay as they are. VOLO's stages are
-    of different kinds and count as one layer. CaiT's and VOLO's class token joins behind the layers, in last blocks.
+    Positions are resampled by timm when another size is asked for. Swin's windows are then the side of its last map at
+    every stage, as METER has them (zdou0830/METER `meter/modules/swin_transformer.py`), with timm's resampled tables.
+    VOLO's stages are of different kinds and count as one layer. CaiT's and VOLO's class token joins behind the layers,
+    in last blocks.
 
     Raises:
         ConfigError: timm has no such model, or it is of another kind, or the layer or size do not fit.
@@ -43,12 +45,18 @@ class TimmTower(Tower):
         swin, volo = hasattr(self.model, "layers"), hasattr(self.model, "network")
         name = "layers" if swin else "blocks"
         stages = [self.model.network] if volo else getattr(self.model, name)
+        patch = _patch(self.model)
+        last = patch * 2 ** (len(stages) - 1) if swin else patch
+        check_size(self.square.size, last)
+        self.facts = {"architecture": _architecture(self.model), "img_size": self.square.size}
+        if swin and choice.size is not None:
+            self.facts["window"] = window = choice.size // last
+            self.model.set_input_size((choice.size, choice.size), window_size=window)
         self.layer = layer_number(choice.layer, len(stages))
         if not volo:
             setattr(self.model, name, stages[: self.layer])
         elif not self.layer:
             raise ConfigError(f"--layer {choice.layer}: {choice.name} is whole or not at all; choose -1.")
-        patch = _patch(self.model)
         self.stride, self.dim = patch, self.model.num_features if volo else self.model.embed_dim
         if swin:
             self.stride *= 2 ** max(0, self.layer - 1)
@@ -57,13 +65,11 @@ class TimmTower(Tower):
             self.prefix, self.has_class = getattr(self.model, "num_prefix_tokens", 1), True
         else:
             self.prefix = self.model.num_prefix_tokens
-        check_size(self.square.size, patch * 2 ** (len(stages) - 1) if swin else patch)
         if isinstance(self.model.norm, nn.Identity) and hasattr(self.model, "fc_norm"):
             # BEiT's comes behind the mean over the patches, which is not taken here
             self.model.norm, self.model.fc_norm = self.model.fc_norm, nn.Identity()
         normalised(self.model, "norm", self.dim, choice)
         self.model.reset_classifier(0, "")
-        self.facts = {"architecture": _architecture(self.model), "img_size": self.square.size}
 
     def tokens(self, pixels: Tensor) -> Tensor:
         found: Tensor = self.model.forward_features(pixels)

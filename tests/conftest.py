@@ -15,3 +15,10 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the shared reference data is not at {SHARED}")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, for what they share, and all Ray clusters in one: no two at once."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -104,15 +104,22 @@ def upstream_repo(path: Path) -> str | None:
     return repo.partition("@")[0] if isinstance(repo, str) else None
 
 
-def check_folder(path: Path) -> int:
-    """Check one reference folder and print its report; where the check breaks off, what was compared until then."""
-    report, problem = Report(), None
+def compared(path: Path) -> tuple[Report, str | None]:
+    """What was compared of a reference folder, and why the check broke off, if it did."""
+    report = Report()
     try:
         compare_all(path, report)
     except TriptychError as error:
-        problem = str(error)
+        return report, str(error)
     except (RuntimeError, LookupError) as error:  # shapes that do not go together, settings that are not there
-        problem = f"its tensors or settings do not fit the model ({type(error).__name__}: {str(error).splitlines()[0]})"
+        line = str(error).splitlines()[0]
+        return report, f"its tensors or settings do not fit the model ({type(error).__name__}: {line})"
+    return report, None
+
+
+def check_folder(path: Path) -> int:
+    """Check one reference folder and print its report; where the check breaks off, what was compared until then."""
+    report, problem = compared(path)
     print(*report.comparisons, sep="\n", end="\n" if report.comparisons else "")
     if problem is not None:
         complain(f"{path} cannot be checked: {problem}")

@@ -36,7 +36,9 @@ from trainers.models.layers import (
     Spans,
     States,
     TextEmbedding,
+    drawn,
     host_lengths,
+    host_shapes,
     init_bert,
     packed_order,
 )
@@ -172,6 +174,10 @@ class GridVLP(nn.Module):
         lengths = (layout.text_lengths, layout.visual_lengths)
         return States(x, layout.spans, *lengths, batch.text.ids.shape[1], layout.visual_width)
 
+    def checkpoint(self) -> None:
+        """While training keep no activations inside layers: compute them again."""
+        self.encoder.checkpointing = True
+
     def pooled(self, states: States) -> Tensor:
         """(B, D) of [CLS]."""
         return self.pooler(states.first)
@@ -205,7 +211,7 @@ def lay_out(config: GridVLPConfig, batch: Batch, training: bool) -> Layout:
     """
     visual, words = _visual(batch), np.array(host_lengths(batch.text))
     starts, grids, total = _starts(config, visual)
-    kept = [_drawn(count, config.sampled if training else None) for count in total]
+    kept = [drawn(count, config.sampled if training else None) for count in total]
     counts = np.array([len(each) for each in kept])
     image, number = np.repeat(np.arange(len(kept)), counts), np.concatenate(kept)
     places = None
@@ -230,12 +236,8 @@ def lay_out(config: GridVLPConfig, batch: Batch, training: bool) -> Layout:
 
 def by_shape(pixels: Pixels) -> dict[tuple[int, int], list[int]]:
     """Numbers of the images of each shape, in the order in which a network sees them."""
-    shapes = pixels.shapes
-    if shapes is None:
-        assert pixels.sizes is not None
-        shapes = tuple((height, width) for height, width in pixels.sizes.tolist())
     found: dict[tuple[int, int], list[int]] = {}
-    for number, shape in enumerate(shapes):
+    for number, shape in enumerate(host_shapes(pixels)):
         found.setdefault(shape, []).append(number)
     return found
 
@@ -257,12 +259,6 @@ def _starts(
         start += down * across
     shapes = tuple(grids[number] for number in range(len(grids)))
     return [starts[number] for number in range(len(grids))], shapes, [down * across for down, across in shapes]
-
-
-def _drawn(count: int, most: int | None) -> np.ndarray:
-    if most is None or count <= most:
-        return np.arange(count)
-    return torch.randperm(count)[:most].sort().values.numpy()
 
 
 def _visual(batch: Batch) -> VisualInput:

@@ -18,8 +18,6 @@ from extractors.base import ConfigError
 from extractors.patches import PatchConfig, make_tower
 from trainers.batch import Pixels
 
-SWIN_STRIDE = 32  # METER's windows are the side of the last map at every stage
-
 # The encoders that METER's paper compares (tables 4 and 5); of CLIP without its last block, as in the official code.
 # The paper counts 32 pixels a patch for CaiT and VOLO, whose published models have 16.
 IMAGE_TOWERS = {
@@ -54,8 +52,6 @@ class ImageTower(nn.Module):
         self.square, self.dim, self.has_class = self.tower.square, self.tower.dim, self.tower.has_class
         self.size, model = self.square.size, self.tower.model
         self.swin = config.model.startswith("timm:") and hasattr(model, "layers")
-        if self.swin and config.size is not None:
-            model.set_input_size((self.size, self.size), window_size=self.size // SWIN_STRIDE)
 
     def forward(self, pixels: Pixels) -> Tensor:
         """(V, L, D)."""
@@ -110,7 +106,8 @@ class ImageTower(nn.Module):
             return list(model.layers)
         if not hasattr(model, "blocks") or hasattr(model, "blocks_token_only"):
             raise ConfigError(
-                "the layers of this image encoder cannot be fused: choose timm's CLIP, ViT, BEiT or Swin."
+                "the layers of this image encoder cannot be fused: its class token joins behind them (CaiT, VOLO), or "
+                "it is transformers'; choose timm's CLIP, ViT, DeiT, BEiT or Swin."
             )
         return list(model.blocks)
 

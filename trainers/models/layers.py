@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainers.batch import Cells, Part, Regions, Text
+from trainers.batch import Cells, Part, Pixels, Regions, Text
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -156,6 +156,21 @@ def host_lengths(part: Text | Regions | Cells) -> tuple[int, ...]:
         return part.lengths
     assert part.mask is not None
     return tuple(part.mask.sum(1).tolist())
+
+
+def host_shapes(pixels: Pixels) -> tuple[tuple[int, int], ...]:
+    """Height and width of each image; waits for the device where only that knows."""
+    if pixels.shapes is not None:
+        return pixels.shapes
+    assert pixels.sizes is not None
+    return tuple((height, width) for height, width in pixels.sizes.tolist())
+
+
+def drawn(count: int, most: int | None) -> np.ndarray:
+    """Numbers below `count` in order: `most` of them at random, by torch's generator; all, where there are no more."""
+    if most is None or count <= most:
+        return np.arange(count)
+    return torch.randperm(count)[:most].sort().values.numpy()
 
 
 def packed_order(starts: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> np.ndarray:

@@ -201,7 +201,7 @@ def load_vilt(model: ViLT, source: Source) -> LoadReport:
 def start_vilt(model: ViLT, source: Source) -> LoadReport:
     """A pre-trained ViLT as the start of a task: heads are new, but for ranking, which begins as the pair head's match;
     the second image's modality begins as the first's."""
-    adjust = [_fuse, _second_image, _rank_from_pairs]
+    adjust = [_fuse, modalities, rank_from_pairs]
     return fill(model, source, _vilt_rules(model), (r"^heads\.", r"^mask_token$"), _VILT_HEADS, adjust)
 
 
@@ -242,15 +242,17 @@ def _resize(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
     return [f"position interpolated from {old.shape[1] - 1} to {side * side} places, bilinear"]
 
 
-def _second_image(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
-    types = found.get("modality.weight")
-    if types is None or len(types) >= len(wanted["modality.weight"]):
+def modalities(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """The row of NLVR2's second image comes from the first's, or goes."""
+    rows, count = found.get("modality.weight"), len(wanted["modality.weight"])
+    if rows is None or len(rows) == count:
         return []
-    found["modality.weight"] = torch.cat([types, types[IMAGE : IMAGE + 1]])
-    return [f"modality.weight row {len(types)} copied from row {IMAGE}"]
+    found["modality.weight"] = torch.cat([rows, rows[IMAGE : IMAGE + 1]])[:count] if len(rows) < count else rows[:count]
+    return [f"modality.weight row 2 {f'copied from row {IMAGE}' if len(rows) < count else 'left out'}"]
 
 
-def _rank_from_pairs(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+def rank_from_pairs(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """The head of rankings begins as the pair head's match, in ViLT and METER."""
     if "heads.rank.weight" not in wanted or "heads.rank.weight" in found or "heads.itm.weight" not in found:
         return []
     for part in ("weight", "bias"):

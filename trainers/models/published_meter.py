@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from extractors.weights import Tensors
+from extractors.weights import Tensors, WeightsError
 from trainers.models.checkpoints import WORD_HEAD, LoadReport, Rules, fill
 from trainers.models.layers import resize_positions, resize_square
-from trainers.models.meter import IMAGE, Meter
-from trainers.models.published import COUNTERS, Source
+from trainers.models.meter import Meter
+from trainers.models.published import COUNTERS, Source, modalities, rank_from_pairs
 
 _TOWER = "image.tower.model."
 _FUSION = r"^(fusion\.\w+_layers\.\d+\.)"
@@ -72,15 +71,30 @@ def load_meter(model: Meter, source: Source) -> LoadReport:
     Positions and Swin's bias tables are resized to the model's image size. What only other tasks have may be unused.
     Errors as of `fill`.
     """
-    adjust = [_resize_positions, _resize_bias_tables, _modalities]
+    adjust = [_same_library, _resize_positions, _resize_bias_tables, modalities]
     return fill(model, source, _RULES, unused=(*_UNUSED, *_OTHER_TASKS), adjust=adjust)
 
 
 def start_meter(model: Meter, source: Source) -> LoadReport:
     """A pre-trained METER as the start of a task: heads are new, but for ranking, which begins as the pair head's
     match; the second image's modality begins as the first's."""
-    adjust = [_resize_positions, _resize_bias_tables, _modalities, _rank_from_pairs]
+    adjust = [_same_library, _resize_positions, _resize_bias_tables, modalities, rank_from_pairs]
     return fill(model, source, _RULES, (r"^heads\.",), (*_UNUSED, *_OTHER_TASKS), adjust)
+
+
+def _same_library(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """Refuse what was made for the other library's encoder: no name of it would be found.
+
+    Raises:
+        WeightsError: the file's image encoder has names of timm's and the model's of transformers', or the other way.
+    """
+    in_file, in_model = ({name for name in each if name.startswith(_TOWER)} for each in (found, wanted))
+    if in_file and in_model and not in_file & in_model:
+        raise WeightsError(
+            "the checkpoint's image encoder is of another library than the model's; published METERs go into timm's: "
+            "build the model with an encoder out of IMAGE_TOWERS."
+        )
+    return []
 
 
 def _resize_positions(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
@@ -104,20 +118,3 @@ def _resize_bias_tables(found: Tensors, wanted: Mapping[str, Tensor]) -> list[st
             found[name] = resize_square(found[name], after)
             changed.append(f"{name} interpolated from {before} x {before} to {after} x {after}")
     return changed
-
-
-def _modalities(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
-    """The row of NLVR2's second image comes from the first's, or goes."""
-    rows, count = found.get("modality.weight"), len(wanted["modality.weight"])
-    if rows is None or len(rows) == count:
-        return []
-    found["modality.weight"] = torch.cat([rows, rows[IMAGE : IMAGE + 1]])[:count] if len(rows) < count else rows[:count]
-    return [f"modality.weight row 2 {f'copied from row {IMAGE}' if len(rows) < count else 'left out'}"]
-
-
-def _rank_from_pairs(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
-    if "heads.rank.weight" not in wanted or "heads.rank.weight" in found or "heads.itm.weight" not in found:
-        return []
-    for part in ("weight", "bias"):
-        found[f"heads.rank.{part}"] = found[f"heads.itm.{part}"][1:]
-    return ["heads.rank copied from row 1 of heads.itm"]

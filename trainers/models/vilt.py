@@ -33,7 +33,9 @@ from trainers.models.layers import (
     Spans,
     States,
     TextEmbedding,
+    drawn,
     host_lengths,
+    host_shapes,
     init_bert,
     packed_order,
 )
@@ -145,6 +147,10 @@ class ViLT(nn.Module):
         lengths = (layout.text_lengths, layout.visual_lengths)
         return States(self.norm(x), layout.spans, *lengths, batch.text.ids.shape[1], layout.visual_width)
 
+    def checkpoint(self) -> None:
+        """While training keep no activations inside layers: compute them again."""
+        self.encoder.checkpointing = True
+
     def pooled(self, states: States) -> Tensor:
         """(B, D) of the text's [CLS]."""
         return self.pooler(states.first)
@@ -195,7 +201,7 @@ def lay_out(config: ViLTConfig, batch: Batch, kept: Sequence[np.ndarray] | None 
     pixels = _pixels(batch)
     words, grids = np.array(host_lengths(batch.text)), _grids(pixels, config.patch)
     if kept is None:
-        kept = [_chosen(int(rows * columns), config.max_patches) for rows, columns in grids]
+        kept = [drawn(int(rows * columns), config.max_patches) for rows, columns in grids]
     counts = np.array([len(each) for each in kept])
     image_of = np.arange(len(words)) if batch.image_of is None else np.array(batch.image_of)
     image, number = np.repeat(np.arange(len(kept)), counts), np.concatenate(kept)
@@ -234,21 +240,12 @@ def _pixels(batch: Batch) -> Pixels:
 
 def _grids(pixels: Pixels, patch: int) -> np.ndarray:
     """(V, 2): whole patches down and across."""
-    shapes = pixels.shapes
-    if shapes is None:
-        assert pixels.sizes is not None
-        shapes = tuple((height, width) for height, width in pixels.sizes.tolist())
+    shapes = host_shapes(pixels)
     grids = np.array(shapes) // patch
     if not grids.all():
         small = shapes[int((grids == 0).any(1).argmax())]
         raise ValueError(f"an image of {small[0]} x {small[1]} pixels holds no patch of {patch}; resize it to more")
     return grids
-
-
-def _chosen(count: int, most: int | None) -> np.ndarray:
-    if most is None or count <= most:
-        return np.arange(count)
-    return torch.randperm(count)[:most].sort().values.numpy()
 
 
 class ColourHead(nn.Module):

@@ -184,6 +184,10 @@ class VLBert(nn.Module):
         width = 0 if regions is None else regions.boxes.shape[1] + 1
         return States(x, layout.spans, layout.text_lengths, layout.visual_lengths, batch.text.ids.shape[1], width)
 
+    def checkpoint(self) -> None:
+        """While training keep no activations inside layers: compute them again."""
+        self.encoder.checkpointing = True
+
     def pooled(self, states: States) -> Tensor:
         """(B, D) of [CLS]."""
         assert self.pooler is not None, "this model's heads need no pooler, so it has none"

@@ -19,10 +19,12 @@ from extractors.boxes import (
     decode,
     detectron2_anchors,
     nms,
+    nms_within_classes,
     nonempty,
     overlaps_inclusive,
     settled,
     settled_survivors,
+    settled_within_classes,
     shifted_anchors,
 )
 
@@ -256,3 +258,22 @@ def test_all_classes_settle_as_their_walks_leave_them(count: int, classes: int) 
     rows = [random_scores(100 * count + each, count) for each in range(classes)]
     scores = torch.tensor(rows).reshape(classes, count).t()
     assert torch.equal(settled_survivors(boxes, scores, 0.3), class_survivors(boxes, scores, 0.3))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+def test_all_classes_settle_to_what_one_after_the_other_leaves(threshold: float) -> None:
+    """Twins and equal scores among them, and overlaps of exactly the threshold."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 30, (120, 2), generator=generator).float()
+    boxes = torch.cat([corners, corners + torch.randint(0, 20, (120, 2), generator=generator)], dim=1)
+    boxes[5] = boxes[4]
+    scores = torch.randint(1, 9, (120,), generator=generator) / 10
+    classes = torch.randint(0, 4, (120,), generator=generator)
+    wanted = nms_within_classes(boxes, scores, classes, threshold)
+    assert torch.equal(settled_within_classes(boxes, scores, classes, threshold), wanted)
+    assert 0 < len(wanted) < 120
+
+
+def test_no_boxes_of_any_class() -> None:
+    for suppress in (nms_within_classes, settled_within_classes):
+        assert suppress(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5).shape == (0,)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from extractors.patches import PatchConfig
 from extractors.weights import WeightsError
+from tests.unit.extractors.towers import save_tower
 from tests.unit.trainers.meters import end_to_end, meter, pixels, text, tower
 from trainers.batch import Batch
 from trainers.models.checkpoints import save
@@ -152,6 +154,16 @@ def test_a_pretrained_model_starts_every_task(tmp_path: Path) -> None:
     save(pair, tmp_path / "pair.safetensors")
     told = start_meter(back, tmp_path / "pair.safetensors")
     assert "modality.weight row 2 left out" in told.changed and told.unexpected
+
+
+def test_an_encoder_of_transformers_is_refused_in_one_line(tmp_path: Path) -> None:
+    path, folder = checkpoint(tmp_path / "meter.ckpt", meter(sized(None))), save_tower("clip", tmp_path)
+    model = Meter(replace(end_to_end(), image=PatchConfig(model=f"hf:{folder}", layer=-2), heads=PRETRAINED))
+    for load in (load_meter, start_meter):
+        with pytest.raises(WeightsError, match="of another library than the model's"):
+            load(model, path)
+    save(model, tmp_path / "ours.safetensors")
+    assert not load_meter(model, tmp_path / "ours.safetensors").missing
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

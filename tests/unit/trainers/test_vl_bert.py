@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from extractors.resnet import ResNetConfig
 from extractors.weights import randomise
-from trainers.batch import Batch, Cells, Pixels, Regions, Text
+from storage import FeatureStore, StoreWriter, open_store
+from storage.records import PER_BOX, RegionRecord
+from storage.spec import FeatureLayout, Spec
+from trainers.batch import Batch, Cells, Pixels, Regions, Text, from_packed
+from trainers.images import fast_rcnn_regions
 from trainers.models.fast_rcnn import hide
 from trainers.models.layers import LayerConfig
-from trainers.models.vl_bert import HEADS, LARGE, VLBert, VLBertConfig, answer_states, geometry
+from trainers.models.vl_bert import HEADS, LARGE, Layout, VLBert, VLBertConfig, answer_states, geometry
 
 LAYER = LayerConfig(12, 3, 24)
 TINY = VLBertConfig(
@@ -174,13 +180,6 @@ def test_a_layout_made_ahead_changes_nothing_and_lengths_may_be_the_device_s() -
     assert torch.equal(model(replace(batch, text=unknown)).tokens, wanted)
 
 
-def test_the_whole_model_compiles_without_breaks() -> None:
-    model, batch = model_of(), batch_of()
-    planned = replace(batch, layout=model.layout(batch))
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(planned).tokens, model(planned).tokens)
-
-
 def test_what_it_cannot_read_is_refused() -> None:
     model, batch = model_of(), batch_of()
     with pytest.raises(ValueError, match="text_only"):
@@ -247,6 +246,48 @@ def test_pixels_give_what_their_cached_features_give() -> None:
     torch.testing.assert_close(model(replace(batch, visual=cached)).tokens, wanted, rtol=0, atol=1e-5)
     half = Regions(seen.boxes, SIZES, seen.mask, features[:, 1:].half(), features[:, 0].half())
     torch.testing.assert_close(model(replace(batch, visual=half)).tokens, wanted, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float16", 5e-3)])
+def test_a_store_of_its_own_network_s_features_gives_what_pixels_give(
+    tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    """No extractor makes these features: VL-BERT's network pools otherwise than the detectors'."""
+    model, rng = model_of(END_TO_END), np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (48, width, 3), np.uint8) for width in (60, 75)]
+    seen = fast_rcnn_regions(photos, [boxes_of(1, count)[0].numpy() for count in (4, 2)], 48, 90)
+    words = Text(torch.tensor([[5, 6, 7], [8, 9, 4]]))
+    wanted = everything(model, Batch(words, seen))
+    layout = model.layout(Batch(words, seen))
+    store = write_features(tmp_path, seen, features_of(model, seen, layout), dtype)
+    read = from_packed(store.batch(["0", "1"], ["whole_image"]))
+    assert isinstance(read, Regions) and str(read.features.dtype) == f"torch.{dtype}"  # type: ignore[union-attr]
+    for name, found in everything(model, Batch(words, read)).items():
+        torch.testing.assert_close(found, wanted[name], rtol=0, atol=tolerance)
+
+
+def features_of(model: VLBert, seen: Regions, layout: Layout) -> list[Tensor]:
+    """What the model's own network makes of each image's whole and regions."""
+    captured: list[Tensor] = []
+    assert model.network is not None and seen.lengths is not None
+    handle = model.network.register_forward_hook(lambda *each: captured.append(each[2]))
+    model.see(seen, layout)
+    handle.remove()
+    return list(captured[0].detach().split([1 + count for count in seen.lengths]))
+
+
+def write_features(path: Path, seen: Regions, features: list[Tensor], dtype: str) -> FeatureStore:
+    layout = FeatureLayout(features[0].shape[1], dtype, without=tuple(PER_BOX))
+    writer = StoreWriter(path, Spec("regions", layout, {"name": "VL-BERT's own Fast R-CNN"}))
+    keys = [str(number) for number in range(len(features))]
+    with writer.unit(keys) as unit:
+        for row, (key, each) in enumerate(zip(keys, features, strict=True)):
+            height, width = seen.image_sizes[row].long().tolist()
+            whole, *regions = each.numpy().astype(dtype)
+            boxes = seen.boxes[row, : len(regions)].numpy()
+            unit.append(RegionRecord(key, (height, width), boxes, np.stack(regions), whole))
+        unit.commit()
+    return open_store(path)
 
 
 def test_a_box_of_the_network_does_not_depend_on_other_boxes() -> None:
