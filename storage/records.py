@@ -216,6 +216,8 @@ def pack(records: Sequence[Record]) -> PackedBatch:
 def pad(batch: PackedBatch, rows: int) -> PaddedBatch:
     """Lay a packed batch out as (B, rows): longer records are cut, shorter ones padded with zeros and masked.
 
+    Where every record has so many rows, nothing is copied: the result is the packed batch's memory.
+
     Raises:
         ValueError: `rows` is not positive.
     """
@@ -223,6 +225,10 @@ def pad(batch: PackedBatch, rows: int) -> PaddedBatch:
         raise ValueError(f"a padded batch needs at least one row an image, not {rows}")
     counts = np.minimum(np.diff(batch.offsets), rows)
     mask = np.arange(rows) < counts[:, None]
+    if (np.diff(batch.offsets) == rows).all():
+        values, boxes = batch.values.reshape(len(counts), rows, -1), batch.boxes
+        boxes = None if boxes is None else boxes.reshape(len(counts), rows, 4)
+        return PaddedBatch(batch.keys, values, mask, batch.image_sizes, boxes, batch.grid_shapes)
     values = np.zeros((len(counts), rows, batch.values.shape[1]), batch.values.dtype)
     boxes = None if batch.boxes is None else np.zeros((len(counts), rows, 4), np.float32)
     for image, (start, count) in enumerate(zip(batch.offsets[:-1].tolist(), counts.tolist(), strict=True)):

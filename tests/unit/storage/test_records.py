@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from storage import GridRecord, PatchRecord, PixelRecord
-from storage.records import PER_BOX, pack
+from storage import GridRecord, PatchRecord, PixelRecord, Record
+from storage.records import PER_BOX, pack, pad
 from tests.unit.storage.samples import REGIONS, grid_record, patch_record, region_record, with_layout
 
 WRONG = {
@@ -101,3 +102,20 @@ def test_a_packed_batch_is_a_copy() -> None:
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one key"):
         pack([])
+
+
+@pytest.mark.parametrize("make", [region_record, grid_record])
+def test_padding_copies_only_where_there_is_something_to_pad(make: Callable[[str], Record]) -> None:
+    batch = pack([make("a"), replace(make("a"), key="b")])
+    rows = int(batch.offsets[1])
+    whole, longer, cut = pad(batch, rows), pad(batch, rows + 1), pad(batch, rows - 1)
+    assert np.shares_memory(whole.values, batch.values)
+    assert whole.mask.all() and whole.values.shape == (2, rows, batch.values.shape[1])
+    for other in (longer, cut):
+        assert not np.shares_memory(other.values, batch.values)
+        kept = min(rows, other.values.shape[1])
+        np.testing.assert_array_equal(other.values[:, :kept], whole.values[:, :kept])
+        if batch.boxes is not None:
+            assert other.boxes is not None and whole.boxes is not None
+            np.testing.assert_array_equal(other.boxes[:, :kept], whole.boxes[:, :kept])
+    assert not longer.mask[:, rows].any() and not longer.values[:, rows].any()
