@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainers.data.answers import AnswerVocabulary
 from trainers.data.base import Split
 from trainers.data.submissions import write_gqa, write_vqa
+from trainers.flip import mirrored_text
 from trainers.metrics import gqa_accuracy, vqa_accuracy
 from trainers.models.heads import answer_loss
 from trainers.tasks.base import Batches, Prediction
@@ -53,8 +54,13 @@ class Answers(SplitTask):
 
     def collate(self, numbers: Sequence[int], epoch: int) -> Batches:
         examples, chance = self.examples(numbers), self.chances(numbers, epoch)
-        rows = [self.family.question(self.family.tokenizer(example.texts[0])) for example in examples]
-        looked = self.look([example.images[0] for example in examples], chance)
+        flips = self.flips(chance)
+        texts = [
+            mirrored_text(example.texts[0]) if flip else example.texts[0]
+            for example, flip in zip(examples, flips, strict=True)
+        ]
+        rows = [self.family.question(self.family.tokenizer(text)) for text in texts]
+        looked = self.look([example.images[0] for example in examples], chance, flips)
         scores = np.zeros((len(examples), len(self.answers)), np.float32)
         for row, example in zip(scores, examples, strict=True):
             for answer, score in self.answers.targets(example.truth.get("scores", {})).items():

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from trainers.batch import Batch
 from trainers.data.base import Example, Split
+from trainers.flip import mirrored
 from trainers.models.heads import IGNORED
 from trainers.tasks.base import Batches, Prediction, generator
 from trainers.tasks.families import Family
 from trainers.tasks.objective import chances
 from trainers.visual import Looked, Visual
 
+FLIPPED = 0.5
 ONE = "pairs"  # the name of the batch of tasks that have one
 
 
@@ -48,9 +50,20 @@ class SplitTask:
         """Of each example a generator for each purpose."""
         return [chances(generator(self.seed, epoch, number)) for number in numbers]
 
-    def look(self, keys: Sequence[str], chance: Sequence[Mapping[str, np.random.Generator]]) -> Looked:
-        """Images, each changed by the chance of its example while training."""
-        return self.visual.look(keys, [each["colours"] for each in chance] if self.training else None)
+    def flips(self, chance: Sequence[Mapping[str, np.random.Generator]]) -> list[bool]:
+        """Of each example, whether its image is mirrored: half of them, while a model trains that is trained so."""
+        wanted = self.training and self.family.mirrors
+        return [wanted and bool(each["flip"].random() < FLIPPED) for each in chance]
+
+    def look(
+        self,
+        keys: Sequence[str],
+        chance: Sequence[Mapping[str, np.random.Generator]],
+        flips: Sequence[bool] = (),
+    ) -> Looked:
+        """Images, each changed by the chance of its example while training, and those mirrored that `flips` names."""
+        found = self.visual.look(keys, [each["colours"] for each in chance] if self.training else None)
+        return mirrored(found, flips) if any(flips) else found
 
     def ids(self, batch: Batch) -> list[str]:
         """Of a batch's examples; their numbers are in its targets."""

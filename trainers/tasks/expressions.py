@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainers.batch import Batch, Regions
 from trainers.data.base import Example
 from trainers.data.submissions import write_refcoco
+from trainers.flip import mirrored_boxes, mirrored_text
 from trainers.metrics import box_iou, refcoco_accuracy
 from trainers.models.heads import binary_loss
 from trainers.tasks.base import Batches, Prediction
@@ -33,10 +34,17 @@ class Expressions(SplitTask):
 
     def collate(self, numbers: Sequence[int], epoch: int) -> Batches:
         examples, chance = self.examples(numbers), self.chances(numbers, epoch)
-        rows = [self.family.row(self.family.tokenizer(example.texts[0])) for example in examples]
-        looked = self.look([example.images[0] for example in examples], chance)
+        flips = self.flips(chance)
+        texts = [
+            mirrored_text(example.texts[0]) if flip else example.texts[0]
+            for example, flip in zip(examples, flips, strict=True)
+        ]
+        rows = [self.family.row(self.family.tokenizer(text)) for text in texts]
+        looked = self.look([example.images[0] for example in examples], chance, flips)
         boxes, counted = boxes_of(looked)
         truth = torch.tensor([_truth(example) for example in examples])
+        other_side = mirrored_boxes(truth[:, None], looked.sizes[:, 1])[:, 0]
+        truth = torch.where(torch.tensor(flips)[:, None], other_side, truth)
         overlap = box_iou(boxes.flatten(0, 1).numpy(), truth.repeat_interleave(boxes.shape[1], 0).numpy())
         right = torch.from_numpy(overlap).view(counted.shape) > RIGHT
         targets = numbered(numbers, boxes=boxes, counted=counted, right=right & counted)

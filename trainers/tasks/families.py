@@ -26,12 +26,16 @@ Chances = Sequence[np.random.Generator]
 class Family:
     """One model's ways.
 
+    mirrors  whether it is trained on mirrored images, too
+
     Args:
         config: the model's.
         tokenizer: of its texts.
         longest: tokens of a text, special ones counted; longer texts are cut.
         training: True where layouts draw cells or patches at random, as models do in pre-training.
     """
+
+    mirrors = False
 
     def __init__(self, config: Any, tokenizer: Tokenizer, longest: int, training: bool = False) -> None:
         self.config, self.tokenizer, self.longest, self.training = config, tokenizer, longest, training
@@ -107,6 +111,8 @@ class VLBertFamily(Family):
 
     total  tokens of words and boxes together; None: no limit
     """
+
+    mirrors = True
 
     def __init__(
         self,

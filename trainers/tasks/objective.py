@@ -16,7 +16,7 @@ from trainers.tasks.families import Family
 from trainers.tasks.rows import Row
 from trainers.visual import Looked
 
-PURPOSES = ("pair", "text", "words", "image", "answer", "cells", "colours", "more_colours")
+PURPOSES = ("pair", "text", "words", "image", "answer", "cells", "colours", "more_colours", "flip")
 
 
 def chances(chance: np.random.Generator) -> dict[str, np.random.Generator]:

@@ -72,7 +72,7 @@ class Pretraining(SplitTask):
         chance: Sequence[Mapping[str, np.random.Generator]],
     ) -> Batch:
         drafts = [self._draft(number, objectives, each) for number, each in zip(numbers, chance, strict=True)]
-        looked = self.look([str(draft.image) for draft in drafts], chance)
+        looked = self.look([str(draft.image) for draft in drafts], chance, self.flips(chance))
         targets = numbered(numbers)
         for objective in objectives:
             looked = objective.look(drafts, looked, targets)

@@ -14,17 +14,10 @@ from extractors.images import ImageError
 from storage import SpecMismatchError, open_store
 from tests.unit.trainers.tasks import tiny
 from trainers.batch import Cells, Pixels, Regions
+from trainers.cache_through import CacheThrough
 from trainers.images import meter_square, square_pixels, vilt_pixels
-from trainers.visual import (
-    CacheThrough,
-    PixelVisual,
-    RegionPixels,
-    Renamed,
-    Several,
-    StoreVisual,
-    VisualError,
-    require,
-)
+from trainers.several import Several
+from trainers.visual import PixelVisual, RegionPixels, Renamed, StoreVisual, VisualError, require
 
 KEYS = ["picture-3", "picture-0", "picture-5"]
 

@@ -19,6 +19,7 @@ from trainers.tasks.masked_regions import draw_regions
 from trainers.tasks.papers import Details, passes_of
 from trainers.tasks.pretraining import Pretraining, window
 from trainers.tasks.rows import Row
+from trainers.tasks.spoken_spans import sentinels_of
 from trainers.visual import VisualError
 
 ANSWERS = AnswerVocabulary(tuple(tiny.COLOURS))
@@ -207,3 +208,25 @@ def test_one_of_several_texts_is_drawn() -> None:
     learnt = Pretraining(split, family, visual, passes_of(config, ("mlm",), Details()), training=True)
     lengths = {learnt.collate([0], epoch)["masked"].text.lengths for epoch in range(20)}
     assert lengths == {(3,), (6,)}
+
+
+def test_spans_are_said_behind_their_sentinels() -> None:
+    """What is shown and what is told together are the text again."""
+    _, learnt = task("meter decoder")
+    tokenizer = tiny.tokenizer()
+    sentinels = set(sentinels_of(tokenizer))
+    hidden = 0
+    for epoch in range(20):
+        batch = learnt.collate([0], epoch)["masked"]
+        told, before = batch.targets["told"][0].tolist(), batch.targets["before"][0].tolist()
+        assert before == [tokenizer.start, *told[:-1]] and told[-1] in sentinels
+        spans: dict[int, list[int]] = {}
+        for token in told:
+            if token in sentinels:
+                spans[token] = []
+            else:
+                spans[list(spans)[-1]].append(token)
+        shown = [token for each in batch.text.ids[0].tolist() for token in spans.get(each, [each])]
+        assert shown == [tokenizer.start, *tokenizer(learnt.split.examples[0].texts[0]), tokenizer.end]
+        hidden += len(told) - len(spans)
+    assert 0.05 < hidden / (20 * 5) < 0.3
