@@ -178,7 +178,7 @@ def test_one_batch_is_learnt_by_heart_and_answered(name: str) -> None:
     task.split = split = replace(task.split, examples=task.split.examples[: case.pictures])
     assert [each["id"] for each in predictions] == [example.id for example in split.examples]
     json.dumps(predictions)
-    least = 60 if "vqa" in name else 80  # of VQA's ten answers eight are right: 80 out of 100 at best, and a bit
+    least = 60 if "vqa" in name else 70  # of VQA's ten answers eight are right: 80 out of 100 at best, and a bit
     assert task.score(predictions)[task.metric] >= least
 
 
@@ -291,15 +291,15 @@ def test_one_image_of_many_keeps_its_own_numbers() -> None:
 
 def test_captions_are_learnt_and_searched() -> None:
     config, family, visual = tiny.setting("meter_cached", True, heads=("mlm",))
-    split = tiny.captions(4)
+    right = [tiny.colour_of(key(number)) for number in range(4)]
+    split = Split("coco", "train", [Example(key(n), (key(n),), (f"{right[n]} box",)) for n in range(4)])
     model = tiny.built(config)
-    tiny.train(model, CaptionTraining(one_a_text(split), family, visual, training=True), range(4), 160, fixed=False)
+    tiny.train(model, CaptionTraining(one_a_text(split), family, visual, training=True), range(4), 120, fixed=False)
     task = Captioning(split, family, visual)
     with torch.no_grad():
         predictions = task.predict(model.eval(), task.collate(range(4), 0))
     told = [each["caption"] for each in predictions]
-    right = [f"this is a {tiny.colour_of(key(number))} picture" for number in range(4)]
-    assert sum(map(str.__eq__, told, right)) >= 3, told
+    assert sum(each == f"{colour} box" for each, colour in zip(told, right, strict=True)) >= 3, told
 
 
 # VCR
