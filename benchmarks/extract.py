@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
 from benchmarks.reference_loop import reference_loop
 from extractors import GridConfig, RegionConfig, fused, make_extractor, read_image
 from extractors.base import Prepared, float32_multiplied
@@ -45,7 +45,7 @@ from extractors.weights import randomise
 
 MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
 STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "bfloat16")
-SIDE = 2048  # of the matrices whose product is the peak
+HEAD_STEPS = ("those of the grid networks, in the box head", "fewer multiplications in the box head")
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
 
@@ -93,20 +93,8 @@ def runner(extractor: TrunkExtractor, batch: int, cores: int) -> Callable[[Seque
 def peak_flops(dtype: str, device: torch.device) -> float:
     """Of a square matrix product on all cores, per second."""
     kind = fused.compute_dtype(dtype.removesuffix("-heads"))
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(kind) for _ in range(2))
-    best = float("inf")
     with float32_multiplied(dtype, device):
-        for _ in range(8):
-            began = time.perf_counter()
-            a @ b
-            wait(device)
-            best = min(best, time.perf_counter() - began)
-    return 2 * SIDE**3 / best
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+        return matmul_flops(kind, device)
 
 
 def flops(extractor: TrunkExtractor, image: Prepared) -> int:
@@ -160,20 +148,6 @@ def hooked(modules: dict[str, nn.Module], device: torch.device) -> Iterator[dict
         handle.remove()
 
 
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
-
-
 def measure(row: Row, images: Sequence[Prepared], device: torch.device) -> None:
     """One more round."""
     reset_peak(device)
@@ -216,8 +190,14 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
     images, _ = prepare(first, files)
     count = flops(first, images[0])
     rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))]
-    dtypes = ["float32"] * (len(STEPS) - 1) + ["bfloat16"]
-    rows += [Row(model, way, dtype, step_runner(first, way, cores)) for way, dtype in zip(STEPS, dtypes, strict=True)]
+    if isinstance(first, RegionExtractor):
+        rows += [Row(model, way, "float32", head_runner(first, way, cores)) for way in HEAD_STEPS]
+    else:
+        ways = STEPS if fused.has_fused(torch.bfloat16) else STEPS[:-1]
+        rows += [
+            Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
+            for way in ways
+        ]
     for row in rows:
         row.run(images[:1])
     for _ in range(args.rounds):
@@ -252,6 +232,19 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
         fused.has_fused = kept
 
     return run
+
+
+def head_runner(extractor: RegionExtractor, way: str, cores: int) -> Callable[[Sequence[Prepared]], object]:
+    """Runs a bottom-up detector without, or with, the last of HEAD_STEPS."""
+    run, heads = runner(extractor, 1, cores), extractor.detector.roi_heads
+    assert isinstance(heads, RoIHeads)
+    kept = heads.phased
+
+    def run_so(images: Sequence[Prepared]) -> object:
+        heads.phased = kept if way == HEAD_STEPS[-1] else None
+        return run(images)
+
+    return run_so
 
 
 def prepare(extractor: TrunkExtractor, files: Sequence[Path]) -> tuple[list[Prepared], float]:
@@ -311,7 +304,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="of a GPU")
     parser.add_argument("--images", type=int, default=128 if gpu else torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
-    parser.add_argument("--steps", action="store_true", help="what each optimisation of a grid network's body gives")
+    parser.add_argument("--steps", action="store_true", help="what each optimisation gives, one by one")
     parser.add_argument("--no-reference", action="store_true", help="leave the reference loop out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()

@@ -6,9 +6,13 @@ import json
 import os
 import platform
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a benchmark of memory must not load it
+    import torch
 
 
 def hardware() -> str:
@@ -17,10 +21,65 @@ def hardware() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
         cpu = match[1]
-    import torch  # here: a benchmark of memory must not load it
+    import torch
 
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}, {torch.get_num_threads()} threads, {memory:.0f} GiB, torch {torch.__version__}"
+    return f"{cpu}, {torch.get_num_threads()} threads, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of the product of two large square matrices, the best of eight: what counts as the peak."""
+    import torch
+
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ b
+        wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_gib` start again from what is held now."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory held since `reset_peak`: of a GPU what torch allocated, else resident of this process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return _status_gib("VmHWM")
+
+
+def held_gib(device: torch.device) -> float:
+    """The memory held now, as of `peak_gib`."""
+    import torch
+
+    return torch.cuda.memory_allocated() / 2**30 if device.type == "cuda" else _status_gib("VmRSS")
+
+
+def _status_gib(name: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) / 2**20
 
 
 def write_results(folder: Path, what: str, report: str, facts: Any) -> Path:

@@ -35,9 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", nargs="+", choices=WORKERS, default=list(WORKERS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    names = [name for name in WORKERS if name == "local" or importlib.util.find_spec("ray")]
+    names = [name for name in args.workers if name == "local" or importlib.util.find_spec("ray")]
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "images"

@@ -61,7 +61,7 @@ class RayEngine:
         gc.collect()
         self._job = job
         self._started_here = not ray.is_initialized()
-        _connect(job.engine.address)
+        connect(job.engine.address)
         self.device = _device(job)
         self.slots = _pool_size(job, self.device)
 
@@ -82,7 +82,7 @@ class RayEngine:
                 metrics.finished(report)
                 yield report
         except ray.exceptions.RayError as error:
-            raise TriptychError(f"the Ray job failed: {_last_line(error)}. What is committed is kept.") from error
+            raise TriptychError(f"the Ray job failed: {last_line(error)}. What is committed is kept.") from error
 
     def close(self) -> None:
         """Leave the cluster; a local one that this engine started ends."""
@@ -123,7 +123,12 @@ def _on(config: ExtractorConfig, device: str) -> ExtractorConfig:
     return replace(config, device=device) if isinstance(config, NetworkConfig) else config
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None) -> None:
+    """Join the cluster at an address as of `EngineConfig.address`, unless this process is in one.
+
+    Raises:
+        ConfigError: nobody answers there.
+    """
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or _left_over()
@@ -135,7 +140,7 @@ def _connect(address: str | None) -> None:
         with _on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _unreachable(address, _last_line(error)) from error
+        raise _unreachable(address, last_line(error)) from error
 
 
 def _left_over() -> str | None:
@@ -183,7 +188,7 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_WITHIN).close()
     except (OSError, ValueError) as error:
-        raise _unreachable(address, _last_line(error)) from error
+        raise _unreachable(address, last_line(error)) from error
 
 
 def _unreachable(address: str | None, trouble: str) -> ConfigError:
@@ -236,6 +241,7 @@ def _places_now(config: EngineConfig, device: str) -> int:
     return sum(min(int(node.get(kind, 0) / amount) for kind, amount in each.items()) for node in nodes)
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an error of Ray says, without the traces that it carries along."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

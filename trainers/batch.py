@@ -112,7 +112,8 @@ class Pixels(Part):
         if self.images.is_floating_point():
             return self
         images = (self.images.flip(1) if bgr else self.images).float()
-        images = (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+        low, scale = (torch.cat([images.new_full((1, 1, 1), each) for each in part]) for part in (mean, std))
+        images = (images - low) / scale  # filled on the device: numbers from the host would be waited for
         return replace(self, images=images if self.sizes is None else images * self.inside()[:, None])
 
     def inside(self) -> Tensor:

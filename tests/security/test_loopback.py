@@ -12,7 +12,7 @@ JOB = """
 from pipeline import cluster
 import ray
 from tests.security.test_loopback import listeners
-cluster._connect("local")
+cluster.connect("local")
 ray.get(ray.remote(lambda: 1).remote())
 print("\\n".join(listeners()))
 ray.shutdown()

@@ -78,6 +78,10 @@ class Adapter(nn.Module):
         self.heads = nn.ModuleDict({name: HEADS[name](config, dim) for name in config.heads})
         self.heads.apply(init_bert)
 
+    def layout(self, batch: Batch) -> Tensor | None:
+        """Which image each text goes with, (B,) int64, where that is not its own; for `Batch.layout`."""
+        return None if batch.image_of is None else torch.tensor(batch.image_of)
+
     def forward(self, batch: Batch) -> AdapterStates:
         """The last layer's states. Errors as of `INPUTS`."""
         given = INPUTS[self.config.name](batch)
@@ -143,22 +147,24 @@ def _visual(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     if visual.mask is not None:
         mask = visual.mask
     if isinstance(visual, Regions):
-        boxes = visual.boxes / visual.image_sizes[:, [1, 0, 1, 0]][:, None]
+        boxes = visual.boxes / visual.image_sizes.flip(1).repeat(1, 2)[:, None]
     elif visual.shapes is not None:
-        boxes = torch.stack([_cell_boxes(shape, features.shape[1]) for shape in visual.shapes]).to(features.device)
+        boxes = torch.stack([_cell_boxes(shape, features.shape[1], features.device) for shape in visual.shapes])
     return features * mask[..., None], mask, boxes
 
 
-def _cell_boxes(shape: tuple[int, int], count: int) -> Tensor:
+def _cell_boxes(shape: tuple[int, int], count: int, device: torch.device) -> Tensor:
     """(count, 4): a grid's cells as fractions of the image, row by row, zeros behind."""
     down, across = shape
-    rows, columns = torch.meshgrid(torch.arange(down), torch.arange(across), indexing="ij")
-    corners = torch.stack([columns, rows, columns + 1, rows + 1], dim=-1).flatten(0, 1)
-    return nn.functional.pad(corners / torch.tensor([across, down, across, down]), (0, 0, 0, count - down * across))
+    rows, columns = (torch.arange(each, device=device) for each in shape)
+    rows, columns = torch.meshgrid(rows, columns, indexing="ij")
+    corners = [columns / across, rows / down, (columns + 1) / across, (rows + 1) / down]
+    return nn.functional.pad(torch.stack(corners, dim=-1).flatten(0, 1), (0, 0, 0, count - down * across))
 
 
 def _repeated(batch: Batch, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """What belongs to images, for every text."""
     if batch.image_of is None:
         return given
-    return {name: tensor[list(batch.image_of)] for name, tensor in given.items()}
+    rows = torch.tensor(batch.image_of) if batch.layout is None else batch.layout
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in given.items()}

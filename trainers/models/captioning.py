@@ -1,10 +1,14 @@
-"""Captions by masked words: METER's appendix C.
+"""Captions: by masked words, METER's appendix C, or by the decoder.
 
-The next word is what the model reads at a [MASK] behind the words so far. Nothing is causal: words and image see all
-words so far, as they do in pre-training, so every step reads the text anew. Shapes in this file: V images, B texts.
+By masked words the next one is what the model reads at a [MASK] behind the words so far. Nothing is causal: words and
+image see all words so far, as they do in pre-training, so every step reads the text anew. A decoder tells the next word
+itself, and text and image are read once. Shapes in this file: V images, B texts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,7 +28,7 @@ def caption(model: Meter, visual: VisualInput, search: Search, mask_id: int) -> 
         ValueError: the model has a decoder, whose words are no masked ones.
     """
     if model.decoder is not None:
-        raise ValueError("captions by masked words need a METER without a decoder; build it with decoder_layers 0")
+        raise ValueError("captions by masked words need a METER without a decoder; take caption_by_decoder")
     with torch.no_grad():
         seen = model.see(visual)
     count = len(seen.tokens)
@@ -36,6 +40,41 @@ def caption(model: Meter, visual: VisualInput, search: Search, mask_id: int) -> 
         return model.heads["mlm"](states.text[:, -1]).float().log_softmax(-1)
 
     return beam_search(step, count, search, seen.tokens.device)
+
+
+def caption_by_decoder(
+    model: Meter, visual: VisualInput, search: Search, prompt: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """As `caption`, by a METER with a decoder, which starts with `search.start`.
+
+    Args:
+        prompt: what the text encoder reads beside every image. After pre-training on hidden runs that is a text of
+            which nothing is shown: start token, first sentinel, end token; the decoder then says that sentinel, the
+            words, and the second one, which is `search.end`.
+
+    Raises:
+        ValueError: the model has no decoder, or one of fewer positions than words are asked for.
+    """
+    if model.decoder is None:
+        raise ValueError("this METER has no decoder; build it with decoder_layers, or take caption")
+    places = model.decoder.position.num_embeddings
+    if search.longest > places:
+        raise ValueError(
+            f"captions of {search.longest} words are wanted, the decoder has {places} places; ask for less"
+        )
+    with torch.no_grad():
+        seen = model.see(visual)
+        count, device = len(seen.tokens), seen.tokens.device
+        states = model.fuse(Text(torch.tensor([list(prompt)], device=device).repeat(count, 1)), seen)
+
+    def step(tokens: Tensor) -> Tensor:
+        beams = len(tokens) // count
+        text, image = (each.repeat_interleave(beams, 0) for each in (states.text, states.image))
+        mask = None if states.image_mask is None else states.image_mask.repeat_interleave(beams, 0)
+        said = model.words(tokens, replace(states, text=text, image=image, image_mask=mask))
+        return model.heads["mlm"](said[:, -1]).float().log_softmax(-1)
+
+    return beam_search(step, count, search, device)
 
 
 def cut_captions(ids: Tensor, lengths: Tensor, cuts: Tensor, marks: tuple[int, int]) -> tuple[Text, Tensor]:

@@ -6,8 +6,7 @@ row; D width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +40,7 @@ class ImageTower(nn.Module):
     size       S
     has_class  True where the first token is a class token
     widths     of the states before the last layer's, for gated fusion; Swin's differ
+    seen       what the layers got and gave, while `states` runs
 
     Raises:
         ConfigError, WeightsError: the settings, or the weights, do not fit.
@@ -48,6 +48,8 @@ class ImageTower(nn.Module):
 
     def __init__(self, config: PatchConfig) -> None:
         super().__init__()
+        self.watched = False
+        self.seen: list[Tensor] | None = None
         self.tower = make_tower(config).train()
         self.square, self.dim, self.has_class = self.tower.square, self.tower.dim, self.tower.has_class
         self.size, model = self.square.size, self.tower.model
@@ -91,14 +93,37 @@ class ImageTower(nn.Module):
         Raises:
             ConfigError: the tower's class token is not in its layers, or they are of different kinds (CaiT, VOLO).
         """
-        with _watched(self._layers()) as seen:
-            class_token, patches = self.tower(self.ready(pixels))
+        if not self.watched:
+            self.watch()
+        self.seen = []
+        class_token, patches = self.tower(self.ready(pixels))
+        seen, self.seen = self.seen, None
         prefix, side = self.tower.prefix, patches.shape[1]
         if self.swin:
             maps = [F.adaptive_avg_pool2d(each.permute(0, 3, 1, 2), side) for each in seen[:-1]]
             return [*(each.flatten(2).transpose(1, 2) for each in maps), self._joined(class_token, patches)]
         tokens = [torch.cat([each[:, : int(self.has_class)], each[:, prefix:]], dim=1) for each in seen[:-1]]
         return [*tokens, self._joined(class_token, patches)]
+
+    def watch(self) -> None:
+        """Have the layers tell `states` what they get and give; once, since hooks that come and go break compilation.
+
+        Raises:
+            ConfigError: as of `states`.
+        """
+        layers = self._layers()
+        layers[0].register_forward_pre_hook(self._note_given)
+        for layer in layers:
+            layer.register_forward_hook(self._note_gave)
+        self.watched = True
+
+    def _note_given(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if self.seen is not None:
+            self.seen.append(given[0])
+
+    def _note_gave(self, _: nn.Module, __: tuple[Tensor, ...], gave: Tensor) -> None:
+        if self.seen is not None:
+            self.seen.append(gave)
 
     def _layers(self) -> Sequence[nn.Module]:
         model: Any = self.tower.model
@@ -114,16 +139,3 @@ class ImageTower(nn.Module):
     def _joined(self, class_token: Tensor | None, patches: Tensor) -> Tensor:
         tokens = patches.flatten(1, 2)
         return tokens if class_token is None else torch.cat([class_token[:, None], tokens], dim=1)
-
-
-@contextmanager
-def _watched(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What enters the first layer and what every layer gives, while the block runs."""
-    seen: list[Tensor] = []
-    hooks = [layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))]
-    hooks += [each.register_forward_hook(lambda _, __, gave: seen.append(gave)) for each in layers]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -148,6 +148,7 @@ class Meter(nn.Module):
         self.hidden_patch = nn.Embedding(1, width) if masks else None
         self.text_gates = self.image_gates = None
         if config.gated and self.image is not None:
+            self.image.watch()
             depth = int(self.text.model.config.num_hidden_layers)
             self.text_gates = GatedLayers([self.text.dim] * depth, self.text.dim)
             self.image_gates = GatedLayers(self.image.widths, self.image.dim)

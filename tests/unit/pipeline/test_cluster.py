@@ -26,14 +26,14 @@ def closed_port() -> int:
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     address, began = f"127.0.0.1:{closed_port()}", time.monotonic()
     with pytest.raises(ConfigError, match=f"no Ray cluster can be reached at {address} .*start one or change"):
-        cluster._connect(address)
+        cluster.connect(address)
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(("address", "words"), [("ray://head:10001", "Ray Client"), ("head:port", "no Ray cluster")])
 def test_addresses_that_cannot_be_right_are_refused(address: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        cluster._connect(address)
+        cluster.connect(address)
 
 
 def test_a_cluster_that_ray_remembers_and_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

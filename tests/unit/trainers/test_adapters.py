@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import transformers
 from tests.unit.trainers.meters import stirred, text
 from trainers.batch import Batch, Cells, Pixels, Regions, Text
 from trainers.models.adapters import Adapter, AdapterConfig
+from trainers.models.grid_vlp import GridVLPConfig
 
 SHAPE = {"vocab_size": 40, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -20,6 +22,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "visual_bert": {**SHAPE, "num_hidden_layers": 2, "visual_embedding_dim": 6},
 }
 COUNTS = (4, 2, 3)
+
+
+def test_gqa_has_as_many_answers_as_lxmert_s_list(shared: Path) -> None:
+    answers = json.loads((shared / "data/annotations/vocab/gqa_trainval_label2ans.json").read_text(encoding="utf-8"))
+    assert len(answers) == AdapterConfig("lxmert").gqa_answers == GridVLPConfig().gqa_answers
 
 
 def adapter(name: str) -> Adapter:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.unit.trainers.meters import CACHED, MASK, PADDING, START, cells, meter
-from trainers.batch import Batch, Text
+from trainers.batch import Batch, Cells, Text
 from trainers.models.beam_search import Search, beam_search
-from trainers.models.captioning import caption, cut_captions
+from trainers.models.captioning import caption, caption_by_decoder, cut_captions
 from trainers.models.heads import IGNORED
 from trainers.models.meter import Meter
 
@@ -85,9 +85,40 @@ def test_captions_are_the_likeliest_by_the_model_itself() -> None:
         assert float(scores[image]) == pytest.approx(float((first + second).max()), abs=1e-4)
 
 
-def test_a_decoder_speaks_otherwise() -> None:
+def test_a_decoder_tells_the_likeliest_by_itself() -> None:
+    model, images, prompt = meter(replace(CACHED, layers=1, decoder_layers=2)), cells(2), (START, 7, 2)
+    tokens, scores = caption_by_decoder(model, images, Search(START, 2, beams=40, longest=2), prompt)
+    pairs = torch.tensor([[START, word] for word in range(40)])
+    for image in range(2):
+        states = model(Batch(Text(torch.tensor([prompt] * 40)), images, image_of=(image,) * 40))
+        said = model.heads["mlm"](model.words(pairs, states)).log_softmax(-1)
+        second = said[:, 1].max(1).values
+        second[2] = 0.0  # the end: nothing follows
+        assert float(scores[image]) == pytest.approx(float((said[0, 0] + second).max()), abs=1e-4)
+        assert int(tokens[image, 1]) == int((said[0, 0] + second).argmax())
+
+
+def test_padding_of_an_image_is_not_told_of() -> None:
+    model, search = meter(replace(CACHED, layers=1, decoder_layers=1)), Search(START, 2, beams=3, longest=4)
+    found = caption_by_decoder(
+        model, cells(2, torch.tensor([[True] * 4, [True] * 2 + [False] * 2])), search, (START, 2)
+    )
+    whole = cells(2)
+    assert whole.whole_image is not None
+    alone = Cells(whole.features[1:, :2], whole_image=whole.whole_image[1:])
+    wanted = caption_by_decoder(model, alone, search, (START, 2))
+    assert torch.equal(found[0][1], wanted[0][0])
+    torch.testing.assert_close(found[1][1:], wanted[1], rtol=0, atol=1e-5)
+
+
+def test_each_model_speaks_in_its_own_way() -> None:
+    decoder = meter(replace(CACHED, decoder_layers=1))
     with pytest.raises(ValueError, match="without a decoder"):
-        caption(meter(replace(CACHED, decoder_layers=1)), cells(2), Search(START, 2), MASK)
+        caption(decoder, cells(2), Search(START, 2), MASK)
+    with pytest.raises(ValueError, match="has no decoder"):
+        caption_by_decoder(meter(), cells(2), Search(START, 2), (START,))
+    with pytest.raises(ValueError, match="65 words are wanted, the decoder has 64 places"):
+        caption_by_decoder(decoder, cells(2), Search(START, 2, longest=65), (START,))
 
 
 def words_at(model: Meter, image: int, ids: Tensor) -> Tensor:

@@ -176,13 +176,6 @@ def test_pixel_bert_tunes_its_network_and_grid_vlp_does_not() -> None:
     assert model.eval()(batch).spans.lengths == (5 + 2, 3 + 1, 4 + 2)
 
 
-def test_a_model_of_a_cache_compiles_without_breaks() -> None:
-    model, batch = model_of(), Batch(text(), cells())
-    planned = replace(batch, layout=model.layout(batch))
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(planned).tokens, model(planned).tokens)
-
-
 @pytest.mark.parametrize(
     ("visual", "message"),
     [

@@ -1,0 +1,96 @@
+"""Training by Ray Train on a local cluster: the losses of one process, also where a worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from extractors import ConfigError
+from storage.errors import TriptychError
+from tests.unit.trainers.toy import Toy, told, toy_config, toy_model
+from trainers.loop import DivergedError, train
+from trainers.tasks.base import Task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    from pipeline.cluster import ray  # first, since it sets what Ray reads from the environment when it is imported
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Known(Toy):
+    """Tells which processes train."""
+
+    def __init__(self, folder: Path, slow: float, bad: tuple[int, ...]) -> None:
+        super().__init__(slow=slow, bad=bad)
+        (folder / f"{os.getpid()}.pid").touch()
+
+
+def build(folder: Path, slow: float = 0.0, bad: tuple[int, ...] = ()) -> tuple[nn.Module, Task, Task | None]:
+    return toy_model(dropout=0), Known(folder, slow, bad), Toy(10)
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in told(out) if "loss" in line]
+
+
+def test_a_killed_worker_costs_time_and_changes_nothing(cluster: None, tmp_path: Path) -> None:
+    """Equal to 2e-4, as of two ranks in `test_ranks.py`."""
+    from pipeline.train import RayTraining, train_on_ray
+
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    config = toy_config(tmp_path / "ray", steps=60, save_every=5)
+    train(toy_config(tmp_path / "one", steps=60, save_every=5), toy_model(dropout=0), Toy(), Toy(10))
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        metrics = tmp_path / "ray" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_text().count("\n") < 12:
+            time.sleep(0.01)
+        killed.append(int(next(pids.glob("*.pid")).stem))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    summary = train_on_ray(config, partial(build, pids, slow=0.05), RayTraining(workers=2))
+    assert killed
+    assert len(list(pids.glob("*.pid"))) == 4  # two, and after the loss two others
+    assert (summary.step, summary.interrupted) == (60, False)
+    assert [line["step"] for line in told(tmp_path / "ray")] == [line["step"] for line in told(tmp_path / "one")]
+    assert losses(tmp_path / "ray") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
+    assert summary.scores["accuracy"] == told(tmp_path / "one")[-1]["scores"]["accuracy"]
+
+
+def test_a_run_that_diverges_is_not_started_again(cluster: None, tmp_path: Path) -> None:
+    from pipeline.train import RayTraining, train_on_ray
+
+    with pytest.raises(DivergedError, match=r"step \d is not finite: .*pattern is nan"):
+        train_on_ray(toy_config(tmp_path / "run"), partial(build, tmp_path, bad=(17,)), RayTraining(workers=1))
+    assert len(list(tmp_path.glob("*.pid"))) == 1
+
+
+def test_what_cannot_be_is_said_before_any_worker_starts(cluster: None, tmp_path: Path) -> None:
+    from pipeline.train import RayTraining, train_on_ray
+
+    with pytest.raises(ConfigError, match="9 workers need 9 CPUs, and the Ray cluster has 2; lower --workers"):
+        train_on_ray(toy_config(tmp_path / "run"), partial(build, tmp_path), RayTraining(workers=9))
+    train(toy_config(tmp_path / "run", steps=2), toy_model(), Toy())
+    with pytest.raises(TriptychError, match="has a run up to step 2"):
+        train_on_ray(toy_config(tmp_path / "run", steps=2), partial(build, tmp_path), RayTraining())
+    assert not list(tmp_path.glob("*.pid"))
+    with pytest.raises(ConfigError, match="must be at least 1, and in this order"):
+        RayTraining(workers=1, min_workers=2)
