@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.images import resize_to_patches, resize_truncated
+from extractors.images import resize_shortest_edge, resize_to_patches, resize_truncated
 from extractors.square import Square
 from trainers.batch import Pixels, Regions, stack_pixels
 
@@ -39,6 +39,11 @@ def square_pixels(images: Sequence[np.ndarray], square: Square) -> Pixels:
 def vilt_pixels(images: Sequence[np.ndarray], shorter: int = 384) -> Pixels:
     """Images (H, W, 3) uint8 RGB of whole patches, in their own shapes, as bytes."""
     return stack_pixels([_channels_first(resize_to_patches(image, shorter)) for image in images])
+
+
+def grid_pixels(images: Sequence[np.ndarray], shorter: int = 600, longer: int = 1000) -> Pixels:
+    """Images (H, W, 3) uint8 RGB as `extract grid` resizes them, in their own shapes, as bytes."""
+    return stack_pixels([_channels_first(resize_shortest_edge(image, shorter, longer)) for image in images])
 
 
 def fast_rcnn_regions(

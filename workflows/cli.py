@@ -69,6 +69,7 @@ def _parse(args: list[str]) -> Any:
     from workflows.doctor import Doctor
     from workflows.extract import Extract, PlanExtract, with_config_file
     from workflows.retry import Retry
+    from workflows.train import Evaluate, Train
 
     command = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -77,6 +78,8 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Retry, tyro.conf.subcommand("retry")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | Annotated[Data, tyro.conf.subcommand("data")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | StoreCommand
         | transfer
     )

@@ -15,7 +15,7 @@ images, F feature width, D model width, N tokens of all sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,18 +200,27 @@ class GridVLP(nn.Module):
         return self.dropout(self.visual_norm(x))
 
 
-def lay_out(config: GridVLPConfig, batch: Batch, training: bool) -> Layout:
+def cell_counts(config: GridVLPConfig, visual: VisualInput) -> list[int]:
+    """Cells of each image, before any are left out."""
+    return _starts(config, visual)[2]
+
+
+def lay_out(config: GridVLPConfig, batch: Batch, training: bool, kept: Sequence[np.ndarray] | None = None) -> Layout:
     """Where a Grid-VLP will put each token: on the CPU, best in the process that loads the data.
 
     `Batch.layout` takes it along; without it the model asks for it, and where the batch does not know its lengths on
     the host, waits for the device. torch's generator draws the cells, where `sampled` is set and it is for training.
+
+    Args:
+        kept: of each image the cells to use, numbered row by row; default: all, or those that are drawn.
 
     Raises:
         ValueError: the batch has no images, or such as Grid-VLP does not read; or places are wanted, and not known.
     """
     visual, words = _visual(batch), np.array(host_lengths(batch.text))
     starts, grids, total = _starts(config, visual)
-    kept = [drawn(count, config.sampled if training else None) for count in total]
+    if kept is None:
+        kept = [drawn(count, config.sampled if training else None) for count in total]
     counts = np.array([len(each) for each in kept])
     image, number = np.repeat(np.arange(len(kept)), counts), np.concatenate(kept)
     places = None

@@ -186,6 +186,12 @@ class ViLT(nn.Module):
         return ((colours * 0.5 + 0.5) * (COLOURS - 1)).long()
 
 
+def patch_counts(config: ViLTConfig, batch: Batch) -> list[int]:
+    """Whole patches of each image, before any are left out. Errors as of `lay_out`."""
+    found: list[int] = _grids(_pixels(batch), config.patch).prod(1).tolist()
+    return found
+
+
 def lay_out(config: ViLTConfig, batch: Batch, kept: Sequence[np.ndarray] | None = None) -> Layout:
     """Where a ViLT will put each token: on the CPU, best in the process that loads the data.
 

@@ -139,37 +139,9 @@ class VLBert(nn.Module):
             self.hidden_feature.weight.zero_()
 
     def layout(self, batch: Batch) -> Layout:
-        """Where the model will put each token: on the CPU, best in the process that loads the data.
-
-        `Batch.layout` takes it along; without it `forward` asks for it, and where the batch does not know its lengths
-        on the host, waits for the device.
-        """
-        text, regions = batch.text, self._regions(batch)
-        words = np.array(host_lengths(text))
-        starts = np.arange(len(words)) * text.ids.shape[1]
-        seen = np.zeros(0, np.int64)  # regions of each image, the whole image among them
-        counts = np.zeros_like(words)  # regions of each sequence
-        region_rows, first = seen, counts
-        if regions is not None:
-            seen = np.array(host_lengths(regions)) + 1
-            image_of = np.arange(len(words)) if batch.image_of is None else np.array(batch.image_of)
-            region_rows = packed_order([np.arange(len(seen)) * (regions.boxes.shape[1] + 1)], [seen])
-            first, counts = (np.cumsum(seen) - seen)[image_of], seen[image_of]
-        ends = np.arange(len(words)) + words.sum() + counts.sum()
-        parts = [np.cumsum(words) - words, words.sum() + np.cumsum(counts) - counts, ends]
-        lengths = [words, counts, np.ones_like(words)]
-        places = [[*range(w), *[w] * c, w + 1] for w, c in zip(words.tolist(), counts.tolist(), strict=True)]
-        arrays = (
-            packed_order([starts], [words]),
-            np.repeat(first, words),
-            region_rows,
-            packed_order([first], [counts]),
-            packed_order(parts, lengths),
-            np.concatenate(places),
-            words,
-            counts,
-        )
-        return Layout(Spans.of((words + counts + 1).tolist()), *(torch.from_numpy(each) for each in arrays))
+        """Where the model will put each token; as `lay_out`."""
+        self._regions(batch)
+        return lay_out(batch)
 
     def forward(self, batch: Batch) -> States:
         """The last layer's states; `States.visual` are the whole image's and then the regions'.
@@ -196,9 +168,7 @@ class VLBert(nn.Module):
     def _regions(self, batch: Batch) -> Regions | None:
         if batch.visual is None and self.no_image is None:
             raise ValueError("a batch without images needs a VL-BERT that was built with text_only; give it regions")
-        if not isinstance(batch.visual, Regions | None):
-            raise ValueError(f"VL-BERT reads regions, not {type(batch.visual).__name__}; use a store of regions")
-        return batch.visual
+        return _regions(batch)
 
     def _embed(self, text: Text, regions: Regions | None, layout: Layout) -> Tensor:
         """The sum of each token's parts, (N, D)."""
@@ -256,6 +226,49 @@ class VLBert(nn.Module):
         shown = torch.zeros_like(regions.hidden[:, :1])  # the whole image is never hidden
         hidden = torch.cat([shown, regions.hidden], dim=1).flatten()[layout.region_rows][layout.region_of]
         return torch.where(hidden[:, None], self.hidden_word.weight, self.region_word.weight)
+
+
+def lay_out(batch: Batch) -> Layout:
+    """Where a VL-BERT will put each token: on the CPU, best in the process that loads the data.
+
+    `Batch.layout` takes it along; without it the model asks for it, and where the batch does not know its lengths on
+    the host, waits for the device.
+
+    Raises:
+        ValueError: the visual input is no regions.
+    """
+    text, regions = batch.text, _regions(batch)
+    words = np.array(host_lengths(text))
+    starts = np.arange(len(words)) * text.ids.shape[1]
+    seen = np.zeros(0, np.int64)  # regions of each image, the whole image among them
+    counts = np.zeros_like(words)  # regions of each sequence
+    region_rows, first = seen, counts
+    if regions is not None:
+        seen = np.array(host_lengths(regions)) + 1
+        image_of = np.arange(len(words)) if batch.image_of is None else np.array(batch.image_of)
+        region_rows = packed_order([np.arange(len(seen)) * (regions.boxes.shape[1] + 1)], [seen])
+        first, counts = (np.cumsum(seen) - seen)[image_of], seen[image_of]
+    ends = np.arange(len(words)) + words.sum() + counts.sum()
+    parts = [np.cumsum(words) - words, words.sum() + np.cumsum(counts) - counts, ends]
+    lengths = [words, counts, np.ones_like(words)]
+    places = [[*range(w), *[w] * c, w + 1] for w, c in zip(words.tolist(), counts.tolist(), strict=True)]
+    arrays = (
+        packed_order([starts], [words]),
+        np.repeat(first, words),
+        region_rows,
+        packed_order([first], [counts]),
+        packed_order(parts, lengths),
+        np.concatenate(places),
+        words,
+        counts,
+    )
+    return Layout(Spans.of((words + counts + 1).tolist()), *(torch.from_numpy(each) for each in arrays))
+
+
+def _regions(batch: Batch) -> Regions | None:
+    if not isinstance(batch.visual, Regions | None):
+        raise ValueError(f"VL-BERT reads regions, not {type(batch.visual).__name__}; use a store of regions")
+    return batch.visual
 
 
 def geometry(boxes: Tensor, image_sizes: Tensor) -> Tensor:

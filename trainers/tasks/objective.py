@@ -1,0 +1,74 @@
+"""What an objective of pre-training is: it changes an example on its way into a batch, and compares states with what
+it hid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from trainers.batch import Batch
+from trainers.data.base import Example, Split
+from trainers.tasks.families import Family
+from trainers.tasks.rows import Row
+from trainers.visual import Looked
+
+PURPOSES = ("pair", "text", "words", "image", "answer", "cells", "colours", "more_colours", "flip")
+
+
+def chances(chance: np.random.Generator) -> dict[str, np.random.Generator]:
+    """A generator for each purpose, so that what one objective draws does not move another one's chance."""
+    return dict(zip(PURPOSES, chance.spawn(len(PURPOSES)), strict=True))
+
+
+@dataclass
+class Draft:
+    """One example on its way into a batch.
+
+    text     what is read
+    image    the key of the image that is read; None: none
+    row      the text's tokens
+    chances  a generator for each of PURPOSES
+    labels   what objectives keep for `targets`, by name
+    """
+
+    example: Example
+    text: str
+    image: str | None
+    row: Row
+    chances: Mapping[str, np.random.Generator]
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+class Objective:
+    """One thing to learn. Subclasses are frozen dataclasses; each hook may be left as it is.
+
+    name  of the loss, and of the model's head
+    """
+
+    name: str
+
+    def pair(self, draft: Draft, split: Split) -> None:
+        """Choose another text or image for an example, before anything is read."""
+
+    def draw(self, draft: Draft, family: Family) -> None:
+        """Hide tokens, note labels."""
+
+    def look(self, drafts: Sequence[Draft], looked: Looked, targets: dict[str, Tensor]) -> Looked:
+        """Hide parts of the images, and put the labels into the targets."""
+        return looked
+
+    def count(self, batch: Batch) -> float:
+        """How many things the loss is the mean of."""
+        raise NotImplementedError
+
+    def loss(self, family: Family, model: nn.Module, states: Any, batch: Batch) -> Tensor:
+        """The loss, weighted."""
+        raise NotImplementedError
+
+    def judge(self, family: Family, model: nn.Module, states: Any, batch: Batch) -> Tensor:
+        """(B, 2) int64: of each example how much was told rightly, and how much there was."""
+        raise NotImplementedError

@@ -1,0 +1,26 @@
+"""The published runs by name: `triptych train --list` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from extractors import ConfigError
+from workflows.recipes import grid, meter, vilt, vl_bert
+from workflows.recipes.base import Recipe
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (*vl_bert.RECIPES, *grid.RECIPES, *vilt.RECIPES, *meter.RECIPES)
+}
+
+__all__ = ["RECIPES", "Recipe", "recipe_of"]
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}; `triptych train --list` shows them all.")
+    return RECIPES[name]()

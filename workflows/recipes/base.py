@@ -1,0 +1,75 @@
+"""What a published run is: model, data, task, settings, and the score that its paper reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from extractors import ExtractorConfig
+from trainers.config import TrainConfig
+
+TaskName = Literal[
+    "pretraining",
+    "vqa",
+    "gqa",
+    "nlvr2",
+    "snli-ve",
+    "vcr-answer",
+    "vcr-rationale",
+    "refcoco",
+    "retrieval",
+    "captions",
+    "image-classes",
+    "text-classes",
+]
+Prepared = Literal["fast-rcnn", "grid", "vilt", "clip", "imagenet"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One published run. A variant is one `dataclasses.replace` away; so is another source of what is seen.
+
+    summary     what it is, in one line
+    model       the model's config
+    task        what is learnt
+    data        data sets by the names of `triptych data check`, in order; of a pre-training several
+    train       settings of the loop; `out` is given by who starts it
+    expected    the score that its paper reports, and of which split
+    source      where settings and score come from; what is not stated there
+    starts      the weights that the paper starts from
+    split       of the data that is trained on; several with + between them
+    validation  the split that is scored
+    tokenizer   of the texts
+    longest     tokens of a text
+    visual      "store", "pixels" or "cache-through"
+    extractor   what fills a store, with "cache-through"
+    boxes       at most so many of each image; None: all
+    prepared    how pixels are prepared for the model
+    side        pixels of the shorter side, or of the square
+    patch       pixels a side of a patch, where masked patches come from pixels
+    augment     whether images are changed at random while training
+    objectives  of pre-training, by the names of their losses
+    classes     of a probe
+    """
+
+    summary: str
+    model: Any
+    task: TaskName
+    data: tuple[str, ...]
+    train: TrainConfig
+    expected: str
+    source: str
+    starts: str
+    split: str = "train"
+    validation: str = "val"
+    tokenizer: str = "google-bert/bert-base-uncased"
+    longest: int = 40
+    visual: str = "store"
+    extractor: ExtractorConfig | None = None
+    boxes: int | None = None
+    prepared: Prepared = "grid"
+    side: int = 384
+    patch: int | None = None
+    augment: bool = False
+    objectives: tuple[str, ...] = ()
+    classes: int = 0

@@ -1,0 +1,71 @@
+"""A recipe at a size that a CPU trains in seconds: the same model, task and rules, with little of everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from extractors.patches import PatchConfig
+from trainers.models.grid_vlp import GridVLPConfig
+from trainers.models.meter import MeterConfig
+from trainers.models.vilt import ViLTConfig
+from trainers.models.vl_bert import VLBertConfig
+from workflows.recipes.base import Recipe
+
+DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 32, 2, 64, 2, 64, 64
+STEPS, BATCH = 20, 8
+TOWER = PatchConfig(model="timm:test_vit", weights="random:0", size=32)
+SWIN = PatchConfig(model="timm:swin_tiny_patch4_window7_224", weights="random:0", size=64)
+TEXT = {
+    "hidden_size": DIM,
+    "embedding_size": DIM,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": HIDDEN,
+}
+
+
+def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
+    """The tiny twin of a recipe: random weights, a few steps, learning rates that show in them."""
+    train = replace(
+        recipe.train,
+        steps=steps,
+        epochs=None,
+        batch_size=BATCH,
+        micro_batch=None,
+        lr=1e-3 if recipe.train.optimiser != "sgd" else 1e-2,
+        warmup=0.1,
+        dtype="float32",
+        log_every=max(1, steps // 10),
+        save_every=steps,
+        device="cpu",
+    )
+    side = recipe.side if recipe.prepared not in ("clip", "imagenet") else _tower(recipe.model).size or SIDE
+    return replace(
+        recipe,
+        summary=f"{recipe.summary}; tiny",
+        model=_tiny_model(recipe.model),
+        train=train,
+        expected="none: it only shows that the recipe learns",
+        starts="random weights",
+        side=min(side, SIDE),
+        patch=recipe.patch and 16,
+        boxes=recipe.boxes and min(recipe.boxes, 10),
+    )
+
+
+def _tiny_model(config: Any) -> Any:
+    layer = replace(config.layer, dim=DIM, heads=HEADS, hidden=HIDDEN)
+    if isinstance(config, ViLTConfig):
+        return replace(config, layer=layer, layers=LAYERS, side=2)
+    if isinstance(config, VLBertConfig | GridVLPConfig):
+        body = None if config.body is None else config.body.narrowed(NARROWER)
+        width = config.feature_dim if body is None else config.feature_dim // NARROWER
+        return replace(config, layer=layer, layers=LAYERS, body=body, feature_dim=width)
+    assert isinstance(config, MeterConfig)
+    text = replace(config.text, weights="random:0", settings=TEXT)
+    return replace(config, layer=layer, layers=LAYERS, text=text, image=_tower(config))
+
+
+def _tower(config: MeterConfig) -> PatchConfig:
+    return SWIN if config.image is not None and "swin" in config.image.model else TOWER

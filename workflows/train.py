@@ -1,0 +1,268 @@
+"""`triptych train` and `triptych evaluate`: a published run by its name, from what lies at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from torch import nn
+
+from extractors import ConfigError
+from storage.places import open_place
+from trainers.cache_through import flush
+from trainers.checkpoint import load_weights
+from trainers.config import TrainConfig
+from trainers.evaluate import evaluate
+from trainers.loop import CONFIG, RunSummary, require_new, resume, train
+from trainers.metrics import vcr_accuracy
+from trainers.tasks.base import Task
+from trainers.tasks.common import SplitTask
+from trainers.tasks.commonsense import together
+from workflows.recipes import RECIPES, Recipe, recipe_of
+from workflows.recipes.building import ANSWERS, LEAST, Run
+from workflows.recipes.sources import VISUALS, Places
+from workflows.recipes.starting import start
+from workflows.recipes.tiny import tiny
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a published run, or go on with one.
+
+    triptych train --list
+    triptych train vilt_vqa --images COCO --annotations DIR --out RUN --start vilt_200k_mlm_itm.ckpt
+    triptych train grid_vlp_vqa --store features/grid --annotations DIR --out RUN --tiny
+    """
+
+    recipe: tyro.conf.Positional[str] = ""
+    """The run, by its name."""
+    list: bool = False
+    """Show all runs, and what their papers report."""
+    store: str | None = None
+    """Cached features, a store; of several data sets a folder with a store each."""
+    images: str | None = None
+    """Images, as of extract; of several data sets a folder with a folder each."""
+    annotations: str | None = None
+    """The data set's official files; `triptych data check` says which."""
+    out: str | None = None
+    """The run's folder, or an address that fsspec knows."""
+    visual: str | None = None
+    """Where what the model sees comes from: store, pixels, or cache-through, which extracts what the store lacks. Also
+    store:PATH. Default: the recipe's."""
+    start: str | None = None
+    """Weights to start from: a checkpoint of what the recipe starts from, or a run. Default: random weights."""
+    tokenizer: str | None = None
+    """A name on the Hugging Face hub, a folder, or a vocab.txt. Default: the recipe's."""
+    answers: str | None = None
+    """The answers that questions may have, a published list. Default: built from the annotations."""
+    corpus: str | None = None
+    """Files of plain text, a document a line, comma-separated: VL-BERT's pre-training."""
+    steps: int | None = None
+    """End after so many updates. Default: the recipe's."""
+    batch_size: int | None = None
+    """Examples an update. Default: the recipe's."""
+    micro_batch: int | None = None
+    """Examples that a process runs through the model at once. Default: all of its share."""
+    lr: float | None = None
+    """Largest learning rate. Default: the recipe's."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number type of matrix products. Default: the recipe's."""
+    device: str | None = None
+    """cpu, cuda, cuda:N or auto. Default: auto."""
+    seed: int = 0
+    """Of all chance."""
+    compile: bool = False
+    """Compile the model."""
+    checkpoint_activations: bool = False
+    """Keep no activations inside layers: less memory, a third more time."""
+    save_every: int | None = None
+    """Updates between checkpoints."""
+    evaluate_every: int | None = None
+    """Updates between evaluations. Default: at the end."""
+    log_every: int | None = None
+    """Updates between lines of metrics."""
+    tiny: bool = False
+    """The recipe's tiny twin: a small model with random weights, a few steps on a CPU."""
+    engine: Literal["local", "ray"] = "local"
+    """This process, or several on a Ray cluster."""
+    workers: int = 1
+    """Processes on Ray."""
+    address: str | None = None
+    """Ray: the cluster's address. Default: the one at hand, or a local one."""
+    resume: bool = False
+    """Go on with the run in --out."""
+
+    def run(self) -> int:
+        """Train; returns the exit status."""
+        if self.list or not self.recipe:
+            print("\n".join(listed()))
+            return 0
+        if self.out is None:
+            raise ConfigError("a run needs a folder; name it with --out.")
+        run = self.described()
+        if self.resume:
+            run = replace(run, vocabulary=kept_answers(self.out))
+        else:
+            require_new(self.out)
+        about = about_of(self.recipe, run, self)
+        summary = self._on_ray(run, about) if self.engine == "ray" else self._here(run, about)
+        print(ended(summary, run.recipe))
+        return INTERRUPTED if summary.interrupted else 0
+
+    def described(self) -> Run:
+        """What the flags ask for."""
+        recipe = recipe_of(self.recipe)
+        recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
+        visual, _, path = (self.visual or recipe.visual).partition(":")
+        if visual not in VISUALS:
+            raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}.")
+        recipe = replace(recipe, visual=visual, train=self._settings(recipe.train))
+        store = path or self.store
+        places = Places(store, self.images, self.annotations, self.tokenizer, self.answers, self.corpus)
+        return Run(recipe, places, 1 if self.tiny else LEAST)
+
+    def _settings(self, config: TrainConfig) -> TrainConfig:
+        given = ("batch_size", "micro_batch", "lr", "dtype", "device", "save_every", "evaluate_every", "log_every")
+        changes: dict[str, Any] = {name: getattr(self, name) for name in given if getattr(self, name) is not None}
+        if self.steps is not None:
+            changes |= {"steps": self.steps, "epochs": None}
+        same = {name: getattr(self, name) for name in ("seed", "compile", "checkpoint_activations")}
+        return replace(config, out=str(self.out), **changes, **same)
+
+    def _here(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
+        model, task, validation = built(run, self.start)
+        go = resume if self.resume else train
+        try:
+            return go(run.recipe.train, model, task, validation, about)
+        finally:
+            flush_all(task, validation)
+
+    def _on_ray(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
+        from pipeline.train import RayTraining, train_on_ray
+
+        engine = RayTraining(self.workers, address=self.address)
+        return train_on_ray(run.recipe.train, partial(built, run, self.start), engine, self.resume, about)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run on a split, and write its predictions in the official form.
+
+    triptych evaluate RUN --split val
+    """
+
+    out: tyro.conf.Positional[str]
+    """The run."""
+    split: str | None = None
+    """The split. Default: the recipe's."""
+    step: int | None = None
+    """The checkpoint after this many updates. Default: the newest."""
+    beside: str | None = None
+    """VCR's rationales: the run of the answers, evaluated on the same split; scores both together."""
+    device: str | None = None
+    """cpu, cuda, cuda:N or auto. Default: that of the run."""
+    json: bool = False
+    """Print the scores as JSON."""
+
+    def run(self) -> int:
+        """Evaluate; returns the exit status."""
+        run = kept(self.out)
+        config = replace(run.recipe.train, device=self.device or run.recipe.train.device)
+        model, task = run.build_for(self.split or run.recipe.validation)
+        step = load_weights(model, self.out, self.step)
+        found = evaluate(model, task, config)
+        flush_all(task)
+        predictions, scores = list(found.predictions), found.scores
+        if self.beside is not None:
+            predictions = together(json.loads(open_place(self.beside).read("predictions.json")), predictions)
+            scores = vcr_accuracy(predictions, task.split.examples)  # type: ignore[attr-defined]
+        path = Path(self.out) / "submission"
+        task.write(predictions, path)
+        print(json.dumps(scores) if self.json else _scores(step, scores, run.recipe))
+        return 0
+
+
+def built(run: Run, source: str | None) -> tuple[nn.Module, Task, Task | None]:
+    """Model, task and validation, the model with the weights that it starts from."""
+    model, task, validation = run.build()
+    if source is not None:
+        report = start(model, run.recipe, source)
+        print(f"starts from {report.source}: {report.loaded} tensors, {len(report.missing)} new")
+    elif run.recipe.starts != "random weights":
+        print(f"starts from random weights; its paper starts from {run.recipe.starts} (--start)")
+    return model, task, validation
+
+
+def flush_all(*tasks: Task | None) -> None:
+    """Commit what caches that are being filled still hold back."""
+    for task in tasks:
+        if isinstance(task, SplitTask):
+            flush(task.visual)
+
+
+def about_of(name: str, run: Run, flags: Train) -> dict[str, Any]:
+    """What `RUN/config.json` keeps beside the settings of the loop, so that `evaluate` finds all again."""
+    facts = {"expected": run.recipe.expected, "source": run.recipe.source, "start": flags.start}
+    places = {key: _absolute(value) for key, value in asdict(run.places).items()}
+    return {"recipe": name, "tiny": flags.tiny, "visual": run.recipe.visual, "places": places, **facts}
+
+
+def kept(out: str) -> Run:
+    """The run whose config lies in a folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        content = json.loads(open_place(out).read(CONFIG))
+        recipe = recipe_of(content["recipe"])
+        recipe = tiny(recipe) if content["tiny"] else recipe
+        config = TrainConfig.from_json(content["train"])
+        places = Places(**content["places"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{out} holds no run of `triptych train` ({error}); name its --out folder.") from error
+    recipe = replace(recipe, visual=content["visual"], train=replace(config, out=out))
+    return Run(recipe, places, vocabulary=kept_answers(out))
+
+
+def kept_answers(out: str) -> tuple[str, ...] | None:
+    """The answers of a run, in the order of its head; None where it has none."""
+    try:
+        return tuple(json.loads(open_place(out).read(ANSWERS)))
+    except FileNotFoundError:
+        return None
+
+
+def listed() -> list[str]:
+    """Each recipe's name, what it is, and what its paper reports."""
+    lines = []
+    for name, recipe in RECIPES.items():
+        found = recipe()
+        lines += [f"{name:<26} {found.summary}", f"{'':<26} {found.expected}"]
+    return lines
+
+
+def ended(summary: RunSummary, recipe: Recipe) -> str:
+    """How a run ended, in a few lines."""
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
+    scores = "  ".join(f"{name} {value:.2f}" for name, value in summary.scores.items())
+    lines = [f"step {summary.step} of {summary.total}  {losses}", f"scores  {scores}" if scores else ""]
+    lines += [f"paper   {recipe.expected}", f"weights {summary.checkpoint}"]
+    return "\n".join(line for line in lines if line)
+
+
+def _scores(step: int, scores: Mapping[str, float], recipe: Recipe) -> str:
+    lines = [f"{name:<24} {value:.2f}" for name, value in scores.items()]
+    return "\n".join([f"step {step}", *lines, f"paper: {recipe.expected}"])
+
+
+def _absolute(place: str | None) -> str | None:
+    """A path that means the same wherever it is read; addresses, names and lists as they are."""
+    return str(Path(place).absolute()) if place is not None and Path(place).exists() else place
