@@ -313,8 +313,9 @@ class _Run:
 def prepare(model: nn.Module, config: TrainConfig) -> None:
     """Set up what a config wants of the model itself: activations computed again, compilation."""
     if config.checkpoint_activations:
-        if hasattr(model, "checkpoint"):  # it has towers of other libraries, with names of their own for this
-            model.checkpoint()
+        own = getattr(model, "checkpoint", None)
+        if own is not None:  # it has towers of other libraries, which have names of their own for this
+            own()
         for encoder in (each for each in model.modules() if isinstance(each, Encoder)):
             encoder.checkpointing = True
     if config.compile:
