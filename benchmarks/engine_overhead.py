@@ -95,7 +95,8 @@ def engine(more: list[str], folder: Path, out: Path) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)} failed")
     told = [each for each in events if each["event"] == "progress" and each["images"]]
     first = next(each for each in told if each["images"] >= 0.1 * told[-1]["images"])
-    warm = (told[-1]["images"] - first["images"]) / (told[-1]["seconds"] - first["seconds"])
+    passed = told[-1]["seconds"] - first["seconds"]
+    warm = (told[-1]["images"] - first["images"]) / passed if passed else float("nan")  # a job of one unit
     quarters = np.array_split(np.array(memory or [0.0]), 4)
     return {
         "images_per_second": warm,

@@ -300,7 +300,8 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS[1:]))
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "bfloat16-heads"] + gpu * ["tf32"])
+    lower = ["bfloat16", "bfloat16-heads"] if gpu or fused.has_fused(torch.bfloat16) else []  # else slower than float32
+    parser.add_argument("--dtypes", nargs="+", default=["float32", *lower] + gpu * ["tf32"])
     parser.add_argument("--batch", type=int, default=16, help="of a GPU")
     parser.add_argument("--images", type=int, default=128 if gpu else torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
