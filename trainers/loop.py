@@ -313,14 +313,8 @@ class _Run:
 def prepare(model: nn.Module, config: TrainConfig) -> None:
     """Set up what a config wants of the model itself: activations computed again, compilation."""
     if config.checkpoint_activations:
-<<<<<<< HEAD
         if callable(keep_less := getattr(model, "checkpoint", None)):
             keep_less()  # towers of other libraries have names of their own for this
-=======
-        own = getattr(model, "checkpoint", None)
-        if own is not None:  # it has towers of other libraries, which have names of their own for this
-            own()
->>>>>>> loop
         for encoder in (each for each in model.modules() if isinstance(each, Encoder)):
             encoder.checkpointing = True
     if config.compile:
