@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side: a waiting thread gives its core away
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -17,6 +20,7 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, for what they share, and all Ray clusters in one: no two at once."""
     for item in items:

@@ -21,10 +21,12 @@ INPUTS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of ours in the official layout."""
-    (tmp_path / "inputs.json").write_text(json.dumps(INPUTS), encoding="utf-8")
-    (tmp_path / "outputs.json").write_text(json.dumps(ours(INPUTS)), encoding="utf-8")
-    return tmp_path
+    """A folder of ours in the official layout, alone in its parent."""
+    made = tmp_path / "vqa_eval"
+    made.mkdir()
+    (made / "inputs.json").write_text(json.dumps(INPUTS), encoding="utf-8")
+    (made / "outputs.json").write_text(json.dumps(ours(INPUTS)), encoding="utf-8")
+    return made
 
 
 def test_official_scores(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
