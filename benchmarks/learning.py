@@ -4,10 +4,11 @@
 
 Protocol. `tests/recipe_data.py` writes the data: pictures of plain shapes, from which every answer can be learnt, and
 stores of features that are their colours. Each recipe of `triptych train --list` runs as its tiny twin (--tiny: small,
-random weights, on a CPU) for --steps updates, through the command line. "loss" is the mean over the first and over the
-last tenth of the updates. The score is the task's own on its validation split, of other pictures; "blind" is what the
-same predictions score when they are dealt out anew among the examples that ask the same, the mean of 20 deals: what can
-be known without looking. Pre-training has losses only. Writes learning_<hardware>_<date>.md and .json.
+random weights, on a CPU) for --steps updates at a rate of 2e-3, through the command line. "loss" is the mean over the
+first and over the last tenth of the updates. The score is the task's own on its validation split, of other pictures;
+"blind" is what the same predictions score when they are dealt out anew among the examples that ask the same, the mean
+of 20 deals: what can be known without looking. Pre-training has losses only. Writes learning_<hardware>_<date>.md and
+.json.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from workflows.cli import main as triptych
 from workflows.recipes import RECIPES
 from workflows.train import kept
 
-DEALS = 20
+DEALS, LR = 20, "2e-3"
 
 
 def learn(name: str, steps: int, images: int) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def learn(name: str, steps: int, images: int) -> dict[str, Any]:
         args = Data(root / "data", Size(images=images)).arguments(name, root / "own")
         began, said = time.perf_counter(), StringIO()
         with redirect_stdout(said), redirect_stderr(said):
-            status = triptych(["train", *args, "--tiny", "--steps", str(steps), "--log-every", "1"])
+            status = triptych(["train", *args, "--tiny", "--steps", str(steps), "--lr", LR, "--log-every", "1"])
         if status:
             raise SystemExit(f"{name} ended with {status}: {said.getvalue()[-500:]}")
         run = root / "own" / "run"
