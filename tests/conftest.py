@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side: a waiting thread gives its core away
 
+STARTS_RAY = "pytest.mark.ray"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -22,13 +22,19 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(autouse=True)
-def one_cluster_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests that start Ray wait for each other, in whatever process they run: two clusters would starve both."""
-    if request.node.get_closest_marker("ray") is None:
-        yield
-        return
-    together = tmp_path_factory.getbasetemp().parent  # of all processes of a run
-    with (together / "ray.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, for what they share, and all files with Ray in one: two clusters would starve
+    both."""
+    from xdist.scheduler import LoadFileScheduling
+
+    root = Path(__file__).parent
+    ray = {
+        path.relative_to(root.parent).as_posix() for path in root.rglob("test_*.py") if STARTS_RAY in path.read_text()
+    }
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "ray" if file in ray else file
+
+    return Scheduling(config, log)
