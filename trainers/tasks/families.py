@@ -6,6 +6,7 @@ Shapes in this file: B texts, T positions, V images, D model width, E width of w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from trainers.text import Tokenizer
 Chances = Sequence[np.random.Generator]
 
 
-class Family:
+class Family(ABC):
     """One model's ways.
 
     mirrors  whether it is trained on mirrored images, too
@@ -74,9 +75,9 @@ class Family:
         batch = Batch(text_of(rows, self.tokenizer.padding), visual, of, targets)
         return replace(batch, layout=self.layout(batch, chances))
 
+    @abstractmethod
     def layout(self, batch: Batch, chances: Chances = ()) -> Any:
         """Where the model will put each token."""
-        raise NotImplementedError
 
     def states(self, model: Any, batch: Batch, second_image: bool = False) -> Any:
         """The model's states; what `targets` has as "hidden" are patches it must not see."""
@@ -102,8 +103,12 @@ class Family:
         return found
 
     def patches(self, states: Any) -> tuple[Tensor, Tensor]:
-        """(B, P, D) of the image, class token left out, and (B, P) bool, True where one is real."""
-        raise NotImplementedError
+        """(B, P, D) of the image, class token left out, and (B, P) bool, True where one is real.
+
+        Raises:
+            TypeError: the model reads no patches; `papers.py` gives it no objective that asks for them.
+        """
+        raise TypeError(f"{type(self.config).__name__} reads no patches; leave out objectives of masked patches")
 
 
 class VLBertFamily(Family):

@@ -3,6 +3,7 @@ it hid."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,32 +44,32 @@ class Draft:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
-class Objective:
-    """One thing to learn. Subclasses are frozen dataclasses; each hook may be left as it is.
+class Objective(ABC):
+    """One thing to learn. Subclasses are frozen dataclasses; the hooks that are not abstract may be left as they are.
 
     name  of the loss, and of the model's head
     """
 
     name: str
 
-    def pair(self, draft: Draft, split: Split) -> None:
+    def pair(self, draft: Draft, split: Split) -> None:  # noqa: B027  most choose nothing
         """Choose another text or image for an example, before anything is read."""
 
-    def draw(self, draft: Draft, family: Family) -> None:
+    def draw(self, draft: Draft, family: Family) -> None:  # noqa: B027  some hide no tokens
         """Hide tokens, note labels."""
 
     def look(self, drafts: Sequence[Draft], looked: Looked, targets: dict[str, Tensor]) -> Looked:
         """Hide parts of the images, and put the labels into the targets."""
         return looked
 
+    @abstractmethod
     def count(self, batch: Batch) -> float:
         """How many things the loss is the mean of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, family: Family, model: nn.Module, states: Any, batch: Batch) -> Tensor:
         """The loss, weighted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, family: Family, model: nn.Module, states: Any, batch: Batch) -> Tensor:
         """(B, 2) int64: of each example how much was told rightly, and how much there was."""
-        raise NotImplementedError
