@@ -163,7 +163,7 @@ def grid_vlp(**changes: Any) -> GridVLP:
 def pixel_bert() -> GridVLP:
     """With ResNet-50, tuned, and the map halved once more."""
     model = grid_vlp(body=GRID_MODELS["r50"].body, colours=grid_colours("r50"), tuned=True, pool=2)
-    load_grid_network(model, "r50", "random:0")
+    load_grid_network(model.network, "random:0")
     return model
 
 

@@ -26,7 +26,7 @@ from trainers.tasks.commonsense import together
 from workflows.recipes import RECIPES, Recipe, recipe_of
 from workflows.recipes.building import ANSWERS, LEAST, Run
 from workflows.recipes.sources import VISUALS, Places
-from workflows.recipes.starting import start
+from workflows.recipes.starting import start, start_network, told
 from workflows.recipes.tiny import tiny
 
 INTERRUPTED = 130
@@ -58,6 +58,9 @@ class Train:
     store:PATH. Default: the recipe's."""
     start: str | None = None
     """Weights to start from: a checkpoint of what the recipe starts from, or a run. Default: random weights."""
+    start_network: str | None = None
+    """Weights of the convolutional network that sees the pixels: a file, or a published name (grid-r50, butd-r101).
+    Default: those that --start has, else random ones."""
     tokenizer: str | None = None
     """A name on the Hugging Face hub, a folder, or a vocab.txt. Default: the recipe's."""
     answers: str | None = None
@@ -137,7 +140,7 @@ class Train:
         return replace(config, out=str(self.out), **changes, **same)
 
     def _here(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
-        model, task, validation = built(run, self.start)
+        model, task, validation = built(run, self.start, self.start_network)
         go = resume if self.resume else train
         try:
             return go(run.recipe.train, model, task, validation, about)
@@ -148,7 +151,8 @@ class Train:
         from pipeline.train import RayTraining, train_on_ray
 
         engine = RayTraining(self.workers, address=self.address)
-        return train_on_ray(run.recipe.train, partial(built, run, self.start), engine, self.resume, about)
+        build = partial(built, run, self.start, self.start_network)
+        return train_on_ray(run.recipe.train, build, engine, self.resume, about)
 
 
 @dataclass(frozen=True)
@@ -189,15 +193,24 @@ class Evaluate:
         return 0
 
 
-def built(run: Run, source: str | None) -> tuple[nn.Module, Task, Task | None]:
+def built(run: Run, source: str | None, network: str | None = None) -> tuple[nn.Module, Task, Task | None]:
     """Model, task and validation, the model with the weights that it starts from."""
-    model, task, validation = run.build()
+    return run.build(partial(begin, run.recipe, source, network))
+
+
+def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Module) -> None:
+    """Give a model the weights that it starts from, and say which these are."""
+    random = getattr(model, "network", None) is not None
     if source is not None:
-        report = start(model, run.recipe, source)
-        print(f"starts from {report.source}: {report.loaded} tensors, {len(report.missing)} new")
-    elif run.recipe.starts != "random weights":
-        print(f"starts from random weights; its paper starts from {run.recipe.starts} (--start)")
-    return model, task, validation
+        report = start(model, source)
+        random = random and any(name.startswith("network.") for name in report.missing)
+        print(told(report))
+    elif recipe.starts != "random weights":
+        print(f"starts from random weights; its paper starts from {recipe.starts} (--start)")
+    if network is not None:
+        print(f"its network starts from {network}, SHA-256 {start_network(model, network)}")
+    elif random:
+        print("its network starts from random weights (--start-network)")
 
 
 def flush_all(*tasks: Task | None) -> None:
@@ -209,7 +222,8 @@ def flush_all(*tasks: Task | None) -> None:
 
 def about_of(name: str, run: Run, flags: Train) -> dict[str, Any]:
     """What `RUN/config.json` keeps beside the settings of the loop, so that `evaluate` finds all again."""
-    facts = {"expected": run.recipe.expected, "source": run.recipe.source, "start": flags.start}
+    begun = {"start": flags.start, "start_network": flags.start_network}
+    facts = {"expected": run.recipe.expected, "source": run.recipe.source, **begun}
     places = {key: _absolute(value) for key, value in asdict(run.places).items()}
     return {"recipe": name, "tiny": flags.tiny, "visual": run.recipe.visual, "places": places, **facts}
 

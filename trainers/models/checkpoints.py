@@ -8,7 +8,7 @@ interpolated or derived; whatever the caller did not expect of it is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class LoadReport:
     def __str__(self) -> str:
         shapes = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in self.reshaped]
         parts = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": shapes, "changed": self.changed}
-        told = [f"{len(names)} {what} ({', '.join(names)})" for what, names in parts.items() if names]
+        told = [f"{len(names)} {what} ({listed(names)})" for what, names in parts.items() if names]
         return f"{self.source}: {self.loaded} tensors loaded" + "".join(f"; {each}" for each in told)
 
 
@@ -119,6 +119,12 @@ def fill(
         tuple(shapes),
         tuple(changed),
     )
+    if not fitting and wanted:
+        first, ours = (f"{min(names)!r}" if names else "nothing" for names in (kept, wanted))
+        raise WeightsError(
+            f"none of the {len(kept)} tensors is of this model: they begin with {first}, the model's with {ours}; "
+            "choose a checkpoint of it"
+        )
     if (
         shapes
         or not all(_matches(each, new) for each in report.missing)
@@ -156,6 +162,7 @@ def drop_twins(found: Tensors, _: Mapping[str, Tensor]) -> list[str]:
 
 OURS = Rules(())
 TWIN = "twin."
+NAMED = 6  # tensors that a line names
 
 # BERT's names, in every model that has its layers.
 BERT_LAYERS: Renames = (
@@ -192,6 +199,12 @@ RESNET: Renames = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between; of many the first ones."""
+    names = list(names)
+    return ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
 
 
 def _copy(found: Tensors, source: str, target: str) -> str:

@@ -7,13 +7,16 @@ Sources of the names: jackroos/VL-BERT `*/modules/*.py`, `common/utils/load.py`,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from extractors.weights import Tensors
+from extractors.weights import PUBLISHED, Tensors, find_weights
+from extractors.weights import fill as fill_network
 from trainers.models.checkpoints import BERT_LAYERS, RESNET, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill
+from trainers.models.fast_rcnn import FastRCNN
 from trainers.models.layers import resize_positions
 from trainers.models.vilt import IMAGE, ViLT
 from trainers.models.vl_bert import VISUAL_SEGMENT, VLBert
@@ -50,6 +53,11 @@ _VL_BERT = (
     (r"^cnn_loss_reg\.0\.dense\.", "heads.vcr_objects.0."),
     (r"^cnn_loss_reg\.", "heads.vcr_objects."),
 )
+_FAST_RCNN = (
+    (r"^(roi_heads\.res5|layer4)\.", "res5."),
+    (r"^(conv1|bn1|layer\d)\.", r"backbone.\1."),
+    *RESNET,
+)
 _FINAL = {  # what `final_mlp` is, by task
     "vqa": (
         (r"^final_mlp\.0\.dense\.", "heads.vqa.transform.dense."),
@@ -59,6 +67,15 @@ _FINAL = {  # what `final_mlp` is, by task
     "vcr": ((r"^final_mlp\.", "heads.vcr."),),
     "refcoco": ((r"^final_mlp\.0\.dense\.", "heads.refcoco.0."), (r"^final_mlp\.", "heads.refcoco.")),
 }
+# What another task, or another source of what is seen, may lack: by our names, and by the official ones.
+_VL_BERT_NEW = (r"^heads\.", r"^pooler\.", r"^(hidden_word|hidden_feature|no_image)\.", r"^network\.")
+_VL_BERT_UNUSED = (
+    r"_head\.",
+    r"^(module\.)?vlbert\.pooler\.",
+    r"^object_mask_",
+    r"^aux_",
+    r"^image_feature_extractor\.(backbone|roi_head_feature_extractor)\.",
+)
 _PRETRAINED_HEADS = {"heads.mlm.transform": "heads.vqa.transform", "heads.mvrc.0": "heads.refcoco.0"}
 
 
@@ -71,21 +88,14 @@ def load_vl_bert(model: VLBert, source: Source) -> LoadReport:
 
 
 def start_vl_bert(model: VLBert, source: Source) -> LoadReport:
-    """A pre-trained VL-BERT as the start of a task: its heads begin where the official code begins them.
+    """A VL-BERT of our or the official names as the start of another task, which begins where the official code does.
 
     VQA takes the transform of the word head, RefCOCO+ and VCR's object loss that of the region head; for VCR the
-    segment of second texts, which pre-training never saw, is a copy of the first.
+    segment of second texts, which pre-training never saw, is a copy of the first. The network for pixels may be new, or
+    left out.
     """
     adjust = [drop_twins, _second_segment] if "vcr" in model.config.heads else [drop_twins]
-    heads = (
-        r"mlm_head\.",
-        r"mvrc_head\.",
-        r"relationsip_head\.",
-        r"^(module\.)?vlbert\.pooler\.",
-        r"^object_mask_",
-        r"^aux_",
-    )
-    return fill(model, source, _vl_bert_rules(model), new=(r"^heads\.", r"^pooler\."), unused=heads, adjust=adjust)
+    return fill(model, source, _vl_bert_rules(model), _VL_BERT_NEW, (*_VL_BERT_NEW, *_VL_BERT_UNUSED), adjust)
 
 
 def start_vl_bert_from_bert(model: VLBert, source: Source) -> LoadReport:
@@ -122,7 +132,28 @@ def _vl_bert_rules(model: VLBert) -> Rules:
     return Rules((*_VL_BERT, *final), COUNTERS, copies)
 
 
+def load_vl_bert_network(network: FastRCNN, weights: str) -> str:
+    """Put weights into the network of a VL-BERT that sees pixels, before it is trained along.
+
+    Args:
+        weights: a file of the bottom-up detector, by detectron2's or by torchvision's names (as VL-BERT's own
+            `resnet101-pt-vgbua-0000.model`), one of its published names (`butd-r101`, ...), or random:SEED.
+
+    Returns:
+        the SHA-256 of its tensors.
+
+    Raises:
+        WeightsError: they cannot be had, or do not fit.
+    """
+    checkpoint = find_weights(weights, fitting=[name for name in PUBLISHED if name.startswith("butd-")])
+    if checkpoint.tensors is not None:
+        checkpoint = replace(checkpoint, tensors=Rules(_FAST_RCNN).apply(checkpoint.tensors))
+    return fill_network(network, checkpoint, "VL-BERT's network")
+
+
 def _second_segment(found: Tensors, _: Mapping[str, Tensor]) -> list[str]:
+    if "heads.vcr.1.weight" in found:
+        return []  # the other task of VCR, which has learnt it
     segment = found["segment.weight"].clone()
     segment[1] = segment[0]
     found["segment.weight"] = segment
@@ -187,7 +218,10 @@ _VILT = (
     (r"^(vqa|nlvr2)_classifier\.", r"heads.\1."),
     (r"^rank_output\.", "heads.rank."),
 )
-_VILT_HEADS = (r"^mlm_score\.", r"^itm_score\.", r"_classifier\.", r"^classifier\.", r"^rank_output\.")
+_VILT_HEADS = (
+    *(r"^mlm_score\.", r"^itm_score\.", r"_classifier\.", r"^classifier\.", r"^rank_output\."),
+    *(r"^heads\.", r"^mask_token$"),
+)
 
 
 def load_vilt(model: ViLT, source: Source) -> LoadReport:
@@ -199,8 +233,8 @@ def load_vilt(model: ViLT, source: Source) -> LoadReport:
 
 
 def start_vilt(model: ViLT, source: Source) -> LoadReport:
-    """A pre-trained ViLT as the start of a task: heads are new, but for ranking, which begins as the pair head's match;
-    the second image's modality begins as the first's."""
+    """A ViLT of our or published names as the start of another task: heads are new, but for ranking, which begins as
+    the pair head's match; the second image's modality begins as the first's."""
     adjust = [_fuse, modalities, rank_from_pairs]
     return fill(model, source, _vilt_rules(model), (r"^heads\.", r"^mask_token$"), _VILT_HEADS, adjust)
 

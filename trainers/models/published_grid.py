@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from extractors.networks import GRID_PREFIX
+from extractors.weights import PUBLISHED, find_weights
 from extractors.weights import fill as fill_network
-from extractors.weights import find_weights
-from trainers.models.checkpoints import BERT_LAYERS, TEXT, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill
-from trainers.models.grid_vlp import GridVLP
+from trainers.models.checkpoints import BERT_LAYERS, OURS, TEXT, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill
+from trainers.models.grid_vlp import GridNetwork, GridVLP
 from trainers.models.published import COUNTERS, Source
 
 _BERT = (
@@ -29,8 +29,18 @@ def start_grid_vlp_from_bert(model: GridVLP, source: Source) -> LoadReport:
     return fill(model, source, Rules(_BERT, COUNTERS), new, (r"^cls\.",), [drop_twins])
 
 
-def load_grid_network(model: GridVLP, name: str, weights: str | None = None) -> str:
-    """Put a grid network's weights into the model's, as `extract grid --model NAME --weights WEIGHTS` would.
+def start_grid_vlp(model: GridVLP, source: Source) -> LoadReport:
+    """A Grid-VLP or PixelBERT of ours as the start of another task: heads are new; the network for pixels may be new,
+    or left out. Errors as of `fill`."""
+    other = (r"^heads\.", r"^network\.")
+    return fill(model, source, OURS, other, other)
+
+
+def load_grid_network(network: GridNetwork, weights: str) -> str:
+    """Put a grid network's weights into the model's, as `extract grid --weights WEIGHTS` would.
+
+    Args:
+        weights: a file in detectron2's names, one of the published names (`grid-r50`, ...), or random:SEED.
 
     Returns:
         the SHA-256 of its tensors, which a store of the same network tells, too.
@@ -38,7 +48,5 @@ def load_grid_network(model: GridVLP, name: str, weights: str | None = None) -> 
     Raises:
         WeightsError: they cannot be had, or do not fit.
     """
-    assert model.network is not None, "this Grid-VLP has no network; build it with a body"
-    published = f"{GRID_PREFIX}{name}"
-    checkpoint = find_weights(weights or published, fitting=(published,))
-    return fill_network(model.network, checkpoint, f"grid network {name}")
+    checkpoint = find_weights(weights, fitting=[name for name in PUBLISHED if name.startswith(GRID_PREFIX)])
+    return fill_network(network, checkpoint, "the grid network")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from extractors.weights import Tensors, WeightsError
 from trainers.models.checkpoints import WORD_HEAD, LoadReport, Rules, fill
+from trainers.models.image_towers import ImageTower
 from trainers.models.layers import resize_positions, resize_square
 from trainers.models.meter import Meter
 from trainers.models.published import COUNTERS, Source, modalities, rank_from_pairs
+from trainers.models.text_towers import TextTower
 
 _TOWER = "image.tower.model."
 _FUSION = r"^(fusion\.\w+_layers\.\d+\.)"
@@ -61,7 +63,7 @@ _SWIN = (  # timm 0.4's names to today's: maps are halved before a stage instead
 _DERIVED = (*COUNTERS, r"relative_position_index$", r"\.attn_mask$")
 # Kept by the official class without any use: RoBERTa's pooler and what is left of CLIP's text side.
 _UNUSED = (r"^text_transformer\.pooler\.", r"^vit_model\.ln_final\.", r"^vit_model\.positional_embedding$")
-_OTHER_TASKS = (r"^(mlm|itm)_score\.", r"_classifier\.", r"^rank_output\.", r"^heads\.")
+_OTHER_TASKS = (r"^(mlm|itm)_score\.", r"_classifier\.", r"^rank_output\.", r"^heads\.", r"^hidden_patch\.")
 _RULES = Rules((*_METER, *_CLIP, *_SWIN), _DERIVED)
 
 
@@ -76,10 +78,16 @@ def load_meter(model: Meter, source: Source) -> LoadReport:
 
 
 def start_meter(model: Meter, source: Source) -> LoadReport:
-    """A pre-trained METER as the start of a task: heads are new, but for ranking, which begins as the pair head's
-    match; the second image's modality begins as the first's."""
+    """A METER of our or the official names as the start of another task: heads are new, but for ranking, which begins
+    as the pair head's match; the second image's modality begins as the first's."""
     adjust = [_same_library, _resize_positions, _resize_bias_tables, modalities, rank_from_pairs]
-    return fill(model, source, _RULES, (r"^heads\.",), (*_UNUSED, *_OTHER_TASKS), adjust)
+    return fill(model, source, _RULES, (r"^heads\.", r"^hidden_patch\."), (*_UNUSED, *_OTHER_TASKS), adjust)
+
+
+def start_encoder(encoder: ImageTower | TextTower, source: Source) -> LoadReport:
+    """One encoder of a METER of our or the official names, alone, at any image size. Errors as of `fill`."""
+    alone = nn.ModuleDict({"image" if isinstance(encoder, ImageTower) else "text": encoder})
+    return fill(alone, source, _RULES, (), (r"",), [_same_library, _resize_positions, _resize_bias_tables])
 
 
 def _same_library(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:

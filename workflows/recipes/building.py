@@ -64,8 +64,11 @@ class Run:
     least: int = LEAST
     vocabulary: tuple[str, ...] | None = None
 
-    def build(self) -> tuple[nn.Module, Task, Task | None]:
+    def build(self, start: Callable[[nn.Module], object] | None = None) -> tuple[nn.Module, Task, Task | None]:
         """Model, task, and the split that is evaluated on; of pre-training none. Made anew in each process.
+
+        Args:
+            start: puts weights into the model; before anything is written, so that what it raises leaves nothing.
 
         Raises:
             TriptychError: data, images or features are missing or do not fit; nothing was trained.
@@ -74,6 +77,8 @@ class Run:
         task = parts.task(self.recipe.split, training=True)
         validation = None if self.recipe.task == "pretraining" else parts.task(self.recipe.validation, training=False)
         model = parts.model()
+        if start is not None:
+            start(model)
         if parts.answers is not None:
             keep_answers(self.recipe.train.out, parts.answers)
         return model, task, validation

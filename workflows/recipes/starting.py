@@ -1,70 +1,115 @@
-"""The weights that a run starts from: a published checkpoint, or another run of ours."""
+"""The weights that a run starts from: a published checkpoint, or another run of ours; and those of its network.
+
+What a file is, its names tell: BERT, a ViT, a published checkpoint of the model, or one of ours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from extractors import ConfigError
-from trainers.checkpoint import Checkpoints
-from trainers.models.checkpoints import OURS, LoadReport, Rules, fill
-from trainers.models.grid_vlp import GridVLP
+from extractors.weights import WeightsError, read_checkpoint
+from trainers.checkpoint import PARTS, Checkpoints
+from trainers.models.checkpoints import LoadReport, listed
+from trainers.models.fast_rcnn import FastRCNN
+from trainers.models.grid_vlp import GridNetwork, GridVLP
 from trainers.models.meter import Meter
-from trainers.models.published import start_vilt, start_vilt_from_vit, start_vl_bert, start_vl_bert_from_bert
-from trainers.models.published_grid import start_grid_vlp_from_bert
-from trainers.models.published_meter import start_meter
+from trainers.models.published import (
+    load_vl_bert_network,
+    start_vilt,
+    start_vilt_from_vit,
+    start_vl_bert,
+    start_vl_bert_from_bert,
+)
+from trainers.models.published_grid import load_grid_network, start_grid_vlp, start_grid_vlp_from_bert
+from trainers.models.published_meter import start_encoder, start_meter
 from trainers.models.vilt import ViLT
 from trainers.models.vl_bert import VLBert
 from trainers.tasks.probes import ImageProbe, TextProbe
-from workflows.recipes.base import Recipe
 
-WEIGHTS = "model.safetensors"
-
-Start = Callable[[Any, Path], LoadReport]
+Start = Callable[[Any, Mapping[str, Tensor]], LoadReport]
 
 
-def start(model: nn.Module, recipe: Recipe, source: str) -> LoadReport:
+def start(model: nn.Module, source: str) -> LoadReport:
     """Put the weights into a model that it starts from.
 
     Args:
-        source: a checkpoint of what `recipe.starts` names, a run of it, or its `model.safetensors`.
+        source: a checkpoint of the model or of what its paper starts from, or a run of ours; a file, or a run's folder
+            or address.
 
     Raises:
         ConfigError: there is no such file, or no checkpoint in the run.
+        StoreError: the run's newest checkpoint is damaged.
         WeightsError: it does not fit the model.
     """
-    first, later = _STARTS[type(model)]
-    return (first if recipe.task == "pretraining" else later)(model, _file(Path(source).expanduser()))
+    tensors = _read(source)
+    load = next(load for mark, load in _STARTS[type(model)] if any(re.search(mark, name) for name in tensors))
+    try:
+        return replace(load(model, tensors), source=source)
+    except WeightsError as error:
+        raise WeightsError(f"--start {source}: {error}") from error
 
 
-def _file(source: Path) -> Path:
-    if source.is_file():
-        return source
-    checkpoints = Checkpoints(str(source)) if source.is_dir() else None
-    steps = checkpoints.steps() if checkpoints else []
-    if checkpoints is None or not steps:
-        raise ConfigError(f"--start {source} is no file and has no checkpoints; name a checkpoint or a run of ours.")
-    return Path(checkpoints.path(steps[-1])) / WEIGHTS
+def start_network(model: nn.Module, source: str) -> str:
+    """Put weights into the network that a model sees pixels through; returns the SHA-256 of its tensors.
+
+    Args:
+        source: a file, a published name, or random:SEED, as of `extract --weights`.
+
+    Raises:
+        ConfigError: the model has no such network.
+        WeightsError: they cannot be had, or do not fit.
+    """
+    network = getattr(model, "network", None)
+    try:
+        if isinstance(network, FastRCNN):
+            return load_vl_bert_network(network, source)
+        if isinstance(network, GridNetwork):
+            return load_grid_network(network, source)
+    except WeightsError as error:
+        raise WeightsError(f"--start-network: {error}") from error
+    raise ConfigError(
+        f"--start-network {source}: this run has no convolutional network for pixels; leave it out, or choose "
+        "--visual pixels of a VL-BERT, Grid-VLP or PixelBERT."
+    )
 
 
-def _ours(model: nn.Module, source: Path) -> LoadReport:
-    """A model of ours of another task."""
-    return fill(model, source, OURS, (r"^heads\.",), (r"^heads\.",))
+def told(report: LoadReport) -> str:
+    """What a model starts from, in one line: what is new in it, what of the file it has no use for."""
+    parts = {"new": _parts(report.missing), "left out": _parts(report.unexpected), "changed": report.changed}
+    rest = [f"; {what}: {listed(names)}" for what, names in parts.items() if names]
+    return f"starts from {report.source}: {report.loaded} tensors" + "".join(rest)
 
 
-def _encoder(name: str) -> Start:
-    """One encoder of a METER of ours."""
-    return lambda model, source: fill(model, source, Rules(((rf"^{name}\.", "tower."),)), (r"^classifier\.",), (r"",))
+def _parts(names: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
 
 
-_STARTS: dict[type, tuple[Start, Start]] = {
-    VLBert: (start_vl_bert_from_bert, start_vl_bert),
-    GridVLP: (start_grid_vlp_from_bert, _ours),
-    ViLT: (start_vilt_from_vit, start_vilt),
-    Meter: (_ours, start_meter),
-    ImageProbe: (_encoder("image"), _encoder("image")),
-    TextProbe: (_encoder("text"), _encoder("text")),
+def _read(source: str) -> Mapping[str, Tensor]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_checkpoint(path).tensors or {}
+    if path.is_dir() or "://" in source:
+        run = Checkpoints(str(path) if path.is_dir() else source)
+        steps = run.steps()
+        if steps:
+            return run.read(steps[-1], PARTS[:1]).model
+    raise ConfigError(f"--start {source} is no file and has no checkpoints; name a checkpoint or a run of ours.")
+
+
+_ANY, _BERT, _TEXT = "", r"(^|\.)embeddings\.word_embeddings\.", r"^(\w+\.)*text(_embeddings)?\."
+# Of each model, what a file may be: a name that tells it, and what loads it. The first that fits is taken.
+_STARTS: dict[type, tuple[tuple[str, Start], ...]] = {
+    VLBert: ((_BERT, start_vl_bert_from_bert), (_ANY, start_vl_bert)),
+    GridVLP: ((_BERT, start_grid_vlp_from_bert), (_ANY, start_grid_vlp)),
+    ViLT: ((_TEXT, start_vilt), (_ANY, start_vilt_from_vit)),
+    Meter: ((_ANY, start_meter),),
+    ImageProbe: ((_ANY, lambda model, tensors: start_encoder(model.tower, tensors)),),
+    TextProbe: ((_ANY, lambda model, tensors: start_encoder(model.tower, tensors)),),
 }

@@ -37,7 +37,7 @@ def model_of(config: GridVLPConfig = TINY) -> GridVLP:
     torch.manual_seed(0)
     model = stirred(GridVLP(config))
     if model.network is not None:
-        load_grid_network(model, "r50", "random:0")
+        load_grid_network(model.network, "random:0")
     return model.eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from extractors.weights import WeightsError
+from tests.official_checkpoints import VILT, official, vl_bert_state
 from tests.unit.trainers import test_vilt, test_vl_bert
 from tests.unit.trainers.test_vilt import batch_of
 from trainers.batch import Text
@@ -23,62 +23,6 @@ from trainers.models.vilt import ViLT
 from trainers.models.vl_bert import VLBert
 
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 24}
-
-# The official names of ours, the other way round than the rename tables.
-LAYER = [
-    (r"\.attention_norm\.", ".attention.output.LayerNorm."), (r"\.attention\.out\.", ".attention.output.dense."),
-    (r"\.attention\.(query|key|value)\.", r".attention.self.\1."), (r"\.mlp\.up\.", ".intermediate.dense."),
-    (r"\.mlp\.down\.", ".output.dense."), (r"\.mlp_norm\.", ".output.LayerNorm."),
-]  # fmt: skip
-VL_BERT = [
-    (r"^encoder\.(\d+)", r"vlbert.encoder.layer.\1"), *LAYER, (r"^(word|position)\.", r"vlbert.\1_embeddings."),
-    (r"^segment\.", "vlbert.token_type_embeddings."), (r"^end\.", "vlbert.end_embedding."),
-    (r"^norm\.", "vlbert.embedding_LayerNorm."), (r"^text_visual_norm\.", "vlbert.visual_ln_text."),
-    (r"^region_visual_norm\.", "vlbert.visual_ln_object."), (r"^pooler\.", "vlbert.pooler."),
-    (r"^region_word\.", "object_linguistic_embeddings."), (r"^hidden_word\.", "object_mask_word_embedding."),
-    (r"^hidden_feature\.", "object_mask_visual_embedding."), (r"^no_image\.", "aux_text_visual_embedding."),
-    (r"^appearance\.", "image_feature_extractor.obj_downsample.1."),
-    (r"^heads\.mlm\.transform\.norm\.", "vlbert.mlm_head.predictions.transform.LayerNorm."),
-    (r"^heads\.mlm\.", "vlbert.mlm_head.predictions."), (r"^heads\.mvrc\.0\.", "vlbert.mvrc_head.transform.dense."),
-    (r"^heads\.mvrc\.2\.", "vlbert.mvrc_head.region_cls_pred."),
-    (r"^heads\.relationship\.", "vlbert.relationsip_head.caption_image_relationship."),
-    (r"^heads\.vqa\.transform\.norm\.", "final_mlp.0.LayerNorm."), (r"^heads\.vqa\.transform\.", "final_mlp.0."),
-    (r"^heads\.vqa\.decoder\.", "final_mlp.2."), (r"^heads\.vcr\.", "final_mlp."),
-    (r"^heads\.vcr_objects\.0\.", "cnn_loss_reg.0.dense."), (r"^heads\.vcr_objects\.", "cnn_loss_reg."),
-    (r"^heads\.refcoco\.0\.", "final_mlp.0.dense."), (r"^heads\.refcoco\.", "final_mlp."),
-    (r"^network\.res5\.", "image_feature_extractor.roi_head_feature_extractor."),
-    (r"^network\.backbone\.stem\.conv1\.norm\.", "image_feature_extractor.backbone.bn1."),
-    (r"^network\.backbone\.stem\.", "image_feature_extractor.backbone."),
-    (r"^network\.backbone\.", "image_feature_extractor.backbone."),
-    *((rf"\.res{each + 1}\.", f".layer{each}.") for each in (1, 2, 3)),
-    (r"\.conv(\d)\.norm\.", r".bn\1."), (r"\.shortcut\.norm\.", ".downsample.1."), (r"\.shortcut\.", ".downsample.0."),
-]  # fmt: skip
-VILT = [
-    (r"^text\.norm\.", "text_embeddings.LayerNorm."), (r"^text\.segment\.", "text_embeddings.token_type_embeddings."),
-    (r"^text\.", "text_embeddings."), (r"^(text_embeddings\.(?:word|position))\.", r"\1_embeddings."),
-    (r"^modality\.", "token_type_embeddings."), (r"^class_token$", "transformer.cls_token"),
-    (r"^position$", "transformer.pos_embed"), (r"^patch\.", "transformer.patch_embed.proj."),
-    (r"^encoder\.", "transformer.blocks."), (r"^norm\.", "transformer.norm."), (r"\.attention_norm\.", ".norm1."),
-    (r"\.mlp_norm\.", ".norm2."), (r"\.attention\.qkv\.", ".attn.qkv."), (r"\.attention\.out\.", ".attn.proj."),
-    (r"\.mlp\.up\.", ".mlp.fc1."), (r"\.mlp\.down\.", ".mlp.fc2."), (r"^heads\.itm\.", "itm_score.fc."),
-    (r"^heads\.(mlm|mpp)\.", r"\1_score."), (r"transform\.norm\.", "transform.LayerNorm."),
-    (r"^heads\.(vqa|nlvr2)\.", r"\1_classifier."), (r"^heads\.rank\.", "rank_output."),
-]  # fmt: skip
-
-
-def official(model: nn.Module, table: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """A model's tensors by their official names."""
-    return Rules(table).apply(model.state_dict())
-
-
-def vl_bert_state(model: VLBert) -> dict[str, Tensor]:
-    """With what VL-BERT's files hold besides: second copies, counters, the prefix of several GPUs."""
-    state = official(model, VL_BERT)
-    twins = {re.sub("roi_head_feature_extractor", "head.0", n): t for n, t in state.items() if "roi_head_feature" in n}
-    if "vlbert.mlm_head.predictions.bias" in state:
-        twins["vlbert.mlm_head.predictions.decoder.weight"] = state["vlbert.word_embeddings.weight"]
-    counters = {n.replace("running_mean", "num_batches_tracked"): torch.tensor(7) for n in state if "running_mean" in n}
-    return {f"module.{name}": tensor for name, tensor in (state | twins | counters).items()}
 
 
 def assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

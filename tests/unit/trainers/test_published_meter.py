@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from extractors.patches import PatchConfig
 from extractors.weights import WeightsError
+from tests.official_checkpoints import meter_checkpoint, meter_state
 from tests.unit.extractors.towers import save_tower
 from tests.unit.trainers.meters import end_to_end, meter, pixels, text, tower
 from trainers.batch import Batch
@@ -22,79 +21,6 @@ from trainers.models.published_meter import load_meter, start_meter
 
 PRETRAINED = ("mlm", "itm")
 POSITIONS = "image.tower.model.pos_embed"
-OFFICIAL = (  # ours to official, in order
-    (r"^text\.model\.", "text_transformer."),
-    (r"^(text|image)_projection\.", r"cross_modal_\1_transform."),
-    (r"^(text|image)_pooler\.", r"cross_modal_\1_pooler."),
-    (r"^fusion\.(text|image)_layers\.", r"cross_modal_\1_layers."),
-    (r"^(cross_modal\S+\.\d+)\.attention\.out\.", r"\1.attention.output.dense."),
-    (r"^(cross_modal\S+\.\d+)\.attention\.(query|key|value)\.", r"\1.attention.self.\2."),
-    (r"^(cross_modal\S+\.\d+)\.cross\.out\.", r"\1.crossattention.output.dense."),
-    (r"^(cross_modal\S+\.\d+)\.cross\.", r"\1.crossattention.self."),
-    (r"^(cross_modal\S+\.\d+)\.attention_norm\.", r"\1.attention.output.LayerNorm."),
-    (r"^(cross_modal\S+\.\d+)\.cross_norm\.", r"\1.crossattention.output.LayerNorm."),
-    (r"^(cross_modal\S+\.\d+)\.mlp_norm\.", r"\1.output.LayerNorm."),
-    (r"^(cross_modal\S+\.\d+)\.mlp\.up\.", r"\1.intermediate.dense."),
-    (r"^(cross_modal\S+\.\d+)\.mlp\.down\.", r"\1.output.dense."),
-    (r"^modality\.", "token_type_embeddings."),
-    (r"^heads\.mlm\.transform\.norm\.", "mlm_score.transform.LayerNorm."),
-    (r"^heads\.mlm\.", "mlm_score."),
-    (r"^heads\.itm\.", "itm_score.fc."),
-    (r"^heads\.rank\.", "rank_output."),
-    (r"^heads\.(\w+)\.", r"\1_classifier."),
-)
-TOWER = "image.tower.model."
-CLIP = (  # timm's to OpenAI's, in order
-    ("cls_token", "class_embedding"),
-    ("pos_embed", "positional_embedding"),
-    ("patch_embed.proj", "conv1"),
-    ("norm_pre", "ln_pre"),
-    ("blocks.", "transformer.resblocks."),
-    ("attn.qkv.", "attn.in_proj_"),
-    ("attn.proj", "attn.out_proj"),
-    ("norm1", "ln_1"),
-    ("norm2", "ln_2"),
-    ("mlp.fc1", "mlp.c_fc"),
-    ("mlp.fc2", "mlp.c_proj"),
-    ("norm.", "ln_post."),
-)
-
-
-def official(model: Meter) -> dict[str, Tensor]:
-    """A model's tensors as the official class names them, with what it keeps without any use."""
-    found: dict[str, Tensor] = {}
-    swin = f"{TOWER}layers.0.blocks.0.norm1.weight" in model.state_dict()
-    for name, tensor in model.state_dict().items():
-        for pattern, replacement in OFFICIAL:
-            name = re.sub(pattern, replacement, name)
-        if name.startswith(TOWER):
-            name = (official_swin if swin else official_clip)(name.removeprefix(TOWER))
-        flat = name.endswith(("class_embedding", "visual.positional_embedding"))
-        found[name] = tensor[0].squeeze(0).clone() if flat else tensor.clone()
-    return found | {
-        "text_transformer.embeddings.position_ids": torch.arange(20)[None],
-        "text_transformer.pooler.dense.weight": torch.zeros(8, 8),
-        "text_transformer.pooler.dense.bias": torch.zeros(8),
-    }
-
-
-def official_clip(name: str) -> str:
-    for ours, theirs in CLIP:
-        name = name.replace(ours, theirs)
-    return f"vit_model.visual.{name}"
-
-
-def official_swin(name: str) -> str:
-    """In timm 0.4 maps are halved at the end of a stage."""
-    halving = re.fullmatch(r"layers\.(\d)\.(downsample\..+)", name)
-    return f"vit_model.layers.{int(halving[1]) - 1}.{halving[2]}" if halving else f"vit_model.{name}"
-
-
-def checkpoint(path: Path, model: Meter) -> Path:
-    """A Lightning file, as published."""
-    unused = {"vit_model.ln_final.weight": torch.zeros(3), "vit_model.positional_embedding": torch.zeros(7, 3)}
-    torch.save({"state_dict": official(model) | unused, "epoch": 3, "global_step": 7}, path)
-    return path
 
 
 def sized(size: int | None, name: str = "clip", heads: tuple[str, ...] = PRETRAINED) -> MeterConfig:
@@ -105,7 +31,7 @@ def sized(size: int | None, name: str = "clip", heads: tuple[str, ...] = PRETRAI
 def test_a_checkpoint_of_the_same_size_loses_nothing(name: str, tmp_path: Path) -> None:
     model = meter(sized(None, name))
     other = Meter(model.config).eval()
-    report = load_meter(other, checkpoint(tmp_path / "a.ckpt", model))
+    report = load_meter(other, meter_checkpoint(tmp_path / "a.ckpt", model))
     assert not report.missing and not report.changed and report.loaded == len(model.state_dict())
     assert {each.split(".")[0] for each in report.unexpected} == {"text_transformer", "vit_model"}
     batch = Batch(text(), pixels(size=64 if name == "swin" else 32))
@@ -118,7 +44,7 @@ def test_a_checkpoint_of_the_same_size_loses_nothing(name: str, tmp_path: Path) 
 
 def test_clips_positions_are_resized_to_the_image(tmp_path: Path) -> None:
     model, other = meter(sized(None)), Meter(sized(48)).eval()
-    report = load_meter(other, checkpoint(tmp_path / "a.ckpt", model))
+    report = load_meter(other, meter_checkpoint(tmp_path / "a.ckpt", model))
     assert report.changed == (f"{POSITIONS} interpolated from 4 x 4 to 6 x 6",)
     wanted = resize_positions(model.state_dict()[POSITIONS][0], 6)
     assert torch.equal(other.state_dict()[POSITIONS][0], wanted)
@@ -127,7 +53,7 @@ def test_clips_positions_are_resized_to_the_image(tmp_path: Path) -> None:
 
 def test_swins_tables_are_resized_and_its_masks_made_anew(tmp_path: Path) -> None:
     model, other = meter(sized(None, "swin")), Meter(sized(96, "swin")).eval()
-    stored = official(model) | {
+    stored = meter_state(model) | {
         "vit_model.layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4).long(),
         "vit_model.layers.1.blocks.1.attn_mask": torch.zeros(16, 4, 4),
     }
@@ -141,7 +67,7 @@ def test_swins_tables_are_resized_and_its_masks_made_anew(tmp_path: Path) -> Non
 
 def test_a_pretrained_model_starts_every_task(tmp_path: Path) -> None:
     model = meter(sized(None))
-    path = checkpoint(tmp_path / "a.ckpt", model)
+    path = meter_checkpoint(tmp_path / "a.ckpt", model)
     pair = Meter(sized(None, heads=("nlvr2",)))
     report = start_meter(pair, path)
     assert report.changed == ("modality.weight row 2 copied from row 1",)
@@ -157,7 +83,7 @@ def test_a_pretrained_model_starts_every_task(tmp_path: Path) -> None:
 
 
 def test_an_encoder_of_transformers_is_refused_in_one_line(tmp_path: Path) -> None:
-    path, folder = checkpoint(tmp_path / "meter.ckpt", meter(sized(None))), save_tower("clip", tmp_path)
+    path, folder = meter_checkpoint(tmp_path / "meter.ckpt", meter(sized(None))), save_tower("clip", tmp_path)
     model = Meter(replace(end_to_end(), image=PatchConfig(model=f"hf:{folder}", layer=-2), heads=PRETRAINED))
     for load in (load_meter, start_meter):
         with pytest.raises(WeightsError, match="of another library than the model's"):
@@ -168,10 +94,10 @@ def test_an_encoder_of_transformers_is_refused_in_one_line(tmp_path: Path) -> No
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = meter(sized(None))
-    path = checkpoint(tmp_path / "a.ckpt", model)
+    path = meter_checkpoint(tmp_path / "a.ckpt", model)
     with pytest.raises(WeightsError, match="heads.vqa"):
         load_meter(Meter(sized(None, heads=("vqa",))), path)
-    with pytest.raises(WeightsError, match=r"missing .*fusion.text_layers.2"):
+    with pytest.raises(WeightsError, match=r"missing .*fusion.image_layers.2"):
         load_meter(Meter(replace(sized(None), layers=3)), path)
     with pytest.raises(WeightsError, match="unexpected .*cross_modal_image_layers.1"):
         load_meter(Meter(replace(sized(None), layers=1)), path)
