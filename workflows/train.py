@@ -17,10 +17,11 @@ from storage.places import open_place
 from trainers.cache_through import flush
 from trainers.checkpoint import load_weights
 from trainers.config import TrainConfig
+from trainers.evaluate import FILE as PREDICTIONS
 from trainers.evaluate import evaluate
 from trainers.loop import CONFIG, RunSummary, require_new, resume, train
 from trainers.metrics import vcr_accuracy
-from trainers.tasks.base import Task
+from trainers.tasks.base import Prediction, Task
 from trainers.tasks.common import SplitTask
 from trainers.tasks.commonsense import together
 from workflows.recipes import RECIPES, Recipe, recipe_of
@@ -169,7 +170,7 @@ class Evaluate:
     step: int | None = None
     """The checkpoint after this many updates. Default: the newest."""
     beside: str | None = None
-    """VCR's rationales: the run of the answers, evaluated on the same split; scores both together."""
+    """VCR's rationales: the run of the answers, whose newest predictions are of the same split; both are scored."""
     device: str | None = None
     """cpu, cuda, cuda:N or auto. Default: that of the run."""
     json: bool = False
@@ -178,14 +179,15 @@ class Evaluate:
     def run(self) -> int:
         """Evaluate; returns the exit status."""
         run = kept(self.out)
+        answers = None if self.beside is None else answers_of(self.beside, run.recipe)
         config = replace(run.recipe.train, device=self.device or run.recipe.train.device)
         model, task = run.build_for(self.split or run.recipe.validation)
         step = load_weights(model, self.out, self.step)
         found = evaluate(model, task, config)
         flush_all(task)
         predictions, scores = list(found.predictions), found.scores
-        if self.beside is not None:
-            predictions = together(json.loads(open_place(self.beside).read("predictions.json")), predictions)
+        if answers is not None:
+            predictions = together(answers, predictions)
             scores = vcr_accuracy(predictions, task.split.examples)  # type: ignore[attr-defined]
         path = Path(self.out) / "submission"
         task.write(predictions, path)
@@ -252,6 +254,25 @@ def kept_answers(out: str) -> tuple[str, ...] | None:
         return tuple(json.loads(open_place(out).read(ANSWERS)))
     except FileNotFoundError:
         return None
+
+
+def answers_of(out: str, recipe: Recipe) -> list[Prediction]:
+    """The predictions of a run of VCR's answers, newest: of its training's end, or of `triptych evaluate`.
+
+    Args:
+        recipe: of the run that it is scored beside.
+
+    Raises:
+        ConfigError: it is no such run, or has none yet; or what is beside it are no rationales.
+    """
+    tasks = (recipe.task, kept(out).recipe.task)
+    if tasks != ("vcr-rationale", "vcr-answer"):
+        raise ConfigError(f"--beside scores a run of vcr-rationale with one of vcr-answer, not {' with '.join(tasks)}.")
+    try:
+        found: list[Prediction] = json.loads(open_place(out).read(PREDICTIONS))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--beside {out} has no predictions yet; run `triptych evaluate {out}` first.") from error
+    return found
 
 
 def listed() -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from storage import open_store
 from tests import official_files
 from tests.recipe_data import Data
+from trainers.data import load
 from workflows.cli import main
 from workflows.recipes import RECIPES, recipe_of
 
@@ -73,6 +74,41 @@ def test_a_run_is_evaluated_and_its_answers_written(
     assert scores["accuracy"] > 45  # blind, by the question alone, 37.5: two shapes, four colours
     answers = json.loads((tmp_path / "run" / "submission").read_text())
     assert len(answers) == 16 and answers[0].keys() == {"question_id", "answer"}
+
+
+@pytest.mark.slow
+def test_answers_and_rationales_are_scored_together(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("answer", "rationale"):
+        assert main(["train", *arguments(f"vl_bert_vcr_{name}", data, tmp_path / name), "--steps", "2"]) == 0
+    answers, rationales = (tmp_path / name / "run" for name in ("answer", "rationale"))
+    capsys.readouterr()
+    beside = ["evaluate", str(rationales), "--beside", str(answers), "--json"]
+    assert main(beside) == 0, "the answers are those that training ended with"
+    scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    found = [json.loads((run / "predictions.json").read_text()) for run in (answers, rationales)]
+    truth = {each.id: each.truth for each in load("vcr", "val", data.files("vcr").annotations).examples}
+    right = np.zeros((len(truth), 2), bool)
+    for row, (answer, rationale) in enumerate(zip(*found, strict=True)):
+        true = truth[answer["id"]]
+        right[row, 0] = int(np.argmax(answer["answer"])) == true["answer"]
+        right[row, 1] = int(np.argmax(rationale["rationales"][true["answer"]])) == true["rationale"]
+    wanted = [*100 * right.mean(0), 100 * right.all(1).mean()]
+    assert scores == pytest.approx(dict(zip(("Q->A", "QA->R", "Q->AR"), wanted, strict=True)))
+    head, *rows = (rationales / "submission").read_text().splitlines()
+    assert head.startswith("annot_id,answer_0,") and head.count(",") == 20 and len(rows) == len(truth)
+
+    def refused(args: list[str], message: str) -> None:
+        assert main(args) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+    refused(["evaluate", str(answers), "--beside", str(rationales)], "not vcr-answer with vcr-rationale.")
+    (answers / "predictions.json").write_text(json.dumps(found[0][1:]))
+    refused(beside, f"the answers are of {len(truth) - 1} questions, the rationales of {len(truth)}, and")
+    (answers / "predictions.json").unlink()
+    refused(beside, f"has no predictions yet; run `triptych evaluate {answers}` first")
 
 
 def test_a_run_goes_on_where_it_ended(data: Data, tmp_path: Path) -> None:

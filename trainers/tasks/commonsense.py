@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import eq
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from storage.errors import TriptychError
 from trainers.batch import Regions
 from trainers.data.base import Example, Split
+from trainers.data.submissions import write_vcr
 from trainers.data.vcr import CHOICES, Token
 from trainers.models.heads import IGNORED, binary_loss, class_loss
 from trainers.tasks.base import Batches, Prediction
@@ -120,6 +123,11 @@ class Commonsense(SplitTask):
             labels.append(example.truth[self.kind])
         return {"accuracy": percent(sum(map(eq, found, labels)), len(labels))}
 
+    def write(self, predictions: Sequence[Prediction], path: Path) -> None:
+        """The official table, which wants answers and rationales `together`; of one of them alone, JSON."""
+        whole = all({"answer", "rationales"} <= each.keys() for each in predictions)
+        write_vcr(predictions, path) if whole else super().write(predictions, path)
+
     def _logits(self, model: Any, states: Any) -> Tensor:
         """(B, groups, 4)."""
         found: Tensor = model.heads["vcr"](self.family.pooled(model, states)).view(-1, self.groups, CHOICES)
@@ -138,8 +146,18 @@ class Commonsense(SplitTask):
 
 
 def together(answers: Sequence[Prediction], rationales: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions of both tasks as one: what `vcr_accuracy` scores and `write_vcr` writes."""
+    """The predictions of both tasks as one: what `vcr_accuracy` scores and `write_vcr` writes.
+
+    Raises:
+        TriptychError: they are not of the same questions.
+    """
     found = {each["id"]: each["rationales"] for each in rationales}
+    ids = {each["id"] for each in answers}
+    if ids != found.keys():
+        raise TriptychError(
+            f"the answers are of {len(ids)} questions, the rationales of {len(found)}, and {len(ids & found.keys())} "
+            "are the same; evaluate both runs on one split."
+        )
     return [{**each, "rationales": found[each["id"]]} for each in answers]
 
 
