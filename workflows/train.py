@@ -123,11 +123,12 @@ class Train:
     def described(self) -> Run:
         """What the flags ask for."""
         recipe = recipe_of(self.recipe)
-        recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
         visual, _, path = (self.visual or recipe.visual).partition(":")
         if visual not in VISUALS:
             raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}.")
-        recipe = replace(recipe, visual=visual, train=self._settings(recipe.train))
+        recipe = replace(recipe, visual=visual)
+        recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
+        recipe = replace(recipe, train=self._settings(recipe.train))
         store = path or self.store
         places = Places(store, self.images, self.annotations, self.tokenizer, self.answers, self.corpus)
         return Run(recipe, places, 1 if self.tiny else LEAST)
@@ -238,13 +239,13 @@ def kept(out: str) -> Run:
     """
     try:
         content = json.loads(open_place(out).read(CONFIG))
-        recipe = recipe_of(content["recipe"])
+        recipe = replace(recipe_of(content["recipe"]), visual=content["visual"])
         recipe = tiny(recipe) if content["tiny"] else recipe
         config = TrainConfig.from_json(content["train"])
         places = Places(**content["places"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{out} holds no run of `triptych train` ({error}); name its --out folder.") from error
-    recipe = replace(recipe, visual=content["visual"], train=replace(config, out=out))
+    recipe = replace(recipe, train=replace(config, out=out))
     return Run(recipe, places, vocabulary=kept_answers(out))
 
 

@@ -143,12 +143,15 @@ def test_the_cache_is_filled_in_the_first_epoch(data: Data, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "visual"),
-    (("grid_vlp_vqa", "pixels"), ("meter_vqa", "store")),
+    (("grid_vlp_vqa", "pixels"), ("vl_bert_vqa", "pixels"), ("meter_vqa", "store")),
 )
 @pytest.mark.slow
 def test_what_is_seen_is_one_setting(name: str, visual: str, data: Data, tmp_path: Path) -> None:
     args = arguments(name, data, tmp_path, visual)
     assert main(["train", *args, "--steps", "2"]) == 0
+    [weights] = (tmp_path / "run").glob("checkpoints/*/model.safetensors")
+    assert weights.stat().st_size < 20e6, "a tiny twin's network is tiny, too"
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
 def test_the_list_names_every_recipe_and_its_score(capsys: pytest.CaptureFixture[str]) -> None:

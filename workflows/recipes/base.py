@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from extractors import ExtractorConfig
+from extractors import ExtractorConfig, GridConfig
+from extractors.networks import GRID_MODELS, grid_colours
 from trainers.config import TrainConfig
+from trainers.models.fast_rcnn import R101
+from trainers.models.grid_vlp import GridVLPConfig
+from trainers.models.vl_bert import VLBertConfig
 
 TaskName = Literal[
     "pretraining",
@@ -73,3 +77,17 @@ class Recipe:
     augment: bool = False
     objectives: tuple[str, ...] = ()
     classes: int = 0
+
+
+def with_network(recipe: Recipe) -> Any:
+    """The recipe's model; where it sees pixels with a network: its own, or that of the features it has from a cache."""
+    config = recipe.model
+    if recipe.visual != "pixels" or getattr(config, "body", None) is not None:
+        return config
+    if isinstance(config, VLBertConfig):
+        return replace(config, body=R101)
+    if isinstance(config, GridVLPConfig):
+        assert isinstance(recipe.extractor, GridConfig)
+        name = recipe.extractor.model
+        return replace(config, body=GRID_MODELS[name].body, colours=grid_colours(name))
+    return config

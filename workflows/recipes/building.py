@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from extractors import ConfigError, GridConfig
-from extractors.networks import GRID_MODELS, grid_colours
+from extractors import ConfigError
 from storage.places import open_place
 from trainers.data import AnswerVocabulary, Example, Split, load
 from trainers.data.answers import gqa_vocabulary, vqa_vocabulary
@@ -21,7 +20,6 @@ from trainers.data.karpathy import one_a_text
 from trainers.data.keys import present
 from trainers.data.probes import read_glue, read_image_folder
 from trainers.data.sets import Joined
-from trainers.models.fast_rcnn import R101
 from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.image_towers import ImageTower
 from trainers.models.meter import MeterConfig
@@ -43,7 +41,7 @@ from trainers.tasks.reasoning import Reasoning
 from trainers.tasks.retrieval import Retrieval, RetrievalTraining
 from trainers.text import Tokenizer, load_tokenizer
 from trainers.visual import Visual, require
-from workflows.recipes.base import Recipe
+from workflows.recipes.base import Recipe, with_network
 from workflows.recipes.sources import Places, find_store, group_of, known_keys, visual_of
 
 CORPUS, ANSWERS = "corpus", "answers.json"
@@ -220,7 +218,8 @@ class _Grouped(Sequence[Example]):
 
 def fitted(parts: Parts) -> Any:
     """A model's config with the numbers that its data decides: words, width of features, answers."""
-    config, recipe, words = parts.recipe.model, parts.recipe, parts.tokenizer.words
+    recipe, words = parts.recipe, parts.tokenizer.words
+    config = with_network(recipe)
     answers: dict[str, Any] = {} if parts.answers is None else {"answers": len(parts.answers)}
     if isinstance(config, ViLTConfig):
         return replace(config, vocabulary=words, text_positions=max(config.text_positions, recipe.longest), **answers)
@@ -229,14 +228,10 @@ def fitted(parts: Parts) -> Any:
     changes: dict[str, Any] = {"vocabulary": words}
     cached = recipe.visual != "pixels"
     if isinstance(config, VLBertConfig):
-        changes |= {"mask_id": parts.tokenizer.mask, "body": None if cached else config.body or R101, **answers}
+        changes |= {"mask_id": parts.tokenizer.mask, "body": None if cached else config.body, **answers}
     if isinstance(config, GridVLPConfig):
         heads = {"qa": "qa_answers", "vqa": "vqa_answers", "gqa": "gqa_answers"}
         changes |= {heads[name]: len(parts.answers) for name in config.heads if name in heads and parts.answers}
-        if not cached and config.body is None:
-            assert isinstance(recipe.extractor, GridConfig)
-            name = recipe.extractor.model
-            changes |= {"body": GRID_MODELS[name].body, "colours": grid_colours(name)}
         if cached and config.body is not None and _layout(parts) is not None:
             changes |= {"body": None, "pool": 1}
     return replace(config, **changes, **_of_features(parts))

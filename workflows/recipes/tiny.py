@@ -10,7 +10,7 @@ from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig
 from trainers.models.vilt import ViLTConfig
 from trainers.models.vl_bert import VLBertConfig
-from workflows.recipes.base import Recipe
+from workflows.recipes.base import Recipe, with_network
 
 DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 32, 2, 64, 2, 64, 64
 STEPS, BATCH = 20, 8
@@ -44,7 +44,7 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
     return replace(
         recipe,
         summary=f"{recipe.summary}; tiny",
-        model=_tiny_model(recipe.model),
+        model=_tiny_model(with_network(recipe)),
         train=train,
         expected="none: it only shows that the recipe learns",
         starts="random weights",
