@@ -47,7 +47,8 @@ def described(name: str, root: Path, batch: int, device: str) -> Run:
     if isinstance(model, MeterConfig):
         image = None if model.image is None else replace(model.image, weights=RANDOM)
         model = replace(model, text=replace(model.text, weights=RANDOM), image=image)
-    return replace(run, recipe=replace(run.recipe, model=model), least=1)
+    codebook = run.recipe.codebook and replace(run.recipe.codebook, weights=RANDOM)
+    return replace(run, recipe=replace(run.recipe, model=model, codebook=codebook), least=1)
 
 
 def step(name: str, batch: int, device_name: str) -> dict[str, Any]:

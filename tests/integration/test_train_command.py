@@ -154,6 +154,13 @@ def test_what_is_seen_is_one_setting(name: str, visual: str, data: Data, tmp_pat
     assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
+def test_codes_are_told_from_pixels(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = arguments("meter_pretrain_codes", data, tmp_path, "store")
+    assert main(["train", *args]) == 2
+    assert "discrete codes are told from pixels; choose --visual pixels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_list_names_every_recipe_and_its_score(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--list"]) == 0
     said = capsys.readouterr().out

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import TriptychError
+from trainers.codebook import Codebook
 from trainers.data.answers import AnswerVocabulary
 from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig
@@ -26,18 +27,18 @@ from trainers.tasks.spoken_spans import SpokenSpans
 class Details:
     """What some objectives need beside their name.
 
-    longest  tokens of a padded text
-    soft     whether masked RoI classification has distributions as labels
-    answers  of image questions
-    side     of a patch in pixels, where masked patches come from pixels
-    codes    of each image by key, one a patch
+    longest   tokens of a padded text
+    soft      whether masked RoI classification has distributions as labels
+    answers   of image questions
+    side      of a patch in pixels, where masked patches come from pixels
+    codebook  of masked patches as discrete codes
     """
 
     longest: int = 40
     soft: bool = True
     answers: AnswerVocabulary | None = None
     side: int | None = None
-    codes: Mapping[str, Sequence[int]] | None = None
+    codebook: Codebook | None = None
 
 
 def _vl_bert(config: VLBertConfig, details: Details) -> dict[str, Sequence[tuple[str, Objective]]]:
@@ -65,7 +66,7 @@ def _meter(config: MeterConfig, details: Details) -> dict[str, Sequence[tuple[st
         "masked": [("mlm", SpokenSpans() if config.decoder_layers else words)],
         "matched": [("itm", Matching())],
         "patches": [("patches", MaskedPatches("patches", details.side))],
-        "codes": [("codes", MaskedPatches("codes", details.side, details.codes))],
+        "codes": [("codes", MaskedPatches("codes", details.side, details.codebook))],
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from extractors import ExtractorConfig, GridConfig
 from extractors.networks import GRID_MODELS, grid_colours
+from trainers.codebook import CodebookConfig
 from trainers.config import TrainConfig
 from trainers.models.fast_rcnn import R101
 from trainers.models.grid_vlp import GridVLPConfig
@@ -52,6 +53,7 @@ class Recipe:
     side        pixels of the shorter side, or of the square
     patch       pixels a side of a patch, where masked patches come from pixels
     augment     whether images are changed at random while training
+    codebook    the image tokenizer of masked patches as discrete codes
     objectives  of pre-training, by the names of their losses
     classes     of a probe
     """
@@ -75,6 +77,7 @@ class Recipe:
     side: int = 384
     patch: int | None = None
     augment: bool = False
+    codebook: CodebookConfig | None = None
     objectives: tuple[str, ...] = ()
     classes: int = 0
 

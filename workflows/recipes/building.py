@@ -13,6 +13,7 @@ from torch import nn
 
 from extractors import ConfigError
 from storage.places import open_place
+from trainers.codebook import Codebook
 from trainers.data import AnswerVocabulary, Example, Split, load
 from trainers.data.answers import gqa_vocabulary, vqa_vocabulary
 from trainers.data.corpus import Corpus
@@ -298,8 +299,12 @@ def _pretraining(parts: Parts, data: Split, family: Family, visual: Visual, trai
         if parts.places.corpus is None:
             raise ConfigError("this run reads plain text beside its pairs; name the files with --corpus a.doc,b.doc.")
         corpus = Corpus(*parts.places.corpus.split(","))
-    details = Details(recipe.longest, answers=parts.answers, side=None if _layout(parts) else recipe.patch)
-    passes = passes_of(parts.config, recipe.objectives, details)
+    side, codebook = None if _layout(parts) else recipe.patch, None
+    if recipe.codebook is not None:
+        if side is None:
+            raise ConfigError("discrete codes are told from pixels; choose --visual pixels, or a store of pixels.")
+        codebook = Codebook(recipe.codebook, recipe.prepared == "imagenet")
+    passes = passes_of(parts.config, recipe.objectives, Details(recipe.longest, True, parts.answers, side, codebook))
     return Pretraining(data, family, visual, passes, corpus, recipe.train.seed, training)
 
 

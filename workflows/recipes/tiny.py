@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from extractors.patches import PatchConfig
+from trainers.codebook import CodebookConfig
 from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig
 from trainers.models.vilt import ViLTConfig
@@ -16,6 +17,7 @@ DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 32, 2, 64, 2, 64, 64
 STEPS, BATCH = 20, 8
 TOWER = PatchConfig(model="timm:test_vit", weights="random:0", size=32)
 SWIN = PatchConfig(model="timm:swin_tiny_patch4_window7_224", weights="random:0", size=64)
+CODEBOOK = CodebookConfig("random:0", {"hidden_size": 4})
 TEXT = {
     "hidden_size": DIM,
     "embedding_size": DIM,
@@ -50,6 +52,7 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         starts="random weights",
         side=min(side, SIDE),
         patch=recipe.patch and 16,
+        codebook=recipe.codebook and CODEBOOK,
         boxes=recipe.boxes and min(recipe.boxes, 10),
     )
 

@@ -11,6 +11,7 @@ import torch
 
 from tests.unit.trainers.tasks import tiny
 from trainers.batch import Regions
+from trainers.codebook import Codebook, CodebookConfig
 from trainers.data.answers import AnswerVocabulary
 from trainers.data.base import Example, Split
 from trainers.models.heads import IGNORED
@@ -23,6 +24,8 @@ from trainers.tasks.spoken_spans import sentinels_of
 from trainers.visual import VisualError
 
 ANSWERS = AnswerVocabulary(tuple(tiny.COLOURS))
+CODES = 30
+CODEBOOK = CodebookConfig("random:0", {"hidden_size": 4, "vocab_size": CODES})
 CORPUS = ("this is a red square", "the thing is not blue", "what colour is it ?", "yes")
 CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "vl_bert": ("vl_bert", ("mlm", "mvrc"), {}),
@@ -42,7 +45,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "meter decoder": ("meter_cached", ("mlm", "itm"), {"decoder_layers": 1}),
     "meter patches": ("meter_cached", ("mlm", "patches"), {"heads": ("mlm", "patches")}),
     "meter patches of pixels": ("meter", ("mlm", "patches"), {"heads": ("mlm", "patches")}),
-    "meter codes": ("meter_cached", ("mlm", "codes"), {"heads": ("mlm", "codes"), "codes": 6}),
+    "meter codes": ("meter", ("mlm", "codes"), {"heads": ("mlm", "codes"), "codes": CODES}),
 }
 
 
@@ -60,8 +63,8 @@ def examples() -> Split:
 def task(case: str, training: bool = True, seed: int = 0) -> tuple[Any, Pretraining]:
     name, objectives, changes = CASES[case]
     config, family, visual = tiny.setting(name, training, **changes)
-    codes = {f"picture-{n}": [n % 6] * 4 for n in range(24)}
-    details = Details(family.longest, answers=ANSWERS, side=8 if name == "meter" else None, codes=codes)
+    codebook = Codebook(CODEBOOK) if "codes" in objectives else None
+    details = Details(family.longest, answers=ANSWERS, side=8 if name == "meter" else None, codebook=codebook)
     passes = passes_of(config, objectives, details)
     corpus = CORPUS if name == "vl_bert" else None
     return config, Pretraining(examples(), family, visual, passes, corpus, seed, training)
@@ -105,7 +108,7 @@ def _assert_same_row(batch: Any, row: int, other: Any, other_row: int) -> None:
     assert other.text.lengths[other_row] == length
     assert batch.text.ids[row, :length].tolist() == other.text.ids[other_row, :length].tolist()
     for name, labels in batch.targets.items():
-        if name not in ("words", "hidden", "regions", "region_classes", "itm", "qa", "relationship", "codes"):
+        if name not in ("words", "hidden", "regions", "region_classes", "itm", "qa", "relationship"):
             continue
         mine, theirs = labels[row], other.targets[name][other_row]
         if name == "hidden" and mine.dim() == 0:
