@@ -6,6 +6,21 @@ COCO scores words as the Stanford tokeniser splits them, which is Java too; `tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+from storage.errors import TriptychError
+
+PACKAGE = "pycocoevalcap"
+
+
+def require_scorer() -> None:
+    """See that captions can be scored; before they are made, which takes long.
+
+    Raises:
+        TriptychError: the package is not there; it is an extra for the 100 MB of Java that it brings along.
+    """
+    if find_spec(PACKAGE) is None:
+        raise TriptychError(f"captions are scored by {PACKAGE}, which is not installed; install triptych[captions].")
 
 
 def tokenised_scores(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]) -> dict[str, float]:
@@ -15,8 +30,10 @@ def tokenised_scores(references: Mapping[str, Sequence[str]], candidates: Mappin
         references, candidates: by image, the same ones. CIDEr weighs words by how many of these images have them.
 
     Raises:
+        TriptychError: as of `require_scorer`.
         ValueError: there are no images, or other ones.
     """
+    require_scorer()
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge

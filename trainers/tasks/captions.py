@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from trainers.batch import Batch
+from trainers.data.base import Split
 from trainers.data.submissions import write_captions
 from trainers.metrics import caption_scores
+from trainers.metrics_captions import require_scorer
 from trainers.models.beam_search import Search
 from trainers.models.captioning import caption, cut_captions
 from trainers.models.heads import class_loss
 from trainers.tasks.base import Batches, Prediction
 from trainers.tasks.common import ONE, SplitTask, numbered, one, percent
+from trainers.tasks.families import Family
 from trainers.tasks.rows import text_of
+from trainers.visual import Visual
 
 LONGEST, BEAMS = 30, 5
 
@@ -64,9 +68,20 @@ class CaptionTraining(SplitTask):
 
 
 class Captioning(SplitTask):
-    """A caption of every image, the best of five beams; scored against the split's by the caption metrics."""
+    """A caption of every image, the best of five beams; scored against the split's by the caption metrics.
+
+    Args:
+        split, family, visual, seed, training: as of `SplitTask`.
+
+    Raises:
+        TriptychError: captions cannot be scored here.
+    """
 
     metric = "CIDEr"
+
+    def __init__(self, split: Split, family: Family, visual: Visual, seed: int = 0, training: bool = False) -> None:
+        require_scorer()
+        super().__init__(split, family, visual, seed, training)
 
     def collate(self, numbers: Sequence[int], epoch: int) -> Batches:
         looked = self.visual.look([example.images[0] for example in self.examples(numbers)])

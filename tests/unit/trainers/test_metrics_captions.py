@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from storage.errors import TriptychError
 from trainers.data.base import Example
 from trainers.metrics import caption_scores
 from trainers.metrics_captions import tokenised_scores
+from trainers.tasks.captions import Captioning
 
 REFERENCES = {"a": ["a dog runs", "the dog is running fast"], "b": ["two cats sleep", "cats are sleeping"]}
 
@@ -72,3 +75,10 @@ def test_published_example_of_clipscore(shared: Path, which: str) -> None:
     found = caption_scores(said, asked)
     for name, theirs in (("BLEU-1", "Bleu_1"), ("BLEU-3", "Bleu_3"), ("ROUGE-L", "ROUGE_L"), ("CIDEr", "CIDEr")):
         assert round(found[name] / 100, 4) == case[which]["published"][theirs]
+
+
+def test_without_the_package_captions_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    for make in (lambda: tokenised_scores({"a": ["a dog"]}, {"a": "a dog"}), lambda: Captioning(None, None, None)):
+        with pytest.raises(TriptychError, match=r"which is not installed; install triptych\[captions\]\."):
+            make()
