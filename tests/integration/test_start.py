@@ -346,6 +346,7 @@ def test_train_starts_from_a_run_and_a_network(data: Data, tmp_path: Path, capsy
     (
         ("nothing.ckpt", "is no file and has no checkpoints; name a checkpoint or a run of ours"),
         ("other.safetensors", "none of the 1 tensors is of this model: they begin with 'strange'"),
+        ("empty.safetensors", "none of the 0 tensors is of this model: they begin with nothing"),
         ("vilt.ckpt", "this checkpoint does not fit the model"),
         ("broken.ckpt", "is not a checkpoint of plain tensors, or is damaged"),
     ),
@@ -356,6 +357,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(
     from safetensors.torch import save_file
 
     save_file({"strange": torch.ones(2)}, tmp_path / "other.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
     of_lightning(tmp_path / "vilt.ckpt", official(model_of("vilt_pretrain", layers=3), VILT))
     (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
     args = data.arguments("vilt_vqa", tmp_path / "a")

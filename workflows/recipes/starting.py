@@ -49,7 +49,8 @@ def start(model: nn.Module, source: str) -> LoadReport:
         WeightsError: it does not fit the model.
     """
     tensors = _read(source)
-    load = next(load for mark, load in _STARTS[type(model)] if any(re.search(mark, name) for name in tensors))
+    named = "\n".join(tensors)
+    load = next(load for mark, load in _STARTS[type(model)] if re.search(mark, named, re.MULTILINE))
     try:
         return replace(load(model, tensors), source=source)
     except WeightsError as error:
