@@ -24,7 +24,7 @@ def shared() -> Path:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a file's tests in one process, for what they share, and all files with Ray in one: two clusters would starve
-    both."""
+    both. Those take longest, so they begin."""
     from xdist.scheduler import LoadFileScheduling
 
     root = Path(__file__).parent
@@ -36,5 +36,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
             return "ray" if file in ray else file
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if "ray" in self.workqueue:
+                self.workqueue.move_to_end("ray", last=False)
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log)

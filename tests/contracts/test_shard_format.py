@@ -278,8 +278,8 @@ def test_a_flipped_bit_is_refused_or_harmless_but_never_a_crash(shards: Shards, 
     """Without a checksum nobody can tell a changed feature; but lengths and offsets must not lead outside the file."""
     shards.write([record_of(key, spec) for key in ("a", "b", "c")], spec)
     data = shards.path.read_bytes()
-    refused = 0
-    for place in range(len(data)):
+    refused, step = 0, 1 if shards.kind.name == "arrow" else 5  # HDF5 takes long to open
+    for place in range(0, len(data), step):
         damaged = bytearray(data)
         damaged[place] ^= 1 << (place * 5 % 8)
         shards.path.unlink()  # a new file: bytes of a mapped one must not change under earlier maps
@@ -291,7 +291,7 @@ def test_a_flipped_bit_is_refused_or_harmless_but_never_a_crash(shards: Shards, 
             refused += 1
             continue
         assert all(isinstance(record, Record) for record in found)
-    assert refused > len(data) // 10
+    assert refused > len(data) // step // 10
 
 
 ODD_LAYOUTS = {

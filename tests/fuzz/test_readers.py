@@ -17,7 +17,7 @@ from tests.fuzz.readers import READERS
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 ROOT = Path(__file__).parents[2]
-EXAMPLES = 30
+EXAMPLES = 20
 
 
 @pytest.mark.parametrize("name", READERS)
