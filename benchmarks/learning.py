@@ -122,12 +122,12 @@ def main() -> None:
         for each in as_completed(coming):
             print(each.result(), flush=True)
         facts = [each.result() for each in coming]
-    text = report(facts, args)
+    text = report(facts)
     write_results(args.out, "learning", text, facts)
     print(text)
 
 
-def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
+def report(facts: Sequence[dict[str, Any]]) -> str:
     """The results as Markdown."""
     rows = [
         [

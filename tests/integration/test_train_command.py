@@ -17,6 +17,7 @@ from tests.recipe_data import Data
 from trainers.data import load
 from workflows.cli import main
 from workflows.recipes import RECIPES, recipe_of
+from workflows.train import Train
 
 STEPS = 4
 
@@ -109,6 +110,20 @@ def test_answers_and_rationales_are_scored_together(
     refused(beside, f"the answers are of {len(truth) - 1} questions, the rationales of {len(truth)}, and")
     (answers / "predictions.json").unlink()
     refused(beside, f"has no predictions yet; run `triptych evaluate {answers}` first")
+
+
+def test_the_seed_decides_the_weights_that_a_run_begins_with(data: Data, tmp_path: Path) -> None:
+    """Whatever the process drew before: another engine begins with the same model."""
+
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        given = iter(data.arguments("vl_bert_vqa", tmp_path / str(torch.rand(()).item()))[1:])
+        flags: dict[str, Any] = {key.removeprefix("--"): value for key, value in zip(given, given, strict=True)}
+        model, _, _ = Train("vl_bert_vqa", tiny=True, seed=seed, **flags).described().build()
+        return model.state_dict()
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["word.weight"], other["word.weight"])
 
 
 def test_a_run_goes_on_where_it_ended(data: Data, tmp_path: Path) -> None:

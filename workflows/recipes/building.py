@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from extractors import ConfigError
@@ -138,7 +139,12 @@ class Parts:
         return ("class_probs",) if "mvrc" in self.recipe.objectives else ()
 
     def model(self) -> nn.Module:
-        """With random weights, but for a METER's encoders."""
+        """With random weights, which the seed decides wherever it is built, but for a METER's encoders."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.train.seed)
+            return self._model()
+
+    def _model(self) -> nn.Module:
         if self.recipe.task == "image-classes":
             return ImageProbe(ImageTower(self.config.image), self.recipe.classes)
         if self.recipe.task == "text-classes":
