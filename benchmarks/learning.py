@@ -41,9 +41,11 @@ from workflows.train import kept
 DEALS = 20
 SETTINGS = ("--batch-size", "32", "--log-every", "1")
 RATE, SLOWER = "1e-3", "3e-4"
-STEPS = {"vl_bert_pretrain": 600, "vl_bert_refcoco": 600, "pixel_bert_vqa": 600, "meter_pretrain_swin": 100}
+STEPS = {"vl_bert_pretrain": 600, "vl_bert_refcoco": 600, "pixel_bert_vqa": 600, "meter_pretrain_swin": 30}
+STEPS |= dict.fromkeys(("meter_pretrain_merged", "meter_pretrain_decoder", "meter_pretrain_codes"), 60)
+STEPS |= dict.fromkeys(("meter_pretrain_ablation", "meter_pretrain_patches", "meter_pretrain"), 60)
 STEPS |= {"vl_bert_vcr_answer": 600, "vl_bert_vcr_rationale": 600}
-PAIRS = 40  # pictures of a split, for retrieval
+PAIRS = 24  # pictures of a split, for retrieval
 AFTER = {"vl_bert_vcr_answer": "vl_bert_pretrain", "vl_bert_vcr_rationale": "vl_bert_pretrain"}
 
 
@@ -116,15 +118,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="of each split")
     parser.add_argument("--processes", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--facts", type=Path, default=Path("learning.jsonl"), help="what is there is not run again")
     args = parser.parse_args()
+    known = {each["recipe"]: each for each in map(json.loads, lines_of(args.facts))}
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as processes:
-        coming = [processes.submit(learn, name, args.steps, args.images) for name in args.recipes]
-        for each in as_completed(coming):
+        wanted = [name for name in args.recipes if name not in known]
+        for each in as_completed([processes.submit(learn, name, args.steps, args.images) for name in wanted]):
+            known[each.result()["recipe"]] = each.result()
+            with args.facts.open("a") as file:
+                print(json.dumps(each.result()), file=file)
             print(each.result(), flush=True)
-        facts = [each.result() for each in coming]
+    facts = [known[name] for name in args.recipes]
     text = report(facts)
     write_results(args.out, "learning", text, facts)
     print(text)
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def report(facts: Sequence[dict[str, Any]]) -> str:

@@ -33,7 +33,7 @@ def load(
 
     At least one list is ahead; more, as long as fewer than twice as many cuts as threads wait in all.
     """
-    coming, ahead = iter(coming), deque[list[Future[Loaded]]]()
+    coming, ahead, given = iter(coming), deque[list[Future[Loaded]]](), deque[list[Loaded]]()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="loading")
 
     def fill() -> None:
@@ -48,7 +48,12 @@ def load(
         while ahead:
             now = ahead.popleft()
             fill()
-            yield [each.result() for each in now]
+            given.append([each.result() for each in now])
+            if len(given) > 2:
+                # Nobody has them any more. To give large arrays back takes milliseconds, in which the loop would wait.
+                pool.submit(given.popleft().clear)
+            del now
+            yield [*given[-1]]
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -79,6 +79,40 @@ def test_one_list_of_many_parts_is_always_ahead() -> None:
     coming.close()  # type: ignore[attr-defined]
 
 
+class Large:
+    """Remembers which thread gave it back."""
+
+    def __init__(self, freed: list[str]) -> None:
+        self.freed = freed
+
+    def __del__(self) -> None:
+        self.freed.append(threading.current_thread().name)
+
+
+class Heavy(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.freed: list[str] = []
+
+    def collate(self, numbers: Sequence[int], epoch: int) -> Batches:
+        return {"one": Large(self.freed)}  # type: ignore[dict-item]
+
+    def counts(self, batches: Batches) -> dict[str, float]:
+        return {}
+
+
+def test_what_was_used_is_given_back_by_the_threads_not_by_the_loop() -> None:
+    task, parts = Heavy(), None
+    coming = load(task, iter([[Cut(0, (number,))] for number in range(12)]), workers=2)
+    for number in range(10):
+        parts = next(coming)
+        time.sleep(0.01)
+        assert len(task.freed) >= number - 2, "no more than two are kept"
+    assert parts is not None
+    assert len(task.freed) >= 7 and all(name.startswith("loading") for name in task.freed)
+    coming.close()
+
+
 def test_trouble_in_a_thread_reaches_the_loop_and_ends_the_threads() -> None:
     before = threading.active_count()
     with pytest.raises(ValueError, match="number 99 is damaged"):
