@@ -14,7 +14,7 @@ from torch import nn
 
 from extractors import ConfigError
 from storage.places import open_place
-from trainers.cache_through import flush
+from trainers.cache_through import flush_all
 from trainers.checkpoint import load_weights
 from trainers.config import TrainConfig
 from trainers.evaluate import FILE as PREDICTIONS
@@ -22,7 +22,6 @@ from trainers.evaluate import evaluate
 from trainers.loop import CONFIG, RunSummary, require_new, resume, train
 from trainers.metrics import vcr_accuracy
 from trainers.tasks.base import Prediction, Task
-from trainers.tasks.common import SplitTask
 from trainers.tasks.commonsense import together
 from workflows.recipes import RECIPES, Recipe, recipe_of
 from workflows.recipes.building import ANSWERS, LEAST, Run
@@ -214,13 +213,6 @@ def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Mod
         print(f"its network starts from {network}, SHA-256 {start_network(model, network)}")
     elif random:
         print("its network starts from random weights (--start-network)")
-
-
-def flush_all(*tasks: Task | None) -> None:
-    """Commit what caches that are being filled still hold back."""
-    for task in tasks:
-        if isinstance(task, SplitTask):
-            flush(task.visual)
 
 
 def about_of(name: str, run: Run, flags: Train) -> dict[str, Any]:

@@ -9,15 +9,19 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
 
 from extractors import ConfigError
+from storage import open_store
 from storage.errors import TriptychError
+from tests.recipe_data import Data
 from tests.unit.trainers.toy import Toy, told, toy_config, toy_model
-from trainers.loop import DivergedError, train
+from trainers.loop import DivergedError, RunSummary, train
 from trainers.tasks.base import Task
+from workflows.train import Train, built
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -94,3 +98,14 @@ def test_what_cannot_be_is_said_before_any_worker_starts(cluster: None, tmp_path
     assert not list(tmp_path.glob("*.pid"))
     with pytest.raises(ConfigError, match="must be at least 1, and in this order"):
         RayTraining(workers=1, min_workers=2)
+
+
+def test_a_worker_commits_what_its_cache_holds_back_when_it_ends(tmp_path: Path) -> None:
+    from pipeline.train import _worker
+
+    given = iter(Data(tmp_path / "data").arguments("vilt_vqa", tmp_path / "own", "cache-through")[1:])
+    flags: dict[str, Any] = {key.removeprefix("--"): value for key, value in zip(given, given, strict=True)}
+    run = Train("vilt_vqa", tiny=True, steps=2, **{**flags, "store": str(tmp_path / "filled")}).described()
+    ended = _worker({"config": run.recipe.train, "build": partial(built, run, None), "about": {}})
+    assert isinstance(ended, RunSummary) and ended.step == 2
+    assert len(open_store(tmp_path / "filled")) > 0
