@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side: a waiting thread gives its core away
 
 STARTS_RAY = "pytest.mark.ray"
+LONG = ("tests/faults/test_interruptions.py", "ray")  # what takes longest of all, the longest one last
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -24,7 +25,7 @@ def shared() -> Path:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a file's tests in one process, for what they share, and all files with Ray in one: two clusters would starve
-    both. Those take longest, so they begin."""
+    both. What takes longest begins."""
     from xdist.scheduler import LoadFileScheduling
 
     root = Path(__file__).parent
@@ -38,8 +39,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if file in ray else file
 
         def _assign_work_unit(self, node: Any) -> None:
-            if "ray" in self.workqueue:
-                self.workqueue.move_to_end("ray", last=False)
+            for scope in LONG:
+                if scope in self.workqueue:
+                    self.workqueue.move_to_end(scope, last=False)
             super()._assign_work_unit(node)
 
     return Scheduling(config, log)
