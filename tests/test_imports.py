@@ -96,6 +96,14 @@ def test_the_lower_layers_load_without_ray() -> None:
     run_python(f"import sys; sys.modules['ray'] = None; import {modules}; assert sys.modules['ray'] is None")
 
 
+SLOW = ("ray", "timm", "torch._dynamo", "torchvision", "transformers")  # seconds each, of every process that starts
+
+
+def test_a_command_starts_without_what_takes_seconds_to_import() -> None:
+    commands = "from workflows.cli import main; import pipeline.unit, workflows.train; assert main(['train']) == 0"
+    run_python(f"{commands}; import sys; assert not [each for each in {SLOW} if each in sys.modules], 'slow'")
+
+
 def test_no_module_of_ours_hides_one_of_pythons() -> None:
     assert not set(LAYERS) & set(sys.stdlib_module_names)
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from extractors.networks import BUTD_MEAN
 from extractors.resnet import ResNet, ResNetConfig, make_res5
@@ -46,6 +45,8 @@ class FastRCNN(nn.Module):
             rois: (R, 5) float32: number of the image, x1 y1 x2 y2 in its pixels.
             outlines: (R, 14, 14), by which each box's map is multiplied before its mean.
         """
+        from torchvision.ops import roi_align  # here, as it takes seconds to import
+
         cells = self.backbone(self.ready(pixels).images)
         # In float32 whatever the network computes in: coordinates need the precision.
         boxes = roi_align(cells.float(), rois.float(), POOL, 1 / STRIDE, sampling_ratio=1, aligned=False)
