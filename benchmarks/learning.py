@@ -41,12 +41,11 @@ from workflows.train import kept
 DEALS = 20
 SETTINGS = ("--batch-size", "32", "--log-every", "1")
 RATE, SLOWER = "1e-3", "3e-4"
-STEPS = {"vl_bert_pretrain": 600, "vl_bert_refcoco": 600, "pixel_bert_vqa": 600, "meter_pretrain_swin": 30}
-STEPS |= dict.fromkeys(("meter_pretrain_merged", "meter_pretrain_decoder", "meter_pretrain_codes"), 60)
-STEPS |= dict.fromkeys(("meter_pretrain_ablation", "meter_pretrain_patches", "meter_pretrain"), 60)
-STEPS |= {"vl_bert_vcr_answer": 600, "vl_bert_vcr_rationale": 600}
 PAIRS = 24  # pictures of a split, for retrieval
 AFTER = {"vl_bert_vcr_answer": "vl_bert_pretrain", "vl_bert_vcr_rationale": "vl_bert_pretrain"}
+STEPS = dict.fromkeys((name for name in RECIPES if name.startswith("meter_pretrain")), 60)
+STEPS |= dict.fromkeys(("vl_bert_pretrain", "vl_bert_refcoco", "pixel_bert_vqa", *AFTER), 600)
+STEPS["meter_pretrain_swin"] = 30
 
 
 def learn(name: str, steps: int, images: int) -> dict[str, Any]:
@@ -118,24 +117,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="of each split")
     parser.add_argument("--processes", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--facts", type=Path, default=Path("learning.jsonl"), help="what is there is not run again")
+    parser.add_argument("--facts", type=Path, help="lines of results, kept here as they come; what it has is not run")
     args = parser.parse_args()
-    known = {each["recipe"]: each for each in map(json.loads, lines_of(args.facts))}
+    lines = args.facts.read_text().splitlines() if args.facts and args.facts.exists() else []
+    known = {each["recipe"]: each for each in map(json.loads, lines)}
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as processes:
         wanted = [name for name in args.recipes if name not in known]
         for each in as_completed([processes.submit(learn, name, args.steps, args.images) for name in wanted]):
-            known[each.result()["recipe"]] = each.result()
-            with args.facts.open("a") as file:
-                print(json.dumps(each.result()), file=file)
-            print(each.result(), flush=True)
+            found = each.result()
+            known[found["recipe"]] = found
+            print(json.dumps(found), flush=True)
+            if args.facts:
+                with args.facts.open("a") as file:
+                    print(json.dumps(found), file=file)
     facts = [known[name] for name in args.recipes]
     text = report(facts)
     write_results(args.out, "learning", text, facts)
     print(text)
-
-
-def lines_of(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def report(facts: Sequence[dict[str, Any]]) -> str:
@@ -153,9 +151,8 @@ def report(facts: Sequence[dict[str, Any]]) -> str:
         for each in facts
     ]
     header = ["recipe, tiny", "updates, pictures", "loss", "metric", "held-out score", "blind", "seconds"]
-    about = f"{hardware()}. "
-    command = "Command: `uv run python -m benchmarks.learning`; its docstring is the protocol."
-    return f"# What the recipes learn, {time.strftime('%Y-%m-%d')}\n\n{about}{command}\n\n{table(header, rows)}\n"
+    about = f"{hardware()}. Command: `uv run python -m benchmarks.learning`; its docstring is the protocol."
+    return f"# What the recipes learn, {time.strftime('%Y-%m-%d')}\n\n{about}\n\n{table(header, rows)}\n"
 
 
 if __name__ == "__main__":

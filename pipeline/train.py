@@ -21,7 +21,6 @@ from extractors import ConfigError
 from pipeline.cluster import connect, last_line, ray  # first of all that imports Ray: it sets what Ray then reads
 from storage.errors import TriptychError
 from storage.places import Place, open_place
-from trainers.cache_through import flush_all
 from trainers.config import TrainConfig
 from trainers.loop import CONFIG, RunSummary, require_new, resume
 from trainers.progress import TrainProgress, read_metrics
@@ -125,8 +124,6 @@ def _worker(given: dict[str, Any]) -> RunSummary | EveryRankError:
         return resume(given["config"], model, task, validation, given["about"])
     except EveryRankError as error:  # given back, not raised: Ray would start everything again, for the same end
         return error
-    finally:
-        flush_all(task, validation)
 
 
 def _settled(config: TrainConfig, engine: RayTraining) -> TrainConfig:

@@ -14,8 +14,6 @@ from extractors.images import ImageError
 from storage.records import PackedBatch, Record, pack
 from storage.writer import StoreWriter
 from trainers.several import Several
-from trainers.tasks.base import Task
-from trainers.tasks.common import SplitTask
 from trainers.visual import Chances, Images, Looked, Renamed, StoreVisual, Visual, VisualError, looked, read
 
 UNIT_BYTES = 256 << 20  # of features that are committed together
@@ -103,13 +101,6 @@ def flush(visual: Visual) -> None:
         flush(inner)
     if isinstance(visual, Renamed):
         flush(visual.visual)
-
-
-def flush_all(*tasks: Task | None) -> None:
-    """The same for all that tasks look at: when a run ends."""
-    for task in tasks:
-        if isinstance(task, SplitTask):
-            flush(task.visual)
 
 
 def _packed(records: Sequence[Record], names: Sequence[str]) -> PackedBatch:

@@ -15,6 +15,7 @@ from itertools import islice
 
 from trainers.order import Cut
 from trainers.tasks.base import Batches, Task
+from trainers.tasks.common import flush_task
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def load(
             yield [*given[-1]]
     finally:
         pool.shutdown(cancel_futures=True)
+        flush_task(task)
 
 
 def _loaded(task: Task, cut: Cut, pin: bool) -> Loaded:

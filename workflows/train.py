@@ -14,7 +14,6 @@ from torch import nn
 
 from extractors import ConfigError
 from storage.places import open_place
-from trainers.cache_through import flush_all
 from trainers.checkpoint import load_weights
 from trainers.config import TrainConfig
 from trainers.evaluate import FILE as PREDICTIONS
@@ -143,10 +142,7 @@ class Train:
     def _here(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
         model, task, validation = built(run, self.start, self.start_network)
         go = resume if self.resume else train
-        try:
-            return go(run.recipe.train, model, task, validation, about)
-        finally:
-            flush_all(task, validation)
+        return go(run.recipe.train, model, task, validation, about)
 
     def _on_ray(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
@@ -184,7 +180,6 @@ class Evaluate:
         model, task = run.build_for(self.split or run.recipe.validation)
         step = load_weights(model, self.out, self.step)
         found = evaluate(model, task, config)
-        flush_all(task)
         predictions, scores = list(found.predictions), found.scores
         if answers is not None:
             predictions = together(answers, predictions)

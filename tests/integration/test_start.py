@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from workflows.recipes import recipe_of
 from workflows.recipes.starting import start, start_network, told
 from workflows.recipes.tiny import DIM, HEADS, HIDDEN, LAYERS, tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BERT = {
     "vocab_size": 30522,
     "hidden_size": DIM,
@@ -38,14 +39,6 @@ BERT = {
     "num_attention_heads": HEADS,
     "intermediate_size": HIDDEN,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_of(name: str, seed: int = 0, **changes: Any) -> Any:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from trainers.batch import Batch
+from trainers.cache_through import flush
 from trainers.data.base import Example, Split
 from trainers.flip import mirrored
 from trainers.models.heads import IGNORED
-from trainers.tasks.base import Batches, Prediction, generator
+from trainers.tasks.base import Batches, Prediction, Task, generator
 from trainers.tasks.families import Family
 from trainers.tasks.objective import chances
 from trainers.visual import Looked, Visual
@@ -97,3 +98,9 @@ def write_json(content: Any, path: Path) -> None:
 
 def percent(right: int, count: int) -> float:
     return 100 * right / count if count else 0.0
+
+
+def flush_task(task: Task) -> None:
+    """Commit what a cache that fills itself from this task's images still holds back."""
+    if isinstance(task, SplitTask):
+        flush(task.visual)

@@ -1,16 +1,10 @@
-"""Tiny models run on one thread: more of them only wait for each other."""
+"""What all tests of tasks share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def small(one_thread: None) -> None:
+    """Their models are tiny."""
