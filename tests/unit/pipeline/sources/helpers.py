@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.sources import SourceConfig, open_source
 from pipeline.sources.contract import Source
@@ -31,12 +36,36 @@ def put(folder: Path, *names: str) -> Path:
     return folder
 
 
-def tar_of(*names: str) -> bytes:
+def text_file(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def tar_of(*names: str, mode: Literal["w", "w:gz"] = "w") -> bytes:
     """A tar with a member for each name; its bytes are its name."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+    with tarfile.open(fileobj=out, mode=mode) as tar:
         for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = len(name)
-            tar.addfile(member, io.BytesIO(name.encode()))
+            add_member(tar, name, os.fsencode(name))
     return out.getvalue()
+
+
+def make_tar(path: Path, *names: str, mode: Literal["w", "w:gz"] = "w") -> Path:
+    return text_file(path, tar_of(*names, mode=mode))
+
+
+def add_member(
+    tar: tarfile.TarFile, name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.linkname = len(data), kind, link
+    tar.addfile(member, io.BytesIO(data))
+
+
+def make_parquet(path: Path, row_group_size: int = 1000, /, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def coco_json(path: Path, *images: dict[str, Any]) -> Path:
+    return text_file(path, json.dumps({"images": images}))
