@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 from pipeline.sources import SourceConfig, open_source
 from pipeline.sources.contract import Source
 
+UNSAFE_KEYS = ["", "/a", "\\a", "\\\\host\\a", "C:/a", "c:a", "..", "../a", "a/..", "a/../b", "a\\..\\b"]
+UNSAFE_KEYS += ["a\0", "a\nb", "\x7f", "x" * 1025, "é" * 513, "\ud800", "caf\udce9"]
+
 
 def source_of(images: object, **settings: object) -> Source:
     return open_source(SourceConfig(images=str(images), **settings))  # type: ignore[arg-type]

@@ -9,8 +9,7 @@ import pytest
 
 from pipeline.sources import SourceError
 from pipeline.sources.checked import all_safe, key_fault
-from tests.unit.pipeline.sources.helpers import keys_of, put, source_of
-from tests.unit.pipeline.test_sources import UNSAFE_KEYS
+from tests.unit.pipeline.sources.helpers import UNSAFE_KEYS, keys_of, put, source_of
 
 NAMES = ["val2014/COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000007.jpg", "b/x.jpg", "y.jpg"]
 FORTY_TWO = "val2014/COCO_val2014_000000000042"
