@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from storage import open_store, verify_store
+from tests.forked import Command
 from tests.helpers import TINY, differences, write_photos
 
 KILLS = 10
 
 
-def heed_ctrl_c() -> None:
-    """Shells start what runs in the background with SIGINT ignored, and so would be all that the tests start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start(photos: Path, out: Path) -> subprocess.Popen[str]:
+def start(photos: Path, out: Path) -> Command:
     """The command in a process of its own, as far as its first line, so that the clock starts with the work."""
     flags = ["--images", str(photos), "--out", str(out), "--images-per-shard", "2", *TINY]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workflows.cli", "extract", "regions", *flags],
-        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=heed_ctrl_c,
-    )  # fmt: skip
-    assert process.stderr is not None
-    while (line := process.stderr.readline()) and " images in " not in line:
-        pass
-    return process
+    command = Command("workflows.cli", ["extract", "regions", *flags], out.parent / "said")
+    while " images in " not in command.err and command.poll() is None:
+        time.sleep(0.005)
+    return command
 
 
 @pytest.mark.slow
@@ -41,8 +30,9 @@ def start(photos: Path, out: Path) -> subprocess.Popen[str]:
 def test_kill_9_at_ten_random_moments_then_the_store_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 90)
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"")
+    process = start(tmp_path / "photos", tmp_path / "whole")
     began = time.monotonic()
-    assert start(tmp_path / "photos", tmp_path / "whole").wait() == 0
+    assert process.wait() == 0
     moments = random.Random(7)
     longest = (time.monotonic() - began) / KILLS
     hit, counts = 0, []
@@ -50,7 +40,7 @@ def test_kill_9_at_ten_random_moments_then_the_store_equals_an_uninterrupted_one
         process = start(tmp_path / "photos", tmp_path / "killed")
         time.sleep(moments.uniform(0, longest))
         hit += process.poll() is None
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
         assert verify_store(tmp_path / "killed").problems == []
         counts.append(len(open_store(tmp_path / "killed")))
@@ -71,9 +61,8 @@ def test_an_interrupted_job_keeps_what_is_committed_and_ends_with_130(how: signa
     while not list((tmp_path / "s" / "manifest").glob("*.json")):
         time.sleep(0.01)
     process.send_signal(how)
-    out, _ = process.communicate()
-    assert process.returncode == 130
-    assert "interrupted" in out
+    assert process.wait() == 130
+    assert "interrupted" in process.out
     store = open_store(tmp_path / "s")
     assert 0 < len(store) < 90
     assert not store.run["complete"]

@@ -18,11 +18,9 @@ import pytest
 
 from storage import FeatureStore, StoreWriter, open_store, verify_store
 from storage.writer import unit_id
+from tests.forked import PROCESSES
 from tests.unit.storage import workers
 from tests.unit.storage.samples import REGIONS, assert_same, make_store, partials, region_record, write_unit
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.unit.storage.workers"])
 
 
 def finish(*processes: BaseProcess) -> None:

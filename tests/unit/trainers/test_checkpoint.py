@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,18 @@ import pytest
 
 from storage.errors import StoreError, TriptychError
 from storage.places import open_place
+from tests.forked import Command
 from tests.unit.trainers.toy import Toy, told, toy_config, toy_model
 from trainers.checkpoint import Checkpoints, load_weights
 from trainers.loop import resume, train
 from trainers.progress import Metrics
 
-ROOT = Path(__file__).parents[3]
 STEPS = 40
 
 
-def start(out: Path, **settings: Any) -> subprocess.Popen[str]:
+def start(out: Path, **settings: Any) -> Command:
     told = json.dumps({"out": str(out), "steps": STEPS, "save_every": 3, "log_every": 2, **settings})
-    command = [sys.executable, "-m", "tests.unit.trainers.toy", told]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command("tests.unit.trainers.toy", [told], out.with_name(f"{out.name}-said"))
 
 
 def test_kill_9_at_a_random_step_leaves_no_trace_in_the_losses(tmp_path: Path) -> None:
@@ -38,15 +35,15 @@ def test_kill_9_at_a_random_step_leaves_no_trace_in_the_losses(tmp_path: Path) -
     metrics = tmp_path / "killed" / "metrics.jsonl"
     wanted = random.randrange(5, 16)  # lines; more of them come until the kill
     while not metrics.exists() or metrics.read_text().count("\n") < wanted:
-        assert killed.poll() is None, killed.stderr and killed.stderr.read()
+        assert killed.poll() is None, killed.err
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     reached, saved = told(tmp_path / "killed")[-1]["step"], Checkpoints(tmp_path / "killed").steps()[-1]
     assert saved <= reached < STEPS
     again = start(tmp_path / "killed", evaluate_every=7, resume=True)
-    assert again.wait() == 0, again.stderr and again.stderr.read()
-    assert whole.wait() == 0, whole.stderr and whole.stderr.read()
+    assert again.wait() == 0, again.err
+    assert whole.wait() == 0, whole.err
     assert told(tmp_path / "killed") == told(tmp_path / "whole")
     for file in ("model", "optimiser"):
         path = Path("checkpoints") / f"step-{STEPS:08d}" / f"{file}.safetensors"

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked import Command
 from tests.unit.trainers.toy import Toy, told, toy_config, toy_model, toy_run
 from trainers.evaluate import evaluate, in_turn
 
-ROOT = Path(__file__).parents[3]
 
-
-def start_two(out: Path, **settings: Any) -> list[subprocess.Popen[str]]:
+def start_two(out: Path, **settings: Any) -> list[Command]:
     """Two ranks, as torchrun would start them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    processes = []
-    for rank in ("0", "1"):
-        ids = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "tests.unit.trainers.toy", json.dumps({"out": str(out), **settings})]
-        processes.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | ids, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told = json.dumps({"out": str(out), **settings})
+    return [
+        Command(
+            "tests.unit.trainers.toy",
+            [told],
+            out.with_name(f"{out.name}-said-{rank}"),
+            shared | {"RANK": rank, "LOCAL_RANK": rank},
         )
-    return processes
+        for rank in ("0", "1")
+    ]
 
 
-def ended(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+def ended(commands: list[Command]) -> list[dict[str, Any]]:
     """The summaries of both."""
-    found = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        found.append(json.loads(out.splitlines()[-1]))
-    return found
+    for command in commands:
+        assert command.wait() == 0, command.err
+    return [json.loads(command.out.splitlines()[-1]) for command in commands]
 
 
 def test_two_ranks_have_the_losses_of_one_at_the_same_global_batch(tmp_path: Path) -> None:
