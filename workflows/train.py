@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from extractors import ConfigError
 from storage.places import open_place
-from trainers.checkpoint import load_weights
+from trainers.checkpoint import Checkpoints, load_weights
 from trainers.config import TrainConfig
 from trainers.evaluate import FILE as PREDICTIONS
 from trainers.evaluate import evaluate
@@ -140,16 +140,21 @@ class Train:
         return replace(config, out=str(self.out), **changes, **same)
 
     def _here(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
-        model, task, validation = built(run, self.start, self.start_network)
+        model, task, validation = self._build(run)()
         go = resume if self.resume else train
         return go(run.recipe.train, model, task, validation, about)
+
+    def _build(self, run: Run) -> Callable[[], tuple[nn.Module, Task, Task | None]]:
+        """Makes model and tasks: a run that goes on has its weights from its checkpoint."""
+        if self.resume and Checkpoints(str(self.out)).steps():
+            return run.build
+        return partial(built, run, self.start, self.start_network)
 
     def _on_ray(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
 
         engine = RayTraining(self.workers, address=self.address)
-        build = partial(built, run, self.start, self.start_network)
-        return train_on_ray(run.recipe.train, build, engine, self.resume, about)
+        return train_on_ray(run.recipe.train, self._build(run), engine, self.resume, about)
 
 
 @dataclass(frozen=True)

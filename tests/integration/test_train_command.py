@@ -117,11 +117,13 @@ def test_the_seed_decides_the_weights_that_a_run_begins_with(data: Data, tmp_pat
     assert not torch.equal(first["word.weight"], other["word.weight"])
 
 
-def test_a_run_goes_on_where_it_ended(data: Data, tmp_path: Path) -> None:
-    args = arguments("vilt_vqa", data, tmp_path)
+def test_a_run_goes_on_where_it_ended(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = arguments("pixel_bert_vqa", data, tmp_path)
     assert main(["train", *args, "--steps", "2"]) == 0
+    assert "network starts from random weights" in capsys.readouterr().out
     assert main(["train", *args, "--steps", "2"]) == 2, "a run is never written over"
     assert main(["train", *args, "--steps", "2", "--resume"]) == 0
+    assert "starts from" not in capsys.readouterr().out  # but from its checkpoint
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 2]
 
 
