@@ -35,6 +35,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def local_ray() -> None:
+    """A Ray of two CPUs, which all tests that are content with it share."""
+    from pipeline.cluster import ray  # first, since it sets what Ray reads from the environment when it is imported
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a file's tests in one process, for what they share, and all files with Ray in one: two clusters would starve
     both. What takes longest begins."""

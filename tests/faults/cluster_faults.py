@@ -24,8 +24,6 @@ from typing import Any
 from unittest import mock
 
 import fsspec
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from pipeline.cluster import ray
 from pipeline.config import EngineConfig, ExtractJob
@@ -35,7 +33,7 @@ from pipeline.unit import UnitReport
 from storage import StoreError, open_store, verify_store
 from tests.faults.hooked import HookedConfig, jumping_clock
 from tests.helpers import differences, s3_environment, write_photos
-from tests.integration.test_object_store import Wire
+from tests.wire import Wire
 
 IMAGES = 24
 PAUSE = 0.05  # seconds an image takes, so that harm meets work
@@ -115,6 +113,7 @@ def open_scene(folder: Path) -> Iterator[Scene]:
     """Set the scene up, S3 included; `folder` holds what is made."""
     from ray.cluster_utils import Cluster
 
+    ray.shutdown()  # what other tests share
     with _s3() as wire, mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT), "TRIPTYCH_CACHE": str(folder / "cache")}):
         node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
         cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 1, "_system_config": HEALTH})
@@ -132,6 +131,9 @@ def open_scene(folder: Path) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def _s3() -> Iterator[Wire]:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     wire = Wire(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, wire, threaded=True)

@@ -138,13 +138,7 @@ def test_a_tower_that_is_not_there_is_one_line(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_both_engines_make_the_same_store(photos: Path, tower: Path, tmp_path: Path) -> None:
-    from pipeline.cluster import ray  # first, since it sets what Ray reads from the environment when it is imported
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        assert extract("patches", photos, tmp_path / "local", tower) == 0
-        assert extract("patches", photos, tmp_path / "ray", tower, "--engine", "ray", "--workers", "1") == 0
-        assert differences(tmp_path / "local", tmp_path / "ray") == []
-    finally:
-        ray.shutdown()
+def test_both_engines_make_the_same_store(local_ray: None, photos: Path, tower: Path, tmp_path: Path) -> None:
+    assert extract("patches", photos, tmp_path / "local", tower) == 0
+    assert extract("patches", photos, tmp_path / "ray", tower, "--engine", "ray", "--workers", "1") == 0
+    assert differences(tmp_path / "local", tmp_path / "ray") == []

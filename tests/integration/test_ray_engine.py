@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,12 @@ from storage import open_store, verify_store
 from tests.helpers import TINY, differences, write_photos
 from workflows.cli import main
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    from pipeline.cluster import ray  # first, since it sets what Ray reads from the environment when it is imported
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("local_ray"),
+]
 
 
 def extract(view: str, photos: Path, out: Path, *more: str) -> int:
@@ -28,7 +23,7 @@ def extract(view: str, photos: Path, out: Path, *more: str) -> int:
     return main(["extract", view, "--images", str(photos), "--out", str(out), *model, *TINY, *more])
 
 
-def test_both_engines_make_the_same_store(cluster: None, tmp_path: Path) -> None:
+def test_both_engines_make_the_same_store(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 10)
     (tmp_path / "photos" / "broken.png").write_bytes(b"GIF89a")
     assert extract("regions", tmp_path / "photos", tmp_path / "local") == 0
@@ -40,19 +35,19 @@ def test_both_engines_make_the_same_store(cluster: None, tmp_path: Path) -> None
     assert verify_store(tmp_path / "ray").problems == []
 
 
-def test_each_engine_goes_on_where_the_other_stopped(cluster: None, tmp_path: Path) -> None:
+def test_each_engine_goes_on_where_the_other_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are the driver's: an actor's current folder is where its node was started."""
     write_photos(tmp_path / "photos", 8)
-    extract("grid", tmp_path / "photos", tmp_path / "s", "--limit", "3")
-    extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "1", "--limit", "6")
+    monkeypatch.chdir(tmp_path)
+    extract("grid", Path("photos"), Path("s"), "--limit", "3")
+    extract("grid", Path("photos"), Path("s"), "--engine", "ray", "--workers", "1", "--limit", "6")
     assert len(open_store(tmp_path / "s")) == 6
-    extract("grid", tmp_path / "photos", tmp_path / "s")
-    extract("grid", tmp_path / "photos", tmp_path / "once")
+    extract("grid", Path("photos"), Path("s"))
+    extract("grid", Path("photos"), Path("once"))
     assert differences(tmp_path / "s", tmp_path / "once") == []
 
 
-def test_what_the_cluster_lacks_is_said_at_once(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_cluster_lacks_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photos(tmp_path / "photos", 2)
     assert extract("grid", tmp_path / "photos", tmp_path / "s", "--engine", "ray", "--workers", "9") == 2
     assert "the Ray cluster has 2" in capsys.readouterr().err
@@ -60,9 +55,7 @@ def test_what_the_cluster_lacks_is_said_at_once(
     assert "no GPU" in capsys.readouterr().err
 
 
-def test_decoding_on_other_nodes_changes_nothing(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_decoding_on_other_nodes_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_photos(tmp_path / "photos", 6)
     (tmp_path / "photos" / "broken.png").write_bytes(b"GIF89a")
     assert extract("regions", tmp_path / "photos", tmp_path / "local") == 0
@@ -74,7 +67,7 @@ def test_decoding_on_other_nodes_changes_nothing(
 
 
 def test_a_pool_begins_with_its_minimum_and_without_it_the_job_ends(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_photos(tmp_path / "photos", 8)
     flags = ["--engine", "ray", "--workers", "8", "--images-per-shard", "1", "--min-workers"]
@@ -86,7 +79,7 @@ def test_a_pool_begins_with_its_minimum_and_without_it_the_job_ends(
     assert "of 3 actors were to be had within 1 seconds: the Ray cluster has 2 CPUs" in told
 
 
-def test_less_than_a_cpu_an_actor_makes_room_for_more(cluster: None, tmp_path: Path) -> None:
+def test_less_than_a_cpu_an_actor_makes_room_for_more(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 4)
     flags = ["--engine", "ray", "--workers", "3", "--cpus-per-worker", "0.5", "--images-per-shard", "1"]
     assert extract("grid", tmp_path / "photos", tmp_path / "s", *flags) == 0
@@ -94,7 +87,7 @@ def test_less_than_a_cpu_an_actor_makes_room_for_more(cluster: None, tmp_path: P
 
 
 def test_a_job_wide_error_in_an_actor_is_one_line_and_status_2(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_photos(tmp_path / "photos", 4)
     weights = tmp_path / "w"
@@ -109,16 +102,8 @@ def test_a_job_wide_error_in_an_actor_is_one_line_and_status_2(
     assert "triptych: " in capsys.readouterr().err
 
 
-def test_paths_are_the_drivers_not_the_actors(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An actor's current folder is where its node was started."""
-    write_photos(tmp_path / "photos", 3)
-    monkeypatch.chdir(tmp_path)
-    assert extract("grid", Path("photos"), Path("s"), "--engine", "ray", "--workers", "1") == 0
-    assert len(open_store(tmp_path / "s")) == 3
-
-
 def test_images_that_never_arrive_fail_the_job(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_photos(tmp_path / "photos", 3)
     monkeypatch.setattr("pipeline.cluster.RayEngine.run", lambda self, plan, on_images: iter(()))

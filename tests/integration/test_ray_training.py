@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,35 +25,31 @@ from trainers.loop import DivergedError, RunSummary, train
 from trainers.tasks.base import Task
 from workflows.train import Train, built
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    from pipeline.cluster import ray  # first, since it sets what Ray reads from the environment when it is imported
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("local_ray"),
+]
 
 
 class Known(Toy):
     """Tells which processes train."""
 
-    def __init__(self, folder: Path, slow: float, bad: tuple[int, ...]) -> None:
-        super().__init__(slow=slow, bad=bad)
+    def __init__(self, folder: Path, slow: float) -> None:
+        super().__init__(slow=slow)
         (folder / f"{os.getpid()}.pid").touch()
 
 
-def build(folder: Path, slow: float = 0.0, bad: tuple[int, ...] = ()) -> tuple[nn.Module, Task, Task | None]:
-    return toy_model(dropout=0), Known(folder, slow, bad), Toy(10)
+def build(folder: Path, slow: float = 0.0) -> tuple[nn.Module, Task, Task | None]:
+    return toy_model(dropout=0), Known(folder, slow), Toy(10)
 
 
 def losses(out: Path) -> list[float]:
     return [line["loss"] for line in told(out) if "loss" in line]
 
 
-def test_a_killed_worker_costs_time_and_changes_nothing(cluster: None, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_time_and_changes_nothing(tmp_path: Path) -> None:
     """Equal to 2e-4, as of two ranks in `test_ranks.py`."""
     from pipeline.train import RayTraining, train_on_ray
 
@@ -79,15 +77,38 @@ def test_a_killed_worker_costs_time_and_changes_nothing(cluster: None, tmp_path:
     assert summary.scores["accuracy"] == told(tmp_path / "one")[-1]["scores"]["accuracy"]
 
 
-def test_a_run_that_diverges_is_not_started_again(cluster: None, tmp_path: Path) -> None:
+class Here:
+    """In place of Ray's trainer: runs the worker in this process, again where it raises, as Ray does."""
+
+    def __init__(self, worker: Callable[[dict[str, Any]], object], train_loop_config: dict[str, Any], **_: Any) -> None:
+        self.worker, self.config = worker, train_loop_config
+
+    def fit(self) -> SimpleNamespace:
+        for last in (False, True):
+            try:
+                return SimpleNamespace(return_value=pickle.loads(pickle.dumps(self.worker(self.config))))
+            except Exception:
+                if last:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+
+def test_a_run_that_diverges_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.train import RayTraining, train_on_ray
 
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Here)
+    started: list[int] = []
+
+    def build() -> tuple[nn.Module, Task, None]:
+        started.append(1)
+        return toy_model(), Toy(bad=(17,)), None
+
     with pytest.raises(DivergedError, match=r"step \d is not finite: .*pattern is nan"):
-        train_on_ray(toy_config(tmp_path / "run"), partial(build, tmp_path, bad=(17,)), RayTraining(workers=1))
-    assert len(list(tmp_path.glob("*.pid"))) == 1
+        train_on_ray(toy_config(tmp_path / "run"), build, RayTraining(workers=1))
+    assert len(started) == 1
 
 
-def test_what_cannot_be_is_said_before_any_worker_starts(cluster: None, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_before_any_worker_starts(tmp_path: Path) -> None:
     from pipeline.train import RayTraining, train_on_ray
 
     with pytest.raises(ConfigError, match="9 workers need 9 CPUs, and the Ray cluster has 2; lower --workers"):
