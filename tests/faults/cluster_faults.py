@@ -221,13 +221,13 @@ def killing_image(scene: Scene, dice: Random, folder: Path) -> None:
 def hanging_read(scene: Scene, dice: Random, folder: Path) -> None:
     """The bytes of an image never come."""
     key = dice.choice(scene.keys)
-    job = scene.job(folder / "store", hooks={"hanging": key, "pause": 0}, read_timeout=0.5)
+    job = scene.job(folder / "store", hooks={"hanging": key, "pause": 0}, workers=1, read_timeout=0.5)
     scene.check(folder / "store", run_job(job, Watch()), {key: "timeout"})
 
 
 def device_out_of_memory(scene: Scene, dice: Random, folder: Path) -> None:
     """Batches that the device has no room for are halved until they fit."""
-    job = scene.job(folder / "store", hooks={"room": dice.randint(1, 3), "pause": 0}, batch_size=4)
+    job = scene.job(folder / "store", hooks={"room": dice.randint(1, 3), "pause": 0}, workers=1, batch_size=4)
     scene.check(folder / "store", run_job(job, Watch()))
 
 

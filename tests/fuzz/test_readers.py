@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = 20
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address in a damaged file is not tried again."""
+    monkeypatch.setattr("pipeline.sources.addresses.WAITS", ())
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_the_sample_is_sound(name: str, tmp_path: Path) -> None:
     READERS[name].write(tmp_path, "", lambda data: data)

@@ -37,7 +37,10 @@ from tests.unit.storage.samples import (
     write_unit,
 )
 from tests.unit.storage.workers import checksums
+from tests.unit.trainers.toy import Toy, toy_config, toy_model
 from tests.wire import Wire
+from trainers.checkpoint import Checkpoints
+from trainers.loop import resume, train
 from workflows.cli import main
 
 KEYS = [f"image{index:03}" for index in range(12)]
@@ -396,3 +399,14 @@ def test_the_commands_take_an_address(
     assert main(["info", f"{url}-absent"]) == 2
     line = capsys.readouterr().err
     assert "there is no store at s3://" in line and "Traceback" not in line
+
+
+def test_a_training_run_lies_there_and_goes_on(url: str, wire: Wire) -> None:
+    """One upload breaks off on the way."""
+    wire.fail("PUT .*model.safetensors", "cut", times=1)
+    first = train(toy_config(url), toy_model(), Toy(), Toy(10))
+    assert Checkpoints(url).steps() == [8, 12]
+    Checkpoints(url).remove(12)
+    again = resume(toy_config(url), toy_model(), Toy(), Toy(10))
+    assert (again.losses, again.scores) == (first.losses, first.scores)
+    assert not wire.faults[0][2]

@@ -86,14 +86,6 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["vl-bert", "grid-vlp", "vilt", "meter"])
-def test_it_is_traced_without_breaks(name: str) -> None:
-    model, batch = case(name)
-    torch._dynamo.reset()
-    traced = torch.compile(pooled, fullgraph=True, backend="eager")
-    torch.testing.assert_close(traced(model.eval(), batch), pooled(model, batch))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vl-bert", "grid-vlp", "vilt", "meter", "meter of pixels"])
 def test_it_compiles_without_breaks_forward_and_back(name: str) -> None:
