@@ -23,12 +23,14 @@ class Rule:
     lr            factor on the run's learning rate
     weight_decay  instead of the run's
     optimiser     instead of the run's
+    optional      whether the model may lack such parameters, as a network where its features are cached
     """
 
     pattern: str
     lr: float | None = None
     weight_decay: float | None = None
     optimiser: OptimiserName | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)

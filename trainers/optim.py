@@ -44,7 +44,7 @@ def kinds(model: nn.Module, config: TrainConfig) -> dict[str, Kind]:
     Raises:
         ConfigError: a rule matches no parameter, or nothing is to be trained.
     """
-    unused = {rule.pattern for rule in config.rules}
+    unused = {rule.pattern for rule in config.rules if not rule.optional}
     found: dict[str, Kind] = {}
     for name, parameter in model.named_parameters():
         optimiser, lr, decay = config.optimiser, 1.0, config.weight_decay

@@ -151,7 +151,12 @@ def test_the_cache_is_filled_in_the_first_epoch(data: Data, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "visual"),
-    (("grid_vlp_vqa", "pixels"), ("vl_bert_vqa", "pixels"), ("meter_vqa", "store")),
+    (
+        ("grid_vlp_vqa", "pixels"),
+        ("vl_bert_vqa", "pixels"),
+        ("meter_vqa", "store"),
+        ("pixel_bert_vqa", "store"),
+    ),
 )
 @pytest.mark.slow
 def test_what_is_seen_is_one_setting(name: str, visual: str, data: Data, tmp_path: Path) -> None:

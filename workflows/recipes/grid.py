@@ -96,7 +96,7 @@ def grid_vlp_gqa() -> Recipe:
     )
 
 
-_CNN = (Rule(r"^network\.", lr=100, weight_decay=5e-4, optimiser="sgd"),)
+_CNN = (Rule(r"^network\.", lr=100, weight_decay=5e-4, optimiser="sgd", optional=True),)
 _PIXEL_BERT = GridVLPConfig(body=ResNetConfig(50), colours=grid_colours("r50"), tuned=True, pool=2, sampled=100)
 
 

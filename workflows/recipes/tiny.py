@@ -17,7 +17,7 @@ from workflows.recipes.base import Recipe, with_network
 DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 128, 4, 256, 2, 16, 64
 STEPS, BATCH = 20, 8
 # A random network without normalisation runs off, or dies, at a higher rate, and by AdamW.
-NETWORK = Rule(r"^network\.", lr=10, optimiser="sgd")
+NETWORK = Rule(r"^network\.", lr=10, optimiser="sgd", optional=True)
 TOWER = PatchConfig(model="timm:test_vit", weights="random:0", size=32)
 SWIN = PatchConfig(model="timm:swin_tiny_patch4_window7_224", weights="random:0", size=64)
 CODEBOOK = CodebookConfig("random:0", {"hidden_size": 4})
