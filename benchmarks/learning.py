@@ -6,11 +6,12 @@ Protocol. `tests/recipe_data.py` writes the data: pictures of plain shapes, from
 stores of features that are their colours, 256 wide. Each recipe of `triptych train --list` runs as its tiny twin
 (--tiny: small, random weights, on a CPU) through the command line, with batches of 32 and a rate of 1e-3, for --steps
 updates, where `STEPS` below does not say otherwise; METER's tasks at 1e-4, since their heads learn 10 to 50 times as
-fast as the rest. VCR starts from what `vl_bert_pretrain` has learnt, at 3e-4 and
-from stores: a random network does not find its pictures' colours. Retrieval has fewer pictures, since all pairs are
-scored. "loss" is the mean over the first and over the last tenth of the updates. The score is the task's own on its
-validation split, of other pictures; "blind" is what the same predictions score when they are dealt out anew among the
-examples that ask the same, the mean of 20 deals: what can be known without looking. Pre-training has losses only.
+fast as the rest. VCR starts from what `vl_bert_pretrain` has learnt, at 3e-4 and from stores: a random network does not
+find its pictures' colours. Retrieval has fewer pictures, since all pairs are scored.
+
+"loss" is the mean over the first and over the last tenth of the updates. The score is the task's own on its validation
+split, of other pictures; "blind" is what the same predictions score when they are dealt out anew among the examples
+that ask the same, the mean of 20 deals: what can be known without looking. Pre-training has losses only.
 Writes learning_<hardware>_<date>.md and .json.
 """
 
