@@ -71,7 +71,7 @@ def test_all_rules_that_match_apply_and_later_ones_win() -> None:
 
 
 def test_a_rule_for_nothing_is_refused_unless_the_model_may_lack_its_parameters() -> None:
-    with pytest.raises(ConfigError, match="no parameter's name has 'network' in it; the model's are body.weight"):
+    with pytest.raises(ConfigError, match="no parameter's name has 'network' in it; the model's are cnn.weight"):
         kinds(Net(), config(rules=(Rule("network", lr=2.0),)))
     assert kinds(Net(), config(rules=(Rule("network", lr=2.0, optional=True),))) == kinds(Net(), config())
 
