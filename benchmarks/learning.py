@@ -44,10 +44,11 @@ from workflows.train import kept
 
 DEALS = 20
 SETTINGS = ("--batch-size", "32", "--log-every", "1")
-RATE, SLOWER, SLOWEST = "1e-3", "3e-4", "1e-4"
-HEADS_FIRST = tuple(name for name in RECIPES if name.startswith("meter_") and not re.search("pretrain|probe", name))
 PAIRS = 24  # pictures of a split, for retrieval
 AFTER = {"vl_bert_vcr_answer": "vl_bert_pretrain", "vl_bert_vcr_rationale": "vl_bert_pretrain"}
+RATE = "1e-3"
+RATES = dict.fromkeys((name for name in RECIPES if re.match("meter_(?!pretrain|probe)", name)), "1e-4")
+RATES |= dict.fromkeys(AFTER, "3e-4")
 STEPS = dict.fromkeys((name for name in RECIPES if name.startswith("meter_pretrain")), 60)
 STEPS |= dict.fromkeys(("vl_bert_pretrain", "vl_bert_refcoco", "pixel_bert_vqa", *AFTER), 600)
 STEPS["meter_pretrain_swin"] = 30
@@ -57,15 +58,16 @@ def learn(name: str, steps: int, images: int) -> dict[str, Any]:
     """One recipe's losses and scores."""
     torch.set_num_threads(1)
     steps, images = STEPS.get(name, steps), PAIRS if "retrieval" in name else images
+    rate = ("--lr", RATES.get(name, RATE))
     with tempfile.TemporaryDirectory() as work:
         root = Path(work)
         data, began = Data(root / "data", Size(images=images, dim=256, boxes=2)), time.perf_counter()
         if name in AFTER:
             train(data.arguments(AFTER[name], root / "before"), steps)
-            more = ["--start", str(root / "before" / "run"), "--lr", SLOWER]
-            train([*data.arguments(name, root / "own", "store"), *more], steps)
+            more = ["--start", str(root / "before" / "run")]
+            train([*data.arguments(name, root / "own", "store"), *more, *rate], steps)
         else:
-            train([*data.arguments(name, root / "own"), "--lr", SLOWEST if name in HEADS_FIRST else RATE], steps)
+            train([*data.arguments(name, root / "own"), *rate], steps)
         run = root / "own" / "run"
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if "loss" in line]

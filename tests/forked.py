@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+LONGEST = 300  # seconds
 PROCESSES = multiprocessing.get_context("forkserver")
 # None of them starts threads when it is imported, which a fork would lose.
 PROCESSES.set_forkserver_preload(
@@ -43,10 +44,10 @@ class Command:
         """Its exit status, minus the signal that ended it, or None while it runs."""
         return self._process.exitcode
 
-    def wait(self, timeout: float = 300) -> int:
-        self._process.join(timeout)
+    def wait(self) -> int:
+        self._process.join(LONGEST)
         status = self._process.exitcode
-        assert status is not None, f"still running after {timeout} s: {self.err[-500:]}"
+        assert status is not None, f"still running after {LONGEST} s: {self.err[-500:]}"
         return status
 
     def send_signal(self, number: signal.Signals) -> None:

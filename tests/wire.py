@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -64,3 +66,21 @@ class Wire:
         answer = b"".join(self.app(environ, start))
         self.requests.append((what, len(answer)))
         return [answer[: len(answer) // 2]] if how == "stop" else [answer]  # "stop": an answer that breaks off
+
+
+@contextmanager
+def s3_server() -> Iterator[tuple[Wire, str]]:
+    """moto's S3 behind a `Wire`, on a loopback port; with its address."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # slow to import
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    wire = Wire(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, wire, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield wire, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()

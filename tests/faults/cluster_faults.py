@@ -7,14 +7,12 @@ errors as there are images. The tests run each once, `benchmarks/fault_matrix.py
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +31,7 @@ from pipeline.unit import UnitReport
 from storage import StoreError, open_store, verify_store
 from tests.faults.hooked import HookedConfig, jumping_clock
 from tests.helpers import differences, s3_environment, write_photos
-from tests.wire import Wire
+from tests.wire import Wire, s3_server
 
 IMAGES = 24
 PAUSE = 0.05  # seconds an image takes, so that harm meets work
@@ -131,22 +129,9 @@ def open_scene(folder: Path) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def _s3() -> Iterator[Wire]:
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    wire = Wire(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, wire, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    settings = s3_environment(f"http://127.0.0.1:{server.server_port}")
-    try:
-        with mock.patch.dict(os.environ, settings):
-            fsspec.filesystem("s3").clear_instance_cache()
-            yield wire
-    finally:
-        server.shutdown()
-        thread.join()
+    with s3_server() as (wire, address), mock.patch.dict(os.environ, s3_environment(address)):
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield wire
 
 
 def actor_killed(scene: Scene, dice: Random, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import pickle
 import re
@@ -16,9 +15,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.server import ThreadedMotoServer
-from werkzeug.serving import make_server
 
 from storage import SpecMismatchError, StoreError, StoreWriter, open_store, verify_store
 from storage.bucket import Bucket
@@ -38,7 +35,7 @@ from tests.unit.storage.samples import (
 )
 from tests.unit.storage.workers import checksums
 from tests.unit.trainers.toy import Toy, toy_config, toy_model
-from tests.wire import Wire
+from tests.wire import Wire, s3_server
 from trainers.checkpoint import Checkpoints
 from trainers.loop import resume, train
 from workflows.cli import main
@@ -48,15 +45,9 @@ KEYS = [f"image{index:03}" for index in range(12)]
 
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    found = Wire(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, found, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    found.address = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
-    yield found
-    server.shutdown()
-    thread.join()
+    with s3_server() as (found, address):
+        found.address = address  # type: ignore[attr-defined]
+        yield found
 
 
 @pytest.fixture
