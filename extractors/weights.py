@@ -253,7 +253,7 @@ def _published_file(name: str) -> Path:
     path = weights_folder() / published.file
     if path.is_file():
         return path
-    how = f"Get it from {published.page} and put it at {path}, or pass --weights FILE."
+    how = f"Get it from {published.page} and put it at {path}, or pass --weights FILE (in training: --start-network)."
     if published.url is None:
         raise WeightsError(f"the weights {name!r} are not on this machine and have no direct download. {how}")
     try:

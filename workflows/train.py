@@ -23,6 +23,7 @@ from trainers.metrics import vcr_accuracy
 from trainers.tasks.base import Prediction, Task
 from trainers.tasks.commonsense import together
 from workflows.recipes import RECIPES, Recipe, recipe_of
+from workflows.recipes.base import extracting_with
 from workflows.recipes.building import ANSWERS, LEAST, Run
 from workflows.recipes.sources import VISUALS, Places
 from workflows.recipes.starting import start, start_network, told
@@ -36,7 +37,9 @@ class Train:
     """Train a published run, or go on with one.
 
     triptych train --list
+
     triptych train vilt_vqa --images COCO --annotations DIR --out RUN --start vilt_200k_mlm_itm.ckpt
+
     triptych train grid_vlp_vqa --store features/grid --annotations DIR --out RUN --tiny
     """
 
@@ -59,7 +62,8 @@ class Train:
     """Weights to start from: a checkpoint of what the recipe starts from, or a run. Default: random weights."""
     start_network: str | None = None
     """Weights of the convolutional network that sees the pixels: a file, or a published name (grid-r50, butd-r101).
-    Default: those that --start has, else random ones."""
+    Default: those that --start has, else random ones. With cache-through, of the network that fills the store;
+    default: its published ones."""
     tokenizer: str | None = None
     """A name on the Hugging Face hub, a folder, or a vocab.txt. Default: the recipe's."""
     answers: str | None = None
@@ -126,6 +130,7 @@ class Train:
             raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}.")
         recipe = replace(recipe, visual=visual)
         recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
+        recipe = extracting_with(recipe, self.start_network)
         recipe = replace(recipe, train=self._settings(recipe.train))
         store = path or self.store
         places = Places(store, self.images, self.annotations, self.tokenizer, self.answers, self.corpus)
@@ -148,7 +153,8 @@ class Train:
         """Makes model and tasks: a run that goes on has its weights from its checkpoint."""
         if self.resume and Checkpoints(str(self.out)).steps():
             return run.build
-        return partial(built, run, self.start, self.start_network)
+        network = None if run.recipe.visual == "cache-through" else self.start_network
+        return partial(built, run, self.start, network)
 
     def _on_ray(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
@@ -233,6 +239,7 @@ def kept(out: str) -> Run:
         content = json.loads(open_place(out).read(CONFIG))
         recipe = replace(recipe_of(content["recipe"]), visual=content["visual"])
         recipe = tiny(recipe) if content["tiny"] else recipe
+        recipe = extracting_with(recipe, content.get("start_network"))
         config = TrainConfig.from_json(content["train"])
         places = Places(**content["places"])
     except (OSError, ValueError, KeyError, TypeError) as error:

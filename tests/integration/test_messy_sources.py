@@ -20,7 +20,7 @@ from PIL import Image
 from extractors import GridConfig, RegionConfig, make_extractor
 from extractors.images import ImageError, decode
 from pipeline.sources import SourceConfig, open_source
-from tests.unit.extractors.test_images import photo, png_header, saved
+from tests.unit.extractors.pictures import photo, png_header, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
 Outcome = tuple[str, str]  # reason and message of an error, or shape and digest of the pixels

@@ -142,11 +142,28 @@ def test_missing_images_stop_a_run_before_its_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_cache_is_filled_in_the_first_epoch(data: Data, tmp_path: Path) -> None:
-    args = arguments("vilt_vqa", data, tmp_path, "cache-through")
+@pytest.mark.parametrize("name", ["vilt_vqa", "grid_vlp_vqa", "vl_bert_vqa"])
+def test_the_cache_is_filled_in_the_first_epoch(name: str, data: Data, tmp_path: Path) -> None:
+    args = arguments(name, data, tmp_path, "cache-through")
     args[args.index("--store") + 1] = str(tmp_path / "filled")
     assert main(["train", *args, "--steps", "3"]) == 0
-    assert len(open_store(tmp_path / "filled")) > 0
+    store = open_store(tmp_path / "filled")
+    assert len(store) > 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert store.refresh() is None and len(store) == 2 * data.size.images
+
+
+def test_the_weights_of_what_fills_the_store_can_be_named(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*arguments("grid_vlp_vqa", data, tmp_path, "cache-through"), "--steps", "2", "--start-network", "random:7"]
+    args[args.index("--store") + 1] = str(tmp_path / "filled")
+    assert main(["train", *args]) == 0
+    assert open_store(tmp_path / "filled").spec.model["weights"]["origin"] == "random:7"
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    args = [*arguments("vilt_vqa", data, tmp_path / "other", "cache-through"), "--start-network", "random:7"]
+    assert main(["train", *args]) == 2
+    assert "what fills this run's store has no network; leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from storage import open_store
 from storage.secrets import shown
 from tests.helpers import TINY
-from tests.unit.extractors.test_images import photo, saved
+from tests.unit.extractors.pictures import photo, saved
 from workflows.cli import main
 
 PASSWORD, SIGNATURE = "hunter2hunter2", "c0ffeec0ffee"

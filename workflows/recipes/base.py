@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from extractors import ExtractorConfig, GridConfig
+from extractors import ConfigError, ExtractorConfig, GridConfig
+from extractors.base import NetworkConfig
 from extractors.networks import GRID_MODELS, grid_colours
 from trainers.codebook import CodebookConfig
 from trainers.config import TrainConfig
@@ -80,6 +81,19 @@ class Recipe:
     codebook: CodebookConfig | None = None
     objectives: tuple[str, ...] = ()
     classes: int = 0
+
+
+def extracting_with(recipe: Recipe, weights: str | None) -> Recipe:
+    """The recipe with these weights for what fills its store, where it fills one.
+
+    Raises:
+        ConfigError: that has no network.
+    """
+    if weights is None or recipe.visual != "cache-through":
+        return recipe
+    if not isinstance(recipe.extractor, NetworkConfig):
+        raise ConfigError(f"--start-network {weights}: what fills this run's store has no network; leave it out.")
+    return replace(recipe, extractor=replace(recipe.extractor, weights=weights))
 
 
 def with_network(recipe: Recipe) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from extractors import ExtractorConfig
+from extractors.base import ConvConfig
 from extractors.patches import PatchConfig
 from trainers.codebook import CodebookConfig
 from trainers.config import Rule
@@ -61,6 +63,7 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         patch=recipe.patch and 16,
         codebook=recipe.codebook and CODEBOOK,
         boxes=recipe.boxes and min(recipe.boxes, 10),
+        extractor=_tiny_extractor(recipe.extractor),
     )
 
 
@@ -75,6 +78,13 @@ def _tiny_model(config: Any) -> Any:
     assert isinstance(config, MeterConfig)
     text = replace(config.text, weights="random:0", settings=TEXT)
     return replace(config, layer=layer, layers=LAYERS, text=text, image=_tower(config))
+
+
+def _tiny_extractor(config: ExtractorConfig | None) -> ExtractorConfig | None:
+    if not isinstance(config, ConvConfig):
+        return config
+    small = {"width_divisor": NARROWER, "shorter": SIDE, "longer": SIDE * 5 // 3}
+    return replace(config, weights="random:0", device="cpu", **small)  # type: ignore[arg-type]
 
 
 def _tower(config: MeterConfig) -> PatchConfig:

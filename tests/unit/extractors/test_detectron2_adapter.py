@@ -17,6 +17,7 @@ from extractors.detectron2_adapter import Detectron2Extractor
 from extractors.images import resize_shortest_edge
 from storage import RegionRecord
 from tests.unit.extractors import fake_detectron2
+from tests.unit.extractors.pictures import noisy_photo
 from tests.unit.storage.samples import assert_same
 
 C4 = {"MODEL": {"ROI_HEADS": {"NAME": "Res5ROIHeads"}}}
@@ -38,10 +39,6 @@ def make(folder: Path, cfg: dict[str, Any], name: str = "model.yaml", **settings
     (folder / name).write_text(yaml.safe_dump(cfg))
     wanted = {"weights": "random:0", "device": "cpu", "store_dtype": "float32", **settings}
     return make_extractor(RegionConfig(model=f"detectron2:{folder / name}", **wanted))  # type: ignore[return-value]
-
-
-def photo(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def by_hand(made: Detectron2Extractor, image: np.ndarray) -> tuple[Any, Tensor, Tensor]:
@@ -68,8 +65,8 @@ def test_a_record_holds_what_detectron2_keeps_and_the_features_it_computed_it_fr
     folder: Path, cfg: dict[str, Any]
 ) -> None:
     made = make(folder, cfg)
-    record = made(photo())
-    instances, rows, features = by_hand(made, photo())
+    record = made(noisy_photo())
+    instances, rows, features = by_hand(made, noisy_photo())
     assert isinstance(record, RegionRecord) and 2 <= len(record.boxes) == len(rows) <= 10
     np.testing.assert_allclose(record.features, features[rows].numpy(), rtol=1e-4, atol=1e-4)
     scale = torch.tensor([70 / 90, 50 / 64] * 2)  # 50 x 70 is resized to 64 x 90
@@ -83,7 +80,7 @@ def test_a_record_holds_what_detectron2_keeps_and_the_features_it_computed_it_fr
 @BOTH
 def test_a_batch_equals_one_by_one(folder: Path, cfg: dict[str, Any]) -> None:
     made = make(folder, cfg)
-    images = [photo(seed=0), photo(seed=1), photo(90, 60)]
+    images = [noisy_photo(seed=0), noisy_photo(seed=1), noisy_photo(90, 60)]
     batch = [made.prepare(str(at), image) for at, image in enumerate(images)]
     for at, found in enumerate(made.extract(batch)):
         wanted = made(images[at], str(at))
@@ -109,22 +106,22 @@ def test_pixels_come_in_the_order_and_size_of_the_config(folder: Path, order: st
 
 def test_a_size_of_nought_means_no_resize(folder: Path) -> None:
     made = make(folder, {**C4, "INPUT": {"MIN_SIZE_TEST": 0}})
-    assert made.prepare("a", photo(33, 47)).pixels.shape == (3, 33, 47)
+    assert made.prepare("a", noisy_photo(33, 47)).pixels.shape == (3, 33, 47)
     assert made.spec.preprocess["resize"] == "none"
 
 
 def test_thresholds_that_are_asked_for_win_over_the_configs(folder: Path) -> None:
     made = make(folder, C4, max_boxes=2, score_threshold=0.01, nms_threshold=0.9)
-    assert len(made(photo()).boxes) == 2
+    assert len(made(noisy_photo()).boxes) == 2
     assert made.spec.selection == {
         "rule": "detectron2", "proposals": 20, "max_boxes": 2, "score_threshold": 0.01, "nms_threshold": 0.9,
     }  # fmt: skip
     assert make(folder, C4).spec.selection["score_threshold"] == 0.05
-    assert len(make(folder, C4, score_threshold=0.9999)(photo()).boxes) == 0
+    assert len(make(folder, C4, score_threshold=0.9999)(noisy_photo()).boxes) == 0
 
 
 def test_class_probabilities_are_stored_where_asked_for(folder: Path) -> None:
-    record = make(folder, C4, class_probs=True)(photo())
+    record = make(folder, C4, class_probs=True)(noisy_photo())
     assert record.class_probs is not None and record.class_probs.shape == (len(record.boxes), 4)
     at = np.arange(len(record.boxes))
     np.testing.assert_allclose(record.class_probs[at, record.class_ids], record.class_scores, rtol=1e-3)
@@ -135,7 +132,7 @@ def test_attributes_are_told_by_the_layers_of_either_project(folder: Path) -> No
     for base, name in ((FPN, "GridAttributeHeads"), (C4, "ButdAttributeHeads")):
         heads = {**base["MODEL"]["ROI_HEADS"], "NAME": name}
         made = make(folder, {"MODEL": {"ROI_HEADS": heads}})
-        record = made(photo())
+        record = made(noisy_photo())
         layers = made.heads.attribute_predictor if base is FPN else made.heads.box_predictor
         features = torch.from_numpy(record.features)
         probs = made.heads.box_predictor.cls_score(features).softmax(1)
@@ -163,7 +160,7 @@ def test_classes_have_the_names_of_the_data_set(folder: Path) -> None:
 def test_a_feature_that_is_no_number_is_an_error_of_its_image(folder: Path) -> None:
     made = make(folder, C4)
     made.model.roi_heads.res5.bias.data.fill_(torch.nan)
-    [found] = made.extract([made.prepare("a", photo())])
+    [found] = made.extract([made.prepare("a", noisy_photo())])
     assert found.reason == "not_representable"  # type: ignore[union-attr]
 
 
@@ -215,7 +212,7 @@ def test_weights_come_from_a_file_from_the_config_or_from_where_the_config_point
         made = make(folder, cfg, weights=way["weights"])
         assert made.spec.model["weights"]["sha256"] == wanted.spec.model["weights"]["sha256"]
         assert made.spec.model["weights"]["origin"] == "checkpoint"
-        assert_same(made(photo()), wanted(photo()))
+        assert_same(made(noisy_photo()), wanted(noisy_photo()))
 
 
 def test_without_weights_nothing_runs(folder: Path) -> None:
@@ -237,7 +234,7 @@ def test_weights_of_other_anchors_are_refused_and_of_the_same_are_taken(folder: 
     made = make(folder, C4)
     name = "proposal_generator.anchor_generator.cell_anchors.0"
     same = torch.tensor([[-8.0, -8, 8, 8], [-16, -16, 16, 16]])
-    assert make(folder, C4, weights=save(made, folder / "same.pth", **{name: same}))(photo()).features.any()
+    assert make(folder, C4, weights=save(made, folder / "same.pth", **{name: same}))(noisy_photo()).features.any()
     for other in (same * 2, same[:1]):
         with pytest.raises(WeightsError, match="other anchors than the config's .*cell_anchors.0.*ANCHOR_GENERATOR"):
             make(folder, C4, weights=save(made, folder / "other.pth", **{name: other}))

@@ -22,6 +22,7 @@ from extractors.regions import RegionExtractor
 from extractors.resnet import ResNet
 from extractors.weights import Checkpoint, fill, find_weights
 from storage import RegionRecord
+from tests.unit.extractors.pictures import noisy_photo
 
 SMALL: dict[str, Any] = {
     "weights": "random:0", "width_divisor": 16, "shorter": 64, "longer": 100, "device": "cpu", "store_dtype": "float32",
@@ -41,10 +42,6 @@ def unfolded(**settings: Any) -> GridDetector:
     detector = GridDetector(detector_for(config.model, config, checkpoint)).eval()
     fill(detector, checkpoint, "detector")
     return detector
-
-
-def photo(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def noise(*shape: int) -> Tensor:
@@ -96,7 +93,7 @@ def test_an_official_checkpoint_loads_with_every_tensor_in_its_place(shared: Pat
     assert all(torch.equal(ours[name], tensor) for name, tensor in official.items())
     own = made.detector.config.anchors
     torch.testing.assert_close(own, official["proposal_generator.anchor_generator.cell_anchors.0"], rtol=0, atol=1e-4)
-    record = made(photo())
+    record = made(noisy_photo())
     assert isinstance(record, RegionRecord) and record.features.shape == (len(record.boxes), 16)
     assert 0 < len(record.boxes) <= 100 and set(record.attribute_ids) <= set(range(6))
 
@@ -202,7 +199,7 @@ def test_boxes_move_as_detectron2_moves_them() -> None:
 
 @torch.inference_mode()
 def test_a_record_is_what_the_stages_give() -> None:
-    made, image = make(max_boxes=12), photo(64, 96)
+    made, image = make(max_boxes=12), noisy_photo(64, 96)
     x = (
         torch.from_numpy(image[:, :, ::-1].astype(np.float32).transpose(2, 0, 1))
         - torch.tensor(GRID_MEAN)[:, None, None]
@@ -226,7 +223,7 @@ def test_a_record_is_what_the_stages_give() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_runs_and_says_what_it_is(model: str) -> None:
     made = make(model=model)
-    record = made(photo())
+    record = made(noisy_photo())
     assert record.features.shape == (100, 64) == (100, made.spec.layout.dim)
     assert record.attribute_ids.max() < 400 and record.class_ids.max() < 1600
     facts = made.spec
@@ -238,17 +235,17 @@ def test_every_model_runs_and_says_what_it_is(model: str) -> None:
 
 
 def test_the_other_rules_and_ones_own_boxes_run_too(tmp_path: Path) -> None:
-    assert len(make(selection="10-100", min_boxes=7, max_boxes=7)(photo()).boxes) == 7
-    assert len(make(selection="class-aware", max_boxes=4)(photo()).boxes) == 4
+    assert len(make(selection="10-100", min_boxes=7, max_boxes=7)(noisy_photo()).boxes) == 7
+    assert len(make(selection="class-aware", max_boxes=4)(noisy_photo()).boxes) == 4
     (tmp_path / "boxes.json").write_text('{"image": [[0, 0, 70, 50], [5, 5, 20, 30]]}')
     boxes = {"boxes": str(tmp_path / "boxes.json"), "box_format": "xyxy", "box_units": "pixels"}
-    record = make(score_threshold=None, **boxes)(photo())
+    record = make(score_threshold=None, **boxes)(noisy_photo())
     assert record.boxes.tolist() == [[0, 0, 70, 50], [5, 5, 20, 30]]
     assert record.features[0].tobytes() == record.whole_image.tobytes()
 
 
 def test_an_unsure_network_keeps_nothing() -> None:
-    record = make(score_threshold=1.0)(photo())
+    record = make(score_threshold=1.0)(noisy_photo())
     assert record.features.shape == (0, 64) and record.whole_image.any()
 
 
@@ -260,7 +257,7 @@ def test_random_weights_are_those_of_the_grid_network_of_this_seed() -> None:
 
 
 def test_a_thin_image_is_no_error_here() -> None:
-    assert make()(photo(1, 1000)).whole_image.any()
+    assert make()(noisy_photo(1, 1000)).whole_image.any()
 
 
 def test_a_config_is_narrowed_in_all_its_layers() -> None:

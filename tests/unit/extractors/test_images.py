@@ -1,10 +1,8 @@
-"""Each policy of `decode` on images made here, each resize against the official one's stored output."""
+"""Each policy of `decode`, on images made here."""
 
 import io
-import json
 import math
 import pickle
-import struct
 import subprocess
 import sys
 import zlib
@@ -16,47 +14,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile
-from safetensors.numpy import load_file
 
-from extractors.images import (
-    ImageError,
-    caffe_scale,
-    decode,
-    read_image,
-    resize_caffe,
-    resize_shortest_edge,
-    resized_shape,
-)
+from extractors.images import ImageError, decode, read_image
+from tests.unit.extractors.pictures import photo, png_chunk, png_header, saved
 
 REPOSITORY = Path(__file__).parents[3]
-REFERENCE = REPOSITORY.parent / "shared" / "reference"
 
 pytestmark = [  # pytest takes back the filters that images.py installs
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.*"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning:PIL.*"),
 ]
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"the official outputs are not in {REFERENCE}")
-
-
-def photo(height: int = 24, width: int = 36) -> np.ndarray:
-    """(H, W, 3) uint8, smooth enough for JPEG, with no symmetry that could hide a wrong turn."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    return np.stack([255 * y, 255 * x * x, 255 * (x + y) / 2], axis=-1).astype(np.uint8)
-
-
-def saved(image: Image.Image | np.ndarray, file_format: str = "PNG", **options) -> bytes:
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    image.save(target := io.BytesIO(), file_format, **options)
-    return target.getvalue()
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def png_header(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
 
 
 def refusal(data: bytes, **options) -> ImageError:
@@ -432,98 +399,3 @@ except ImageError as error:
 print(before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES))
 """
     assert run_python(code, warned, png_header(12_000, 12_000)).split("\n") == ["[9, 8, 7]", "too_large True", "True"]
-
-
-# Resizes
-
-
-@pytest.mark.parametrize(
-    ("size", "shorter", "longer", "wanted"),
-    [
-        ((480, 640), 600, 1000, (600, 800)),
-        ((640, 480), 600, 1000, (800, 600)),
-        ((427, 640), 800, 1333, (800, 1199)),
-        ((150, 451), 600, 1000, (333, 1000)),
-        ((600, 600), 600, 1000, (600, 600)),
-        ((1, 5000), 600, 1000, (1, 1000)),
-        ((5000, 1), 600, 1000, (1000, 1)),
-        ((1, 1), 600, 1000, (600, 600)),
-    ],
-)
-def test_resized_shape(size, shorter, longer, wanted):
-    assert resized_shape(*size, shorter, longer) == wanted
-
-
-@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(1, 900), st.integers(1, 1400))
-def test_a_resized_shape_fits_and_keeps_its_side(size, shorter, longer):
-    height, width = resized_shape(*size, shorter, longer)
-    assert min(height, width) >= 1 and max(height, width) <= longer
-    assert (height == width) or ((height < width) == (size[0] < size[1]))
-    assert resized_shape(*size[::-1], shorter, longer) == (width, height)
-
-
-def test_the_caffe_scale_rounds_half_to_even():
-    assert caffe_scale(480, 640, 600, 1000) == 1.25
-    assert caffe_scale(100, 200, 600, 1000) == 5.0
-    assert caffe_scale(200, 401, 5, 10) == 5 / 200  # 10.025 rounds to 10
-    assert caffe_scale(200, 420, 5, 10) == 5 / 200  # 10.5 rounds to 10 as well
-    assert caffe_scale(200, 421, 5, 10) == 10 / 421
-
-
-def test_caffe_resize_of_a_thin_strip_keeps_a_pixel():
-    for strip in (photo(1, 5000), photo(5000, 1)):
-        resized, scale = resize_caffe(strip, (1, 2, 3), 600, 1000)
-        assert sorted(resized.shape[:2]) == [1, 1000] and scale == 0.2
-
-
-def test_caffe_resize_subtracts_in_the_order_given_and_leaves_its_input_alone():
-    image = photo()
-    resized, scale = resize_caffe(image, (1.5, 2.5, 300), 24, 36)
-    assert scale == 1 and resized.dtype == np.float32
-    np.testing.assert_array_equal(resized, photo().astype(np.float32) - np.float32([1.5, 2.5, 300]))
-    np.testing.assert_array_equal(image, photo())
-
-
-def test_shortest_edge_resize_is_anti_aliased_and_takes_any_layout():
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert np.ptp(resize_shortest_edge(stripes, 16, 100)[:, 2:-2]) < 20
-    flipped = resize_shortest_edge(photo()[..., ::-1], 12, 100)
-    np.testing.assert_array_equal(flipped[..., ::-1], resize_shortest_edge(photo(), 12, 100))
-    assert flipped.flags.c_contiguous and flipped.flags.writeable
-
-
-def numbered(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The tensors called `name_I`, by I."""
-    return {key.removeprefix(f"{name}_"): value for key, value in tensors.items() if key.startswith(f"{name}_")}
-
-
-@needs_reference
-@pytest.mark.parametrize(
-    ("folder", "raw"),
-    [
-        ("grid_feats/r50", "image_rgb"),
-        ("grid_feats/x101", "image_rgb"),
-        ("grid_feats/x152pp", "image_rgb"),
-        ("butd_regions", "image_bgr"),
-    ],
-)
-def test_shortest_edge_resize_equals_detectron2s(folder, raw):
-    tensors = load_file(REFERENCE / folder / "inputs.safetensors")
-    sizes = json.loads((REFERENCE / folder / "config.json").read_text())["input"]
-    images, wanted = numbered(tensors, raw), numbered(tensors, "resized_bgr")
-    assert images and images.keys() == wanted.keys()
-    for number, image in images.items():
-        resized = resize_shortest_edge(image, sizes["min_size_test"], sizes["max_size_test"])
-        bgr = resized[..., ::-1] if raw == "image_rgb" else resized
-        np.testing.assert_array_equal(bgr.transpose(2, 0, 1), wanted[number])
-
-
-@needs_reference
-def test_caffe_resize_equals_bottom_up_attentions():
-    tensors = load_file(REFERENCE / "bua_selection" / "inputs.safetensors")
-    images, wanted = numbered(tensors, "image_bgr"), numbered(tensors, "network_input_sample")
-    assert images and images.keys() == wanted.keys()
-    for number, image in images.items():
-        resized, _ = resize_caffe(image, (102.9801, 115.9465, 122.7717), 288, 480)
-        np.testing.assert_array_equal(resized.transpose(2, 0, 1)[:, ::7, ::7], wanted[number])

@@ -14,6 +14,7 @@ import torch
 from extractors import ConfigError, ImageError, RegionConfig, load_extractor, make_extractor
 from extractors.regions import RegionExtractor
 from storage import RegionRecord, Spec
+from tests.unit.extractors.pictures import noisy_photo
 from tests.unit.storage.samples import assert_same
 
 SMALL: dict[str, Any] = {
@@ -31,10 +32,6 @@ def extractor() -> RegionExtractor:
     return make(class_probs=True)
 
 
-def photo(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 def write_boxes(folder: Path, boxes: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Settings for boxes of one's own, in pixels of the image unless changed."""
     (folder / "boxes.json").write_text(json.dumps(boxes))
@@ -42,7 +39,7 @@ def write_boxes(folder: Path, boxes: dict[str, Any], **changes: Any) -> dict[str
 
 
 def test_a_record_holds_what_the_spec_says(extractor: RegionExtractor) -> None:
-    record = extractor(photo(), "some/key")
+    record = extractor(noisy_photo(), "some/key")
     assert isinstance(record, RegionRecord)
     count = len(record.features)
     assert (record.key, record.image_size) == ("some/key", (50, 70))
@@ -56,7 +53,7 @@ def test_a_record_holds_what_the_spec_says(extractor: RegionExtractor) -> None:
 
 
 def test_class_probabilities_sum_to_one_and_name_the_class(extractor: RegionExtractor) -> None:
-    record = extractor(photo())
+    record = extractor(noisy_photo())
     assert record.class_probs is not None
     np.testing.assert_allclose(record.class_probs.astype(np.float64).sum(1), 1, atol=2e-3)
     foreground = record.class_probs[:, :-1]
@@ -67,26 +64,26 @@ def test_class_probabilities_sum_to_one_and_name_the_class(extractor: RegionExtr
 
 def test_class_probabilities_are_left_out_unless_asked_for() -> None:
     plain = make()
-    assert plain(photo()).class_probs is None
+    assert plain(noisy_photo()).class_probs is None
     assert plain.spec.layout.class_probs == 0
 
 
 def test_the_number_of_boxes_is_the_users() -> None:
-    assert len(make(min_boxes=7, max_boxes=7)(photo()).features) == 7
-    assert len(make(score_threshold=0.0, max_boxes=300)(photo()).features) > 7
+    assert len(make(min_boxes=7, max_boxes=7)(noisy_photo()).features) == 7
+    assert len(make(score_threshold=0.0, max_boxes=300)(noisy_photo()).features) > 7
 
 
 @pytest.mark.parametrize("rule", ["class-aware", "class-agnostic"])
 def test_the_other_rules_run_too(rule: str) -> None:
     settings = {"score_threshold": 0.0} if rule == "class-aware" else {}
-    record = make(selection=rule, max_boxes=3, **settings)(photo())
+    record = make(selection=rule, max_boxes=3, **settings)(noisy_photo())
     assert 1 <= len(record.features) <= 3  # fewer where a regressed box lies outside the image
     assert (np.diff(record.class_scores) <= 0).all()
     assert record.boxes.min() >= 0 and (record.boxes[:, 2:] <= [70, 50]).all()
 
 
 def test_where_no_class_is_likely_class_aware_keeps_nothing_but_the_whole_image() -> None:
-    record = make(selection="class-aware", score_threshold=1.0)(photo())
+    record = make(selection="class-aware", score_threshold=1.0)(noisy_photo())
     assert record.features.shape == (0, 128) and record.boxes.shape == (0, 4)
     assert record.whole_image.shape == (128,) and record.whole_image.any()
 
@@ -95,14 +92,14 @@ def test_where_no_class_is_likely_class_aware_keeps_nothing_but_the_whole_image(
 def test_the_whole_image_is_one_box_over_all_of_it(tmp_path: Path, size: tuple[int, int]) -> None:
     height, width = size
     own = make(**write_boxes(tmp_path, {"all": [[0, 0, width, height]], "half": [[0, 0, width / 2, height]]}))
-    image = photo(*size)
+    image = noisy_photo(*size)
     assert own(image, "all").features[0].tobytes() == own(image, "all").whole_image.tobytes()
     assert own(image, "half").features[0].tobytes() != own(image, "half").whole_image.tobytes()
     assert own(image, "half").whole_image.tobytes() == make()(image).whole_image.tobytes()
 
 
 def test_a_batch_of_several_sizes_equals_one_by_one_bit_for_bit(extractor: RegionExtractor) -> None:
-    batch = [extractor.prepare(str(at), photo(*size, seed=at)) for at, size in enumerate(SIZES)]
+    batch = [extractor.prepare(str(at), noisy_photo(*size, seed=at)) for at, size in enumerate(SIZES)]
     together = extractor.extract(batch)
     assert [record.key for record in together if isinstance(record, RegionRecord)] == [str(at) for at in range(7)]
     for image, found in zip(batch, together, strict=True):
@@ -114,10 +111,10 @@ def test_a_batch_of_several_sizes_equals_one_by_one_bit_for_bit(extractor: Regio
 def test_the_same_image_gives_the_same_record_again_also_from_an_extractor_made_anew(
     extractor: RegionExtractor,
 ) -> None:
-    first, again, anew = extractor(photo()), extractor(photo()), make(class_probs=True)(photo())
+    first, again, anew = extractor(noisy_photo()), extractor(noisy_photo()), make(class_probs=True)(noisy_photo())
     assert_same(first, again)
     assert_same(first, anew)
-    assert first.features.tobytes() != extractor(photo(seed=1)).features.tobytes()
+    assert first.features.tobytes() != extractor(noisy_photo(seed=1)).features.tobytes()
 
 
 def test_an_empty_batch_gives_nothing(extractor: RegionExtractor) -> None:
@@ -127,14 +124,14 @@ def test_an_empty_batch_gives_nothing(extractor: RegionExtractor) -> None:
 def test_boxes_are_in_pixels_of_the_original_image() -> None:
     # 128 x 200 is halved to 64 x 100: the same boxes in twice the pixels.
     small, large = make(min_boxes=20, max_boxes=20), make(min_boxes=20, max_boxes=20)
-    image = photo(64, 100)
+    image = noisy_photo(64, 100)
     at_64, at_128 = small(image), large(np.ascontiguousarray(image.repeat(2, 0).repeat(2, 1)))
     assert at_128.image_size == (128, 200)
     assert at_128.boxes.max() > 1.5 * at_64.boxes.max()
 
 
 def test_features_are_those_of_the_boxes_they_stand_beside(tmp_path: Path) -> None:
-    image = photo(32, 48)  # doubled on its way in, so that boxes come back exactly
+    image = noisy_photo(32, 48)  # doubled on its way in, so that boxes come back exactly
     found = make(min_boxes=12, max_boxes=12)(image, "a")
     again = make(**write_boxes(tmp_path, {"a": found.boxes.tolist()}))(image, "a")
     assert again.boxes.tobytes() == found.boxes.tobytes()
@@ -144,7 +141,7 @@ def test_features_are_those_of_the_boxes_they_stand_beside(tmp_path: Path) -> No
 
 
 def test_one_pixel_is_an_image(extractor: RegionExtractor) -> None:
-    record = extractor(photo(1, 1))
+    record = extractor(noisy_photo(1, 1))
     assert record.image_size == (1, 1)
     assert np.isfinite(record.whole_image).all() and np.isfinite(record.boxes).all()
 
@@ -159,21 +156,21 @@ def test_an_image_too_thin_for_the_network_is_an_error_of_that_image(
 
 
 def test_the_thinnest_image_that_fits_runs(extractor: RegionExtractor) -> None:
-    prepared = extractor.prepare("thin", photo(3, 100))
+    prepared = extractor.prepare("thin", noisy_photo(3, 100))
     assert min(prepared.pixels.shape[1:]) == 3
     [record] = extractor.extract([prepared])
     assert isinstance(record, RegionRecord)
 
 
 def test_features_that_no_store_can_hold_are_an_error_of_their_image_only(extractor: RegionExtractor) -> None:
-    good, bad = extractor.prepare("good", photo()), extractor.prepare("bad", photo(seed=1))
+    good, bad = extractor.prepare("good", noisy_photo()), extractor.prepare("bad", noisy_photo(seed=1))
     bad = replace(bad, pixels=bad.pixels * 1e20)
     first, error, last = extractor.extract([good, bad, good])
     assert isinstance(error, ImageError)
     assert (error.reason, error.stage) == ("not_representable", "model")
     assert isinstance(first, RegionRecord) and isinstance(last, RegionRecord)
     assert_same(first, last)
-    assert_same(first, extractor(photo(), "good"))
+    assert_same(first, extractor(noisy_photo(), "good"))
 
 
 def test_features_too_large_for_half_precision_are_refused_and_float32_takes_them() -> None:
@@ -181,14 +178,14 @@ def test_features_too_large_for_half_precision_are_refused_and_float32_takes_the
         large = make(store_dtype=store_dtype)
         large.detector.roi_heads.res5[-1].conv3.bias.fill_(1e5)
         if store_dtype == "float32":
-            assert large(photo()).features.max() > 65504
+            assert large(noisy_photo()).features.max() > 65504
         else:
             with pytest.raises(ImageError, match="above 65504; try --store-dtype float32"):
-                large(photo())
+                large(noisy_photo())
 
 
 def test_stored_half_precision_is_the_rounded_single_precision() -> None:
-    half, single = make()(photo()), make(store_dtype="float32")(photo())
+    half, single = make()(noisy_photo()), make(store_dtype="float32")(noisy_photo())
     assert single.features.dtype == np.float32
     np.testing.assert_array_equal(half.features, single.features.astype(np.float16))
     np.testing.assert_array_equal(half.boxes, single.boxes)
@@ -198,7 +195,10 @@ def test_stored_half_precision_is_the_rounded_single_precision() -> None:
 def test_other_dtypes_run_and_are_marked(dtype: str) -> None:
     narrow = make(dtype=dtype)
     assert narrow.spec.model["dtype"] == dtype
-    exact, found = make()(photo()).whole_image.astype(np.float32), narrow(photo()).whole_image.astype(np.float32)
+    exact, found = (
+        make()(noisy_photo()).whole_image.astype(np.float32),
+        narrow(noisy_photo()).whole_image.astype(np.float32),
+    )
     cosine = exact @ found / np.linalg.norm(exact) / np.linalg.norm(found)
     assert cosine > 0.98 and not np.array_equal(exact, found)
 
@@ -207,7 +207,7 @@ def test_low_precision_heads_find_the_same_boxes() -> None:
     exact, found = make(), make(dtype="bfloat16-heads")
     proposals = []
     for each in (exact, found):
-        batch = [each.prepare("a", photo())]
+        batch = [each.prepare("a", noisy_photo())]
         with torch.inference_mode():
             proposals.append(each._boxes(batch, *each.res4(batch)))
     assert torch.equal(proposals[0][0], proposals[1][0])
@@ -226,14 +226,14 @@ OWN = [[10, 5, 40, 45], [0, 0, 70, 50], [10, 5, 40, 45], [60, 40, 70, 50]]
 
 
 def test_own_boxes_stay_as_given_and_in_their_order(tmp_path: Path) -> None:
-    record = make(**write_boxes(tmp_path, {"a": OWN}))(photo(), "a")
+    record = make(**write_boxes(tmp_path, {"a": OWN}))(noisy_photo(), "a")
     np.testing.assert_array_equal(record.boxes, np.array(OWN, np.float32))
     assert record.features[0].tobytes() == record.features[2].tobytes() != record.features[3].tobytes()
 
 
 def test_regression_moves_the_boxes_and_keeps_the_features(tmp_path: Path) -> None:
-    given = make(**write_boxes(tmp_path, {"a": OWN}))(photo(), "a")
-    moved = make(**write_boxes(tmp_path, {"a": OWN}, box_regression=True))(photo(), "a")
+    given = make(**write_boxes(tmp_path, {"a": OWN}))(noisy_photo(), "a")
+    moved = make(**write_boxes(tmp_path, {"a": OWN}, box_regression=True))(noisy_photo(), "a")
     assert moved.features.tobytes() == given.features.tobytes()
     assert moved.class_ids.tolist() == given.class_ids.tolist()
     assert (moved.boxes != given.boxes).any(axis=1).all()
@@ -242,7 +242,7 @@ def test_regression_moves_the_boxes_and_keeps_the_features(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_an_image_may_have_no_boxes(tmp_path: Path, regression: bool) -> None:
-    record = make(**write_boxes(tmp_path, {"a": []}, box_regression=regression), class_probs=True)(photo(), "a")
+    record = make(**write_boxes(tmp_path, {"a": []}, box_regression=regression), class_probs=True)(noisy_photo(), "a")
     assert record.features.shape == (0, 128) and record.class_probs.shape == (0, 1601)
     assert record.whole_image.any()
 
@@ -254,7 +254,7 @@ def test_formats_and_units_are_ways_to_say_the_same(tmp_path: Path) -> None:
         ([x, y, right - x, bottom - y], {"box_format": "xywh"}),
         ([x / 70, y / 50, right / 70, bottom / 50], {"box_units": "normalized"}),
     ]
-    found = [make(**write_boxes(tmp_path, {"a": [box]}, **changes))(photo(), "a") for box, changes in ways]
+    found = [make(**write_boxes(tmp_path, {"a": [box]}, **changes))(noisy_photo(), "a") for box, changes in ways]
     for each in found:
         np.testing.assert_allclose(each.boxes, [[x, y, right, bottom]], rtol=1e-6)
         assert each.features.tobytes() == found[0].features.tobytes()
@@ -263,9 +263,9 @@ def test_formats_and_units_are_ways_to_say_the_same(tmp_path: Path) -> None:
 def test_an_image_without_an_entry_is_an_error_of_that_image(tmp_path: Path) -> None:
     own = make(**write_boxes(tmp_path, {"a": OWN}))
     with pytest.raises(ImageError, match="has no entry for the key 'b'"):
-        own.prepare("b", photo())
+        own.prepare("b", noisy_photo())
     with pytest.raises(ImageError, match="passes the image"):
-        own.prepare("a", photo(20, 20))
+        own.prepare("a", noisy_photo(20, 20))
 
 
 # The spec.
@@ -313,5 +313,5 @@ def test_random_and_narrow_networks_are_marked_in_the_spec() -> None:
 
 def test_an_extractor_is_made_in_one_line() -> None:
     made = load_extractor("regions", **SMALL)
-    assert_same(made(photo()), make()(photo()))
+    assert_same(made(noisy_photo()), make()(noisy_photo()))
     assert len(made.vocabulary["classes"]) == 1600

@@ -383,7 +383,7 @@ def test_published_weights_that_cannot_be_fetched_name_the_file_and_its_page(
     assert asked == [(url, str(path))]
     message = str(caught.value)
     assert f"could not be downloaded from {url} (" in message and "\n" not in message
-    assert f"put it at {path}, or pass --weights FILE" in message
+    assert f"put it at {path}, or pass --weights FILE (in training: --start-network)" in message
     assert not path.exists()
 
 
