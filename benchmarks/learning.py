@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import Facts, hardware, table, write_results
 from tests.recipe_data import Data, Size
 from trainers.tasks.base import Prediction, Task
 from workflows.cli import main as triptych
@@ -126,26 +126,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--facts", type=Path, help="lines of results, kept here as they come; what it has is not run")
     args = parser.parse_args()
-    lines = args.facts.read_text().splitlines() if args.facts and args.facts.exists() else []
-    known = {each["recipe"]: each for each in map(json.loads, lines)}
+    facts = Facts(args.facts)
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as processes:
-        wanted = [name for name in args.recipes if name not in known]
+        wanted = [name for name in args.recipes if name not in facts.known]
         runs = {processes.submit(learn, name, args.steps, args.images): name for name in wanted}
         for each in as_completed(runs):
             if error := each.exception():  # the others go on
                 print(f"{runs[each]}: {error}", file=sys.stderr, flush=True)
                 continue
-            found = each.result()
-            known[found["recipe"]] = found
-            print(json.dumps(found), flush=True)
-            if args.facts:
-                with args.facts.open("a") as file:
-                    print(json.dumps(found), file=file)
-    facts = [known[name] for name in args.recipes if name in known]
-    text = report(facts)
-    write_results(args.out, "learning", text, facts)
+            facts.add(each.result())
+    found = facts.of(args.recipes)
+    text = report(found)
+    write_results(args.out, "learning", text, found)
     print(text)
-    if len(facts) < len(args.recipes):
+    if len(found) < len(args.recipes):
         raise SystemExit("not all recipes were run to their end")
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,26 @@ def write_results(folder: Path, what: str, report: str, facts: Any) -> Path:
     plain = json.dumps({"hardware": hardware(), "facts": facts}, indent=1)
     path.with_suffix(".json").write_text(plain, encoding="utf-8")
     return path
+
+
+class Facts:
+    """Results by recipe: printed as they come and, with a file, kept there a line each, so that none is found again."""
+
+    def __init__(self, path: Path | None) -> None:
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self._path = path
+        self.known: dict[str, dict[str, Any]] = {each["recipe"]: each for each in map(json.loads, lines)}
+
+    def add(self, found: dict[str, Any]) -> None:
+        self.known[found["recipe"]] = found
+        print(json.dumps(found), flush=True)
+        if self._path:
+            with self._path.open("a") as file:
+                print(json.dumps(found), file=file)
+
+    def of(self, recipes: Sequence[str]) -> list[dict[str, Any]]:
+        """What is known of them, in their order."""
+        return [self.known[name] for name in recipes if name in self.known]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

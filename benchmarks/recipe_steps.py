@@ -3,8 +3,9 @@
     uv run python -m benchmarks.recipe_steps --out benchmarks/results
 
 Protocol. Data of `tests/recipe_data.py` at full width: 36 boxes or 19 x 32 cells of 2048 numbers, BERT's 30,522 words;
-pictures are resized as the recipe says. Each recipe has a process of its own, takes --batch examples, and runs its
-losses, the way back and its optimisers once, after one step that warms up. Encoders that a recipe takes from a hub
+pictures are resized as the recipe says. Each recipe has a process of its own, takes --batch examples (of retrieval,
+where an example is a picture with 16 texts, one), and runs its losses, the way back and its optimisers once, after one
+step that warms up. What goes wrong does not keep the others from running. Encoders that a recipe takes from a hub
 start random. float32 on a CPU, the recipe's number type on a GPU. Memory is the process's largest (CPU), or what
 tensors took (GPU). Writes recipe_steps_<hardware>_<date>.md and .json.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import hardware, table, wait, write_results
+from benchmarks.machine import Facts, hardware, table, wait, write_results
 from tests.recipe_data import FULL, Data
 from trainers.device import Mover
 from trainers.evaluate import autocast
@@ -72,7 +73,7 @@ def step(name: str, batch: int, device_name: str) -> dict[str, Any]:
         raise SystemExit(f"{name}: a loss is not finite: {losses}")
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 1024 * rss()
     count = sum(each.numel() for each in model.parameters())
-    of = {key: float(value) for key, value in losses.items()}
+    of = {key: float(value.detach()) for key, value in losses.items()}
     return {"recipe": name, "parameters": count, "losses": of, "seconds": seconds, "gib": peak / 2**30}
 
 
@@ -86,27 +87,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--facts", type=Path, help="lines of results, kept here as they come; what it has is not run")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(step(args.one, args.batch, args.device)))
         return
-    facts = []
+    facts = Facts(args.facts)
     for name in args.recipes:
-        command = [sys.executable, "-m", "benchmarks.recipe_steps", "--one", name, "--batch", str(args.batch)]
-        told = subprocess.run([*command, "--device", args.device], check=True, stdout=subprocess.PIPE, text=True)
-        facts.append(json.loads(told.stdout.splitlines()[-1]))
-        print(facts[-1], flush=True)
-    text = report(facts, args)
-    write_results(args.out, "recipe_steps", text, facts)
+        if name not in facts.known:
+            batch = 1 if "retrieval" in name else args.batch
+            command = [sys.executable, "-m", "benchmarks.recipe_steps", "--one", name, "--batch", str(batch)]
+            told = subprocess.run([*command, "--device", args.device], stdout=subprocess.PIPE, text=True)
+            if told.returncode:
+                print(f"{name} ended with {told.returncode}", file=sys.stderr, flush=True)
+                continue
+            facts.add({**json.loads(told.stdout.splitlines()[-1]), "examples": batch})
+    found = facts.of(args.recipes)
+    text = report(found)
+    write_results(args.out, "recipe_steps", text, found)
     print(text)
+    if len(found) < len(args.recipes):
+        raise SystemExit("not all recipes took their step")
 
 
-def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
+def report(facts: Sequence[dict[str, Any]]) -> str:
     """The results as Markdown."""
     rows = [
         [
             each["recipe"],
+            str(each["examples"]),
             f"{each['parameters'] / 1e6:.1f}",
             ", ".join(f"{name} {value:.2f}" for name, value in each["losses"].items()),
             f"{each['seconds']:.1f}",
@@ -114,8 +124,8 @@ def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
         ]
         for each in facts
     ]
-    header = ["recipe", "million parameters", "losses", "seconds", "GiB"]
-    about = f"{hardware()}, {args.batch} examples a step. "
+    header = ["recipe", "examples", "million parameters", "losses", "seconds", "GiB"]
+    about = f"{hardware()}. "
     command = "Command: `uv run python -m benchmarks.recipe_steps`; its docstring is the protocol."
     return f"# A step of every recipe, {time.strftime('%Y-%m-%d')}\n\n{about}{command}\n\n{table(header, rows)}\n"
 
