@@ -69,6 +69,7 @@ def _parse(args: list[str]) -> Any:
     from workflows.doctor import Doctor
     from workflows.extract import Extract, PlanExtract, with_config_file
     from workflows.retry import Retry
+    from workflows.scenes import Scenes
     from workflows.train import Evaluate, Train
 
     command = (
@@ -78,6 +79,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Retry, tyro.conf.subcommand("retry")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | Annotated[Data, tyro.conf.subcommand("data")]
+        | Annotated[Scenes, tyro.conf.subcommand("scenes")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | StoreCommand

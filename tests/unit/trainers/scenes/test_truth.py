@@ -1,0 +1,153 @@
+"""What is said of scenes is true, is balanced, and cannot be guessed from the text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from trainers.scenes.asking import Balance, Question, guessed, questions
+from trainers.scenes.looks import COLOURS, KINDS, TEXTURES, plural
+from trainers.scenes.saying import CAPTIONS, LABELS, NUMBERS, captions, expressions, hypothesis, statement
+from trainers.scenes.scene import Scene, make_scene
+
+SCENES = [make_scene(5, number) for number in range(400)]
+ONE = {plural(kind): kind for kind in KINDS}
+
+
+def answer_of(scene: Scene, text: str) -> str:
+    """The answer to a question, read from its words alone: an implementation of its own."""
+    words = text.rstrip("?").split()
+    kinds = [ONE.get(word, word) for word in words if ONE.get(word, word) in KINDS]
+    named = [[thing for thing in scene.things if thing.kind == kind] for kind in kinds]
+    if text.startswith("How many"):
+        return str(len(named[0]))
+    if "more" in words:
+        return "yes" if len(named[0]) > len(named[1]) else "no"
+    if text.startswith("Is there"):
+        return "yes" if any(thing.colour in words for thing in named[0]) else "no"
+    sizes = [word for word in words if word in ("small", "large")]
+    if len(sizes) == 1:
+        named[0] = [thing for thing in named[0] if thing.size == sizes[0]]
+    [first, *others] = [of_kind[0] for of_kind in named]
+    assert all(len(of_kind) == 1 for of_kind in named), "it speaks of one thing"
+    middle = scene.width / 2
+    if "same" in words:
+        return "yes" if first.colour == others[0].colour else "no"
+    if "above" in words:
+        return "yes" if first.centre[1] < others[0].centre[1] else "no"
+    if "left" in words and others:
+        return "yes" if first.centre[0] < others[0].centre[0] else "no"
+    if "side" in words:
+        return "left" if first.centre[0] < middle else "right"
+    return first.colour if "color" in words else first.texture if "plain," in words else first.size
+
+
+def test_every_answer_is_right_and_possible() -> None:
+    for scene in SCENES:
+        for each in questions(scene):
+            assert answer_of(scene, each.text) == each.answer, (each, scene)
+            assert each.answer in each.answers
+
+
+def chosen(scenes: list[Scene], most: int = 5) -> list[Question]:
+    balance = Balance()
+    return [each for scene in scenes for each in balance.choose(questions(scene), most)]
+
+
+def test_answers_are_balanced_and_all_families_asked() -> None:
+    by_family: dict[str, Counter[str]] = defaultdict(Counter)
+    found = chosen(SCENES)
+    for each in found:
+        by_family[each.family][each.answer] += 1
+    families = {"color", "count", "exists", "side", "left of", "above", "size", "pattern", "same color", "more"}
+    assert set(by_family) == families
+    assert len(found) > 4 * len(SCENES)
+    for family, given in by_family.items():
+        assert max(given.values()) - min(given.values()) <= 2, (family, given)
+        assert given.total() > 40, family
+
+
+def test_guessing_from_the_text_alone_is_measured_and_low() -> None:
+    assert guessed(chosen(SCENES[:280]), chosen(SCENES[280:])) < 50
+    asked = [Question("color", "What color is the ball?", colour, tuple(COLOURS)) for colour in ("red", "red", "blue")]
+    assert round(guessed(asked, asked)) == 67 and guessed([], asked) == 0
+
+
+def test_captions_are_five_and_true() -> None:
+    for scene in SCENES:
+        said = captions(scene)
+        assert len(said) == CAPTIONS and all(each[0].isupper() and each.endswith(".") for each in said)
+        looks = {(thing.colour, thing.kind) for thing in scene.things}
+        for each in said:
+            assert all(pair in looks for pair in re.findall(rf"\b({'|'.join(COLOURS)}) (\w+)", each)), each
+            for number, name in re.findall(rf"\b({'|'.join(NUMBERS[1:])}) (\w+)", each.lower()):
+                assert scene.counts[ONE.get(name, name)] == NUMBERS.index(number), each
+    assert np.mean([len(set(captions(scene))) == CAPTIONS for scene in SCENES]) > 0.8
+
+
+def test_an_expression_fits_one_thing() -> None:
+    count = 0
+    for scene in SCENES:
+        for thing in scene.things:
+            for places in (False, True):
+                for said in expressions(scene, thing, places):
+                    words = set(said.split())
+                    fits = [
+                        each
+                        for each in scene.things
+                        if words - {"the", "one", "on"} - {scene.side_of(each)} <= set(each.looks)
+                        and not (words & {"left", "right"} and scene.side_of(each) not in words)
+                    ]
+                    assert fits == [thing], (said, scene)
+                    assert places or not words & {"left", "right"}
+                    count += 1
+    assert count > 10 * len(SCENES)
+
+
+def test_hypotheses_have_their_labels_and_words_do_not_tell_them() -> None:
+    colours: dict[str, Counter[str]] = defaultdict(Counter)
+    for scene in SCENES:
+        for label in LABELS:
+            said = hypothesis(scene, label)
+            if said is None:
+                assert label != "neutral" and not scene.single
+                continue
+            [(kind, colour)] = re.findall(r"^The (\w+) is (\w+)\.$", said)
+            there = [thing.colour for thing in scene.things if thing.kind == kind]
+            assert label == ("neutral" if not there else "entailment" if there == [colour] else "contradiction")
+            colours[label][colour] += 1
+    assert all(set(given) == set(COLOURS) for given in colours.values())
+
+
+def test_a_statement_is_true_of_one_pair() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for at in range(0, len(SCENES), 4):
+        pairs = ((SCENES[at], SCENES[at + 1]), (SCENES[at + 2], SCENES[at + 3]))
+        made = statement(*pairs, rng)
+        assert made is not None
+        said, first = made
+        assert [holds(said, *pair) for pair in pairs] == [first, not first], said
+        found.append(first)
+    assert 0.3 < np.mean(found) < 0.7
+
+
+def holds(said: str, left: Scene, right: Scene) -> bool:
+    """Whether a statement is true, read from its words alone."""
+    words = said.rstrip(".").split()
+    image, other = (left, right) if "left" in words else (right, left)
+    kind = next((ONE.get(word, word) for word in words if ONE.get(word, word) in KINDS), "")
+    number = next((NUMBERS.index(word) for word in words if word in NUMBERS and word != "one"), 1)
+    if said.startswith("Both"):
+        return left.counts.get(kind, 0) + right.counts.get(kind, 0) == number
+    if "more" in words:
+        return image.counts.get(kind, 0) > other.counts.get(kind, 0)
+    if "exactly" in words:
+        return image.counts.get(kind, 0) == number
+    return any(thing.colour in words for thing in image.things)
+
+
+def test_a_pattern_has_a_name_of_its_own() -> None:
+    assert not {*TEXTURES, *COLOURS} & set(KINDS)
