@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers.models import layers
-from trainers.models.layers import Encoder, FusedAttention, LayerConfig, Spans, attend
+from trainers.models.layers import Encoder, LayerConfig, Spans, attend
 
 CONFIG = LayerConfig(dim=12, heads=3, hidden=20)
 LENGTHS = (4, 1, 3)
@@ -40,15 +40,6 @@ def test_attention_is_plain_attention(mask: Tensor | None) -> None:
     query, key, value = torch.randn(3, 5, 12), torch.randn(3, 4, 12), torch.randn(3, 4, 12)
     found = attend(query, key, value, 3, mask)
     torch.testing.assert_close(found, plain_attention(query, key, value, 3, mask), rtol=0, atol=1e-6)
-
-
-def test_one_projection_is_three_narrow_ones_without_gradients() -> None:
-    attention, x = FusedAttention(CONFIG).eval(), torch.randn(2, 5, 12)
-    query, key, value = attention.qkv(x).chunk(3, dim=-1)
-    wanted = attention.out(plain_attention(query, key, value, 3, None))
-    with torch.no_grad():
-        torch.testing.assert_close(attention(x), wanted, rtol=0, atol=1e-6)
-    torch.testing.assert_close(attention(x), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (3, 3)], ids=["padded", "whole"])
