@@ -7,7 +7,6 @@ split, other ones in each, below `root`, and returns where they are. Files, keys
 from __future__ import annotations
 
 import csv
-import json
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+
+from trainers.data.files import write_json, write_json_lines
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 220, 30)}
 SHAPES = ("circle", "square")
@@ -80,16 +81,6 @@ def draw(path: Path, things: Iterable[Thing]) -> None:
         shown(box, fill=COLOURS[colour])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "JPEG", quality=95)
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def split_numbers(splits: Sequence[str], n: int) -> dict[str, range]:

@@ -88,6 +88,7 @@ def test_what_is_wrong_is_told_in_one_line(scenes: Path, tmp_path: Path, capsys:
         f"make {FEWEST} or more": ["--images", "5", "--out", str(tmp_path / "new")],
         "holds other scenes (seed 1 there, 2 asked for)": ["--images", "48", "--seed", "2", "--out", str(scenes)],
         "holds other files": ["--images", "48", "--out", str(tmp_path)],
+        "--workers 0 draw nothing": ["--workers", "0", "--out", str(tmp_path / "new")],
         "no photograph": ["--images", "48", "--backgrounds", str(tmp_path), "--out", str(tmp_path / "new")],
     }
     for said, args in wrong.items():

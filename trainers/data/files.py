@@ -44,6 +44,18 @@ def read_json_lines(path: Path, wanted: str) -> Iterator[Any]:
                     raise DataError(f"{path}, line {number} is no JSON ({error}); wanted {wanted}.") from error
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON value, and the folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON values, one a line, and the folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 @contextmanager
 def readable(path: Path, wanted: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into a DataError about this file."""

@@ -5,5 +5,6 @@ scene.py     what is in a scene, drawn by chance from a seed, and which relation
 drawing.py   the picture of a scene
 asking.py    questions with answers, and their balance
 saying.py    captions, referring expressions, hypotheses, statements about two scenes
-files.py     the official files
+files.py     the official files, of each data set in one of the *_files.py
+making.py    a whole folder of them
 """

@@ -154,7 +154,7 @@ KINDS: dict[str, tuple[Part, ...]] = {
     "star": (_star(),),
     "table": (_rect(0.06, 0.3, 0.18, 1, 0.8), _rect(0.82, 0.3, 0.94, 1, 0.8), _rect(0, 0.24, 1, 0.42)),
     "tree": (_rect(0.43, 0.55, 0.57, 1, 0.5), _oval(0.06, 0.2, 0.94, 0.72), _oval(0.22, 0, 0.78, 0.5)),
-    "umbrella": (_oval(0, 0.05, 1, 0.99), _rect(0, 0.52, 1, 1, 0), _rect(0.48, 0.5, 0.53, 1, 0.4)),
+    "umbrella": (_oval(0, 0.05, 1, 0.97), _rect(0, 0.51, 1, 1, 0), _rect(0.48, 0.5, 0.53, 0.97, 0.4)),
     "vase": (_oval(0.1, 0.36, 0.9, 1), _rect(0.34, 0.05, 0.66, 0.5), _oval(0.26, 0, 0.74, 0.12, 0.75)),
 }
 
@@ -170,5 +170,4 @@ def extent(kind: str) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 of what a kind's outline covers of its unit square."""
     points = [part.points for part in KINDS[kind] if part.light > 0]
     xs, ys = ([each for of_part in points for each in of_part[axis::2]] for axis in (0, 1))
-    bottom = max(ys) if kind not in ("mushroom", "umbrella") else 1.0
-    return max(0.0, min(xs)), max(0.0, min(ys)), min(1.0, max(xs)), bottom
+    return min(xs), min(ys), max(xs), max(ys)

@@ -10,9 +10,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from storage.errors import StoreError, TriptychError
+from storage.errors import TriptychError
 from trainers.scenes.drawing import save
-from trainers.scenes.files import SPLITS, Scenes, Written, coco_path, write_all
+from trainers.scenes.files import write_all
+from trainers.scenes.official import SPLITS, Scenes, Written, coco_path
 from trainers.scenes.scene import make_scene
 
 FILE = "scenes.json"  # what was made, and how
@@ -43,10 +44,12 @@ def make_scenes(
         drawn: told how many more pictures there are.
 
     Raises:
-        ScenesError: there are too few images for all splits, no photograph, or other scenes in `out`.
+        ScenesError: there are too few images for all splits, no workers or photographs, or other scenes in `out`.
     """
     if images < FEWEST:
         raise ScenesError(f"--images {images} are too few for all data sets and splits; make {FEWEST} or more.")
+    if workers < 1:
+        raise ScenesError(f"--workers {workers} draw nothing; take 1 or more.")
     if not photographs:
         raise ScenesError("there is no photograph (.jpg, .png) for backgrounds; name a folder of some.")
     about = {"images": images, "seed": seed, "photographs": [path.name for path in photographs]}
@@ -91,7 +94,7 @@ def _require_same(out: Path, about: dict[str, object]) -> None:
     try:
         there = json.loads((out / FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StoreError(f"{out / FILE} is damaged ({error}); delete {out} and make its scenes again.") from error
+        raise ScenesError(f"{out / FILE} is damaged ({error}); delete {out} and make its scenes again.") from error
     apart = [
         f"{name} {there.get(name)} there, {value} asked for"
         for name, value in about.items()

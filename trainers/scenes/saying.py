@@ -82,7 +82,7 @@ def expressions(scene: Scene, thing: Thing, places: bool = False) -> list[str]:
     ]
     found = [said for said, of in ways if scene.only(lambda each, of=of: of(each) == of(thing))]  # type: ignore[misc]
     side = scene.side_of(thing)
-    if places and side and scene.only(lambda each: (each.kind, scene.side_of(each)) in {(thing.kind, side)}):
+    if places and side and scene.only(lambda each: (each.kind, scene.side_of(each)) == (thing.kind, side)):
         alike = [each for each in scene.things if each.kind == thing.kind]
         if all(scene.side_of(each) for each in alike):
             found.insert(0, f"{thing.kind} on the {side}")

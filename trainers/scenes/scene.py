@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -61,7 +61,6 @@ class Scene:
     width: int
     height: int
     things: tuple[Thing, ...]
-    palette: tuple[str, ...] = field(default=())
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -118,7 +117,7 @@ def make_scene(seed: int, number: int) -> Scene:
             if thing.looks not in {each.looks for each in things} and _fits(thing, things):
                 things.append(thing)
                 break
-    return Scene(number, seed, width, height, tuple(things), palette)
+    return Scene(number, seed, width, height, tuple(things))
 
 
 def _thing(rng: np.random.Generator, kind: str, width: int, height: int) -> Thing:

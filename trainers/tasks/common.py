@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from trainers.batch import Batch
 from trainers.cache_through import flush
 from trainers.data.base import Example, Split
+from trainers.data.files import write_json
 from trainers.flip import mirrored
 from trainers.models.heads import IGNORED
 from trainers.tasks.base import Batches, Prediction, Task, generator
@@ -72,7 +72,7 @@ class SplitTask:
 
     def write(self, predictions: Sequence[Prediction], path: Path) -> None:
         """Predictions as they are, in JSON."""
-        write_json(list(predictions), path)
+        write_json(path, list(predictions))
 
 
 def numbered(numbers: Sequence[int], **targets: Any) -> dict[str, Tensor]:
@@ -89,11 +89,6 @@ def one(batches: Batches) -> Batch:
 def labels_of_truth(examples: Sequence[Example]) -> list[int]:
     """The classes of examples; IGNORED where they are not published."""
     return [int(example.truth.get("label", IGNORED)) for example in examples]
-
-
-def write_json(content: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def percent(right: int, count: int) -> float:

@@ -14,9 +14,6 @@ from safetensors.numpy import load_file
 from extractors.images import caffe_scale, resize_caffe, resize_shortest_edge, resized_shape
 from tests.unit.extractors.pictures import photo
 
-REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"the official outputs are not in {REFERENCE}")
-
 
 @pytest.mark.parametrize(
     ("size", "shorter", "longer", "wanted"),
@@ -79,7 +76,6 @@ def numbered(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]
     return {key.removeprefix(f"{name}_"): value for key, value in tensors.items() if key.startswith(f"{name}_")}
 
 
-@needs_reference
 @pytest.mark.parametrize(
     ("folder", "raw"),
     [
@@ -89,9 +85,9 @@ def numbered(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]
         ("butd_regions", "image_bgr"),
     ],
 )
-def test_shortest_edge_resize_equals_detectron2s(folder, raw):
-    tensors = load_file(REFERENCE / folder / "inputs.safetensors")
-    sizes = json.loads((REFERENCE / folder / "config.json").read_text())["input"]
+def test_shortest_edge_resize_equals_detectron2s(folder, raw, shared: Path):
+    tensors = load_file(shared / "reference" / folder / "inputs.safetensors")
+    sizes = json.loads((shared / "reference" / folder / "config.json").read_text())["input"]
     images, wanted = numbered(tensors, raw), numbered(tensors, "resized_bgr")
     assert images and images.keys() == wanted.keys()
     for number, image in images.items():
@@ -100,9 +96,8 @@ def test_shortest_edge_resize_equals_detectron2s(folder, raw):
         np.testing.assert_array_equal(bgr.transpose(2, 0, 1), wanted[number])
 
 
-@needs_reference
-def test_caffe_resize_equals_bottom_up_attentions():
-    tensors = load_file(REFERENCE / "bua_selection" / "inputs.safetensors")
+def test_caffe_resize_equals_bottom_up_attentions(shared: Path):
+    tensors = load_file(shared / "reference" / "bua_selection" / "inputs.safetensors")
     images, wanted = numbered(tensors, "image_bgr"), numbered(tensors, "network_input_sample")
     assert images and images.keys() == wanted.keys()
     for number, image in images.items():

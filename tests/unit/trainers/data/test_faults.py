@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.official_files import WRITERS, write_json, write_refcoco, write_vcr, write_vqa
+from tests.official_files import WRITERS, write_refcoco, write_vcr, write_vqa
 from trainers.data import DATASETS, DataError, load
+from trainers.data.files import write_json
 
 
 def refused(name: str, split: str, root: Path) -> str:

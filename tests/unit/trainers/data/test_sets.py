@@ -21,7 +21,6 @@ from tests.official_files import (
     colour_of,
     write_conceptual_captions_vilt,
     write_gqa,
-    write_json,
     write_nlvr2,
     write_refcoco,
     write_vcr,
@@ -29,6 +28,7 @@ from tests.official_files import (
     write_vqa,
 )
 from trainers.data import DATASETS, DataError, load
+from trainers.data.files import write_json
 from trainers.data.karpathy import one_a_text
 from trainers.data.keys import matched, present
 from trainers.data.nlvr2 import sentence_of

@@ -11,6 +11,8 @@ from trainers.scenes.asking import Balance, Question, guessed, questions
 from trainers.scenes.looks import COLOURS, KINDS, TEXTURES, plural
 from trainers.scenes.saying import CAPTIONS, LABELS, NUMBERS, captions, expressions, hypothesis, statement
 from trainers.scenes.scene import Scene, make_scene
+from trainers.scenes.thing_files import VCR_KINDS
+from trainers.tasks.commonsense import CLASS
 
 SCENES = [make_scene(5, number) for number in range(400)]
 ONE = {plural(kind): kind for kind in KINDS}
@@ -149,5 +151,6 @@ def holds(said: str, left: Scene, right: Scene) -> bool:
     return any(thing.colour in words for thing in image.things)
 
 
-def test_a_pattern_has_a_name_of_its_own() -> None:
+def test_names_are_of_one_thing_each_and_vcr_s_are_coco_s() -> None:
     assert not {*TEXTURES, *COLOURS} & set(KINDS)
+    assert set(VCR_KINDS) <= set(CLASS) & set(KINDS)
