@@ -143,7 +143,7 @@ class AnchorGenerator(nn.Module):
 
 
 class ProposalGenerator(nn.Module):
-    """Ranks and suppresses anchors into at most `proposals` boxes."""
+    """Ranks and suppresses anchors into at most `proposals` boxes an image."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -159,7 +159,18 @@ class ProposalGenerator(nn.Module):
         return logits[0].permute(1, 2, 0).flatten()
 
     def propose(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
-        """Proposals of one image.
+        """One image's proposals, boxes (R, 4) and scores (R,), best first, from what `candidates` takes."""
+        return self.best_of([self.candidates(logits, deltas, size, scale)])[0]
+
+    def best_of(self, candidates: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Each image's proposals from its candidates: boxes (R, 4) in input pixels, best first, and scores (R,)."""
+        boxes, scores = zip(*candidates, strict=True)
+        plus, limit = self.config.conventions.plus, self.config.proposals
+        kept = box_ops.nms_each(boxes, scores, PROPOSAL_NMS, plus, limit)
+        return [(box[rows], score[rows]) for box, score, rows in zip(boxes, scores, kept, strict=True)]
+
+    def candidates(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
+        """What proposals of one image are chosen from: its best anchors, moved.
 
         Args:
             logits: (1, A or 2A, h, w) float32.
@@ -168,7 +179,7 @@ class ProposalGenerator(nn.Module):
             scale: input pixels per pixel of the original image.
 
         Returns:
-            boxes (R, 4) in input pixels, best first, and their scores (R,).
+            boxes (N, 4) in input pixels, best first, and their scores (N,), -inf where a box is too small.
         """
         rules = self.config.conventions
         anchors = box_ops.shifted_anchors(self.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
@@ -182,14 +193,12 @@ class ProposalGenerator(nn.Module):
         if rules.min_side:
             sides = boxes[:, 2:] - boxes[:, :2] + rules.plus
             good &= (sides > rules.min_side * scale).all(dim=1)
-        # To drop them here, a GPU would have to tell how many there are; ranked last, they suppress and displace none.
+        # To drop them here, a GPU would have to tell how many there are; at -inf they suppress and displace none.
         scores = scores.where(good, -torch.inf)
         if rules.plus:
             scores, rows = _best(scores, PRE_NMS)
             boxes = boxes[rows]
-        kept = box_ops.nms(boxes, scores, PROPOSAL_NMS, rules.plus, self.config.proposals)
-        kept = kept[scores[kept] > -torch.inf]
-        return boxes[kept], scores[kept]
+        return boxes, scores
 
 
 class BoxPredictor(nn.Module):
@@ -352,7 +361,8 @@ class BottomUpDetector(nn.Module):
         """
         heads = (own_parts(each, areas) for each in self.proposal_generator.rpn_head(cells))
         each_image = zip(*heads, frames, strict=True)
-        return [self.proposal_generator.propose(*maps, *frame)[0] for *maps, frame in each_image]
+        candidates = [self.proposal_generator.candidates(*maps, *frame) for *maps, frame in each_image]
+        return [boxes for boxes, _ in self.proposal_generator.best_of(candidates)]
 
     def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
         """Class-specific boxes (R, K, 4) in input pixels, not clipped."""

@@ -5,7 +5,8 @@ and the calling thread writes. One bad image becomes an error row and the others
 the images of the second one's unit are loaded, and run, while the first one writes and commits.
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
-the same to the last bit on any number of cores, and no core waits for another in the middle of a layer.
+the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has two
+threads, each with a stream of its own: while one of them waits for results, or selects boxes, the other's layers run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from storage.writer import UnitWriter
 
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 STAGES = ("read", "decode", "model", "write")
+BATCHES_ON_GPU = 2  # under way at once, a thread each: what one waits for, the other's work fills
 UNITS_AT_ONCE = 2  # of a worker: one is written and committed while the next one's images are run
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
 
@@ -98,13 +100,15 @@ class Worker:
 
     def __post_init__(self) -> None:
         cv2.setNumThreads(1)  # the decode threads are the parallelism; more would only contend
-        self._loaders = ThreadPoolExecutor(self.settings.decode_workers, thread_name_prefix="decode")
+        on_gpu = self.views.device.type == "cuda"
+        self._decoders = self.settings.decode_threads(on_gpu)
+        self._loaders = ThreadPoolExecutor(self._decoders, thread_name_prefix="decode")
         self._cores = torch.get_num_threads()
-        self._networks = 1 if self.views.device.type == "cuda" else min(self._cores, images_in_memory())
+        self._networks = batches_at_once(on_gpu, min(self._cores, images_in_memory()))
         torch.set_num_threads(1)
         self._size = BatchSize(self.settings.batch_size, device_memory(self.views.device))
         self._models = ThreadPoolExecutor(
-            self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
+            self._networks, thread_name_prefix="network", initializer=_begin_thread, initargs=(self.views.device,)
         )
         self._turn = threading.Lock()  # whose images are being loaded and given to the networks
         self._committing = threading.Lock()  # a writer's knowledge of its store is for one thread at a time
@@ -191,7 +195,7 @@ class Worker:
         window: deque[Future[Loaded]] = deque()
         try:
             while True:
-                ahead = self.settings.decode_workers + self._size.now
+                ahead = self._decoders + self._size.now
                 window.extend(self._loaders.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
                 if not window:
                     break
@@ -298,6 +302,19 @@ def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConf
 
 def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
     return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in sorted(first.keys() | second.keys())}
+
+
+def batches_at_once(on_gpu: bool, on_cpu: int) -> int:
+    """How many batches the networks have at once."""
+    return BATCHES_ON_GPU if on_gpu else on_cpu
+
+
+def _begin_thread(device: torch.device) -> None:
+    """A network's thread: one core of its own, or one queue of the GPU."""
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the weights went there in another stream
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 def images_in_memory() -> int:

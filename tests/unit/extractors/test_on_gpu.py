@@ -1,0 +1,127 @@
+"""On a GPU: fused convolutions, the suppression kernel, and extractors beside the same ones on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from extractors import GridConfig, RegionConfig, make_extractor
+from extractors.base import ExtractorConfig, Prepared, float32_multiplied
+from extractors.fused import convolve
+from extractors.suppression import _rounds
+from pipeline.config import EngineConfig, ExtractJob
+from pipeline.job import JobStart, run_job
+from pipeline.sources import SourceConfig
+from pipeline.unit import UnitReport
+from storage import RegionRecord, open_store
+from tests.unit.extractors.test_suppression import random_lists
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+class Silent:
+    """Shows nothing of a running job."""
+
+    def started(self, start: JobStart) -> None: ...
+    def advanced(self, images: int, failed: int) -> None: ...
+    def reported(self, total: UnitReport) -> None: ...
+    def stopped(self) -> None: ...
+
+
+SIZES = [(96, 128), (96, 120), (128, 96), (100, 128), (60, 200)]
+
+
+def images() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_fused_convolution_is_the_steps_it_stands_for(dtype: torch.dtype, groups: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, 1, 2, 2, groups).requires_grad_(False).cuda()
+    x, residual = torch.randn(2, 2, 64, 20, 30).cuda().unbind()
+    conv.to(dtype).to(memory_format=torch.channels_last)
+    with torch.inference_mode(), float32_multiplied("float32", torch.device("cuda")):
+        exact = F.relu(F.conv2d(x.to(dtype).double(), conv.weight.double(), conv.bias.double(), 1, 2, 2, groups))
+        alone = convolve(x.to(dtype).to(memory_format=torch.channels_last), conv, None, relu=True)
+        added = convolve(x.to(dtype).to(memory_format=torch.channels_last), conv, residual.to(dtype), relu=True)
+        linear = F.conv2d(x.to(dtype).double(), conv.weight.double(), conv.bias.double(), 1, 2, 2, groups)
+    near = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    torch.testing.assert_close(alone.double(), exact, rtol=near, atol=near)
+    torch.testing.assert_close(added.double(), F.relu(linear + residual.to(dtype).double()), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize(("lists", "count"), [(1600, 300), (3, 6000), (1, 1), (2, 500)])
+@pytest.mark.parametrize("plus", [0, 1])
+def test_the_kernel_leaves_what_settles(lists: int, count: int, plus: int) -> None:
+    from extractors.suppression_kernel import walk
+
+    boxes, alive, classes = random_lists(min(lists, 40), count)
+    for kinds in (None, classes):
+        few = slice(0, 2 if count > 1000 else None)
+        mine = None if kinds is None else kinds[few].cuda()
+        found = walk(boxes[few].cuda(), alive[few].cuda(), mine, (0.5, plus, count))
+        wanted = _rounds(boxes[few], alive[few], 0.5, plus, None if kinds is None else kinds[few])
+        assert torch.equal(found.cpu(), wanted)
+
+
+MODELS: list[ExtractorConfig] = [
+    GridConfig(model="r50", weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
+    GridConfig(model="x101", weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
+    GridConfig(model="x152pp", weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
+    RegionConfig(weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
+    RegionConfig(
+        weights="random:0",
+        width_divisor=8,
+        device="cpu",
+        store_dtype="float32",
+        selection="detectron2",
+        score_threshold=0.0,
+    ),
+]
+
+
+@pytest.mark.parametrize("config", MODELS, ids=lambda config: f"{config.model}-{getattr(config, 'selection', '')}")
+def test_features_are_those_of_a_cpu_whatever_the_batch(config: ExtractorConfig) -> None:
+    here, there = make_extractor(config), make_extractor(replace(config, device="cuda"))  # type: ignore[type-var]
+    prepared: list[Prepared] = [there.prepare(str(row), image) for row, image in enumerate(images())]
+    together, alone = there.extract(prepared), [there.extract([each])[0] for each in prepared]
+    for wanted, one, each in zip(here.extract(prepared), alone, together, strict=True):
+        for found in (one, each):
+            if isinstance(wanted, RegionRecord):
+                assert isinstance(found, RegionRecord)
+                np.testing.assert_allclose(found.whole_image, wanted.whole_image, rtol=2e-3, atol=2e-4)
+                if len(found.boxes) == len(wanted.boxes):
+                    same = np.isclose(found.boxes, wanted.boxes, atol=0.1).all(1).mean()
+                    assert same > 0.8  # of random weights, whose scores are nearly equal
+            else:
+                np.testing.assert_allclose(found.features, wanted.features, rtol=2e-3, atol=2e-4)
+
+
+def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for row, image in enumerate(images() * 8):
+        Image.fromarray(image).save(photos / f"{row}.png")
+    config = GridConfig(model="r50", weights="random:0", width_divisor=8, device="cuda", dtype="bfloat16")
+    for out, batch in (("one", 1), ("many", "auto")):
+        engine = EngineConfig(str(tmp_path / out), batch_size=batch, images_per_shard=16)  # type: ignore[arg-type]
+        assert run_job(ExtractJob(SourceConfig(str(photos)), config, engine), Silent()).status == 0
+    one, many = open_store(tmp_path / "one"), open_store(tmp_path / "many")
+    assert sorted(one.keys()) == sorted(many.keys()) and len(one) == 40
+    for key in one:
+        np.testing.assert_allclose(
+            one[key].features.astype(np.float32), many[key].features.astype(np.float32), rtol=0.1, atol=0.05
+        )
