@@ -1,7 +1,7 @@
 """How fast a job is from image files to committed shards, and how much of that time the GPU is busy.
 
-    uv run python -m benchmarks.end_to_end                                   # X-152 and R101-C4 in bfloat16 on a GPU
-    uv run python -m benchmarks.end_to_end --models r50 --dtypes float32 --images 40 --width-divisor 8     # tried on a CPU
+    uv run python -m benchmarks.end_to_end   # X-152 and R101-C4 in bfloat16 on a GPU
+    uv run python -m benchmarks.end_to_end --models r50 --dtypes float32 --images 40 --width-divisor 8   # a trial
 
 Protocol. The photographs of --photos again and again as files of their own, as many as --images; "one size": the same
 ones cut and resized to 640 x 480 before. One job of the local engine a row, weights random (seed 0), resized to
