@@ -25,6 +25,7 @@ from extractors import boxes as box_ops
 from extractors.fused import compute_dtype, convolve
 from extractors.ragged import Areas, own_parts
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
+from extractors.roi_pool import roi_pool
 from extractors.winograd import PhasedStage, mean_of_phases, split_phases
 
 STRIDE = 16
@@ -272,10 +273,10 @@ class RoIHeads(Heads):
             self.phased = PhasedStage(self.res5, POOL // 2)
 
     def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
-        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14) float32."""
-        from torchvision.ops import roi_pool  # here, as it takes seconds to import
-
-        return roi_pool(res4.float(), [boxes], POOL, 1.0 / STRIDE)
+        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14), float32 or, on a GPU, in res5's number type."""
+        if res4.device.type == "cuda":  # the largest of rounded values is the largest one, rounded
+            res4 = res4.to(next(self.res5.parameters()).dtype)
+        return roi_pool(res4, boxes, POOL, 1.0 / STRIDE)
 
     def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU

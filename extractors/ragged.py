@@ -7,10 +7,12 @@ what lies outside of it when it runs alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from extractors.suppression import has_kernel
 
 Size = tuple[int, int]  # (height, width)
 WASTE = 1.15  # a padded batch may be so many times the pixels of its images
@@ -36,17 +38,30 @@ class Areas:
     def clear(self, maps: Tensor) -> Tensor:
         """Set what is outside of each image in (B, C, h, w) to zero, in place; gives the same tensor."""
         size = (maps.shape[2], maps.shape[3])
-        if size not in self._outside:
-            self._outside[size] = self._mask(size)
-        return maps.masked_fill_(self._outside[size], 0)
+        if maps.device.type == "cuda" and maps.is_contiguous(memory_format=torch.channels_last) and has_kernel():
+            from extractors.ragged_kernel import clear  # Triton is no package of every machine
+
+            return clear(maps, self._kept(size, self._own))
+        return maps.masked_fill_(self._kept(size, self._mask), 0)
 
     def own(self, maps: Tensor) -> list[Tensor]:
         """Each image's part of (B, C, h, w), (1, C, own h, own w)."""
         sizes = self._sizes[maps.shape[2], maps.shape[3]]
         return [maps[row : row + 1, :, :height, :width] for row, (height, width) in enumerate(sizes)]
 
+    def _kept(self, size: Size, make: Callable[[Size], Tensor]) -> Tensor:
+        """What `clear` needs for maps of this size, made once."""
+        if size not in self._outside:
+            self._outside[size] = make(size)
+        return self._outside[size]
+
+    def _own(self, size: Size) -> Tensor:
+        """(B, 2) int64: height and width of each image's part."""
+        return torch.tensor(self._sizes[size]).to(self._device, non_blocking=True)
+
     def _mask(self, size: Size) -> Tensor:
-        own = torch.tensor(self._sizes[size]).to(self._device, non_blocking=True)[:, :, None]
+        """(B, 1, h, w) bool: what is outside of each image's part."""
+        own = self._own(size)[:, :, None]
         below, beyond = (torch.arange(side, device=self._device) >= own[:, axis] for axis, side in enumerate(size))
         return (below[:, :, None] | beyond[:, None, :])[:, None]
 

@@ -34,7 +34,7 @@ def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: tuple[float
     return survives.bool()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "plus", "limit"])  # else a compilation for many a count
 def _walk(boxes, alive, classes, survives, count, bound, plus, limit, LANES: tl.constexpr, BY_CLASS: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64) * count
     lane = tl.arange(0, LANES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from extractors import GridConfig, RegionConfig, make_extractor
-from extractors.base import ExtractorConfig, Prepared, float32_multiplied
+from extractors.base import float32_multiplied
+from extractors.boxes import class_survivors, nms_each, nms_within_classes
 from extractors.fused import convolve
+from extractors.roi_pool import roi_pool
 from extractors.suppression import _rounds
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobStart, run_job
@@ -38,6 +41,7 @@ class Silent:
     def stopped(self) -> None: ...
 
 
+TINY = {"weights": "random:0", "width_divisor": 8, "device": "cpu", "store_dtype": "float32"}
 SIZES = [(96, 128), (96, 120), (128, 96), (100, 128), (60, 200)]
 
 
@@ -77,37 +81,59 @@ def test_the_kernel_leaves_what_settles(lists: int, count: int, plus: int) -> No
         assert torch.equal(found.cpu(), wanted)
 
 
-MODELS: list[ExtractorConfig] = [
-    GridConfig(model="r50", weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
-    GridConfig(model="x101", weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
-    GridConfig(model="x152pp", weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
-    RegionConfig(weights="random:0", width_divisor=8, device="cpu", store_dtype="float32"),
-    RegionConfig(
-        weights="random:0",
-        width_divisor=8,
-        device="cpu",
-        store_dtype="float32",
-        selection="detectron2",
-        score_threshold=0.0,
-    ),
-]
+GRIDS = [GridConfig(model=name, **TINY) for name in ("r50", "x101", "x152pp")]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("config", MODELS, ids=lambda config: f"{config.model}-{getattr(config, 'selection', '')}")
-def test_features_are_those_of_a_cpu_whatever_the_batch(config: ExtractorConfig) -> None:
-    here, there = make_extractor(config), make_extractor(replace(config, device="cuda"))  # type: ignore[type-var]
-    prepared: list[Prepared] = [there.prepare(str(row), image) for row, image in enumerate(images())]
-    together, alone = there.extract(prepared), [there.extract([each])[0] for each in prepared]
-    for wanted, one, each in zip(here.extract(prepared), alone, together, strict=True):
-        for found in (one, each):
-            if isinstance(wanted, RegionRecord):
-                assert isinstance(found, RegionRecord)
-                np.testing.assert_allclose(found.whole_image, wanted.whole_image, rtol=2e-3, atol=2e-4)
-                if len(found.boxes) == len(wanted.boxes):
-                    same = np.isclose(found.boxes, wanted.boxes, atol=0.1).all(1).mean()
-                    assert same > 0.8  # of random weights, whose scores are nearly equal
-            else:
-                np.testing.assert_allclose(found.features, wanted.features, rtol=2e-3, atol=2e-4)
+@pytest.mark.parametrize("config", GRIDS, ids=lambda config: config.model)
+def test_grids_are_those_of_a_cpu_whatever_the_batch(config: GridConfig) -> None:
+    there = make_extractor(replace(config, device="cuda"))
+    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
+    wanted, together = make_extractor(config).extract(prepared), there.extract(prepared)
+    alone = [there.extract([each])[0] for each in prepared]
+    for found in (together, alone):
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one.features, other.features, rtol=2e-3, atol=2e-4)  # type: ignore[union-attr]
+
+
+def test_regions_of_given_boxes_are_those_of_a_cpu_whatever_the_batch(tmp_path: Path) -> None:
+    """Which boxes random weights would find, rounding decides."""
+    boxes = {str(row): [[0, 0, 90, 50], [10, 5, 40, 45], [3, 3, 9, 9]] for row in range(len(SIZES))}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    config = RegionConfig(boxes=str(tmp_path / "boxes.json"), box_format="xyxy", box_units="pixels", **TINY)  # type: ignore[arg-type]
+    there = make_extractor(replace(config, device="cuda"))
+    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
+    wanted, together = make_extractor(config).extract(prepared), there.extract(prepared)
+    alone = [there.extract([each])[0] for each in prepared]
+    for found in (together, alone):
+        for one, other in zip(found, wanted, strict=True):
+            assert isinstance(one, RegionRecord) and isinstance(other, RegionRecord)
+            for name in ("features", "whole_image", "class_scores", "attribute_scores"):
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("plus", [0, 1])
+def test_boxes_are_suppressed_as_on_a_cpu(plus: int) -> None:
+    boxes, _, classes = random_lists(3, 400)
+    scores = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    each = [boxes[0], boxes[1, :30], boxes[2, :0]], [scores[0], scores[1, :30], scores[2, :0]]
+    wanted = nms_each(*each, 0.5, plus, 50)
+    found = nms_each(*([part.cuda() for part in parts] for parts in each), 0.5, plus, 50)
+    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in wanted]
+    one = boxes[0], scores[0], classes[0]
+    kept = nms_within_classes(*(part.cuda() for part in one), 0.5)
+    assert torch.equal(kept.cpu(), nms_within_classes(*one, 0.5))
+    many = torch.rand(300, 200, generator=torch.Generator().manual_seed(2)).round(decimals=2)
+    alive = class_survivors(boxes[0, :300].cuda(), many.cuda(), 0.3)
+    assert torch.equal(alive.cpu(), class_survivors(boxes[0, :300], many, 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_is_that_of_a_cpu(dtype: torch.dtype) -> None:
+    padded = torch.randn(2, 96, 30, 40).to(dtype).to(memory_format=torch.channels_last)
+    cells, boxes = padded[1:, :, :25, :37], random_lists(1, 50)[0][0] * 19.3 - 10
+    found = roi_pool(cells.cuda(), boxes.cuda(), 14, 1 / 16)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found.float().cpu(), roi_pool(cells, boxes, 14, 1 / 16))
 
 
 def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:

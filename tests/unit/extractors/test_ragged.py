@@ -7,6 +7,9 @@ it, is the same wherever no two candidates tie within that.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -20,6 +23,7 @@ from torch import Tensor
 from extractors import GridConfig, RegionConfig, make_extractor
 from extractors.ragged import WASTE, Areas, common_size, groups
 from extractors.resnet import ResNet, ResNetConfig
+from extractors.suppression import has_kernel
 from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
 from storage import RegionRecord
@@ -162,3 +166,23 @@ def test_on_a_cpu_every_image_runs_by_itself() -> None:
     made = make_extractor(GridConfig(**SMALL))
     batch = [made.prepare(str(at), photo((60, 80), at)) for at in range(3)]
     assert made.groups(batch) == [[0], [1], [2]]
+
+
+INTERPRETED = """
+import torch
+from extractors.ragged import Areas
+from extractors.ragged_kernel import clear
+for sizes in ([(64, 96), (40, 50), (64, 7)], [(33, 33)]):
+    areas = Areas(sizes, False, torch.device("cpu"))
+    for channels in (1, 3, 1100):
+        maps = torch.randn(len(sizes), channels, *areas.padded).to(memory_format=torch.channels_last)
+        wanted = areas.clear(maps.clone(memory_format=torch.preserve_format))
+        assert clear(maps, torch.tensor(sizes)) is maps and torch.equal(maps, wanted)
+"""
+
+
+@pytest.mark.skipif(not has_kernel(), reason="there is no Triton, or no C compiler")
+def test_the_kernel_read_by_tritons_interpreter_clears_the_same() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
