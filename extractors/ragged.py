@@ -15,7 +15,8 @@ from torch import Tensor
 from extractors.suppression import has_kernel
 
 Size = tuple[int, int]  # (height, width)
-WASTE = 1.15  # a padded batch may be so many times the pixels of its images
+STEP = 32  # pixels
+WASTE = 1.15  # the largest of a padded batch's images, times their number, may be so many times their pixels
 
 
 class Areas:
@@ -72,6 +73,15 @@ def own_parts(maps: Tensor, areas: Areas | None) -> list[Tensor]:
 
 
 def common_size(sizes: Sequence[Size]) -> Size:
+    """The size that a batch of images is padded to: where they differ, one of few, since a GPU's library chooses its
+    kernels anew for each. The last map has a cell for every STEP pixels begun, so that it grows by nothing."""
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    height, width = (-(-side // STEP) * STEP for side in largest(sizes))
+    return height, width
+
+
+def largest(sizes: Sequence[Size]) -> Size:
     """The smallest size that holds all of them."""
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
@@ -88,7 +98,7 @@ def groups(sizes: Sequence[Size]) -> list[list[int]]:
 
 
 def _fits(sizes: Sequence[Size]) -> bool:
-    height, width = common_size(sizes)
+    height, width = largest(sizes)
     return height * width * len(sizes) <= WASTE * sum(high * wide for high, wide in sizes)
 
 

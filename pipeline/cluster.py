@@ -108,7 +108,7 @@ class RayEngine:
         config, on_gpu = self._job.engine, self.device.startswith("cuda")
         networks = batches_at_once(on_gpu, ceil(config.cpus_per_worker))
         batch = largest(config.batch_size, on_gpu)
-        return config.decode_threads(on_gpu) + batch * (networks + 3 + (LOOK_AHEAD if batch > 1 else 0))
+        return config.decode_threads(on_gpu) + batch * (networks + 3 + (2 * LOOK_AHEAD if batch > 1 else 0))
 
     def _give_up(self, ref: ImageRef, cause: str) -> None:
         """Commit the error row of an image that kills whoever works on it."""

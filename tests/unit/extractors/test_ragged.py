@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from extractors import GridConfig, RegionConfig, make_extractor
-from extractors.ragged import WASTE, Areas, common_size, groups
+from extractors.ragged import WASTE, Areas, common_size, groups, largest
 from extractors.resnet import ResNet, ResNetConfig
 from extractors.suppression import has_kernel
 from extractors.trunk import TrunkExtractor
@@ -132,7 +132,7 @@ def test_areas_are_the_sizes_of_an_image_alone(ceil_pool: bool, size: tuple[int,
     areas = Areas([size, padded], ceil_pool, torch.device("cpu"))
     with torch.inference_mode():
         alone = dict(network.stages(torch.zeros(1, 3, *size)))
-        for name, maps in network.stages(torch.zeros(2, 3, *padded)):
+        for name, maps in network.stages(torch.zeros(2, 3, *areas.padded)):
             assert areas.own(maps)[0].shape == alone[name].shape
 
 
@@ -145,12 +145,19 @@ def tiny_body(ceil_pool: bool) -> ResNet:
 
 def test_clearing_keeps_each_image_and_nothing_else() -> None:
     areas = Areas([(2, 3), (4, 1)], False, torch.device("cpu"))
-    maps: Tensor = torch.full((2, 1, 4, 3), torch.nan)
+    maps: Tensor = torch.full((2, 1, *areas.padded), torch.nan)
     for each in areas.own(maps):
         each.fill_(1)
     areas.clear(maps)
-    assert maps[0, 0].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
-    assert maps[1, 0].tolist() == [[1, 0, 0]] * 4
+    assert maps[0, 0].nonzero().tolist() == [[row, column] for row in range(2) for column in range(3)]
+    assert maps[1, 0].nonzero().tolist() == [[row, 0] for row in range(4)]
+    assert maps.max() == 1 and not maps.isnan().any()
+
+
+def test_a_padded_size_is_one_of_few_and_that_of_equal_images_their_own() -> None:
+    assert common_size([(600, 799)] * 3) == (600, 799)
+    assert common_size([(600, 799), (598, 800)]) == (608, 800)
+    assert common_size([(600, 801), (608, 640)]) == (608, 832)
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99)), max_size=12))
@@ -158,7 +165,7 @@ def test_groups_hold_every_image_once_and_little_padding(sizes: list[tuple[int, 
     found = groups(sizes)
     assert sorted(row for group in found for row in group) == list(range(len(sizes)))
     for group in found:
-        height, width = common_size([sizes[row] for row in group])
+        height, width = largest([sizes[row] for row in group])
         assert height * width * len(group) <= WASTE * sum(sizes[row][0] * sizes[row][1] for row in group)
 
 
