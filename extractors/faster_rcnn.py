@@ -33,6 +33,7 @@ ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds memory to about
 ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
 HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
+TRAINING_COUNTS = (2000, 1000)  # ranked and kept in training, where 64 or 512 of them are sampled
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class AnchorGenerator(nn.Module):
 
 
 class ProposalGenerator(nn.Module):
-    """Ranks and suppresses anchors into at most `proposals` boxes."""
+    """Ranks and suppresses anchors into at most `proposals` boxes; in training, `TRAINING_COUNTS` of them."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -171,11 +172,12 @@ class ProposalGenerator(nn.Module):
             boxes (R, 4) in input pixels, best first, and their scores (R,).
         """
         rules = self.config.conventions
+        ranked, most = TRAINING_COUNTS if self.training else (PRE_NMS, self.config.proposals)
         anchors = box_ops.shifted_anchors(self.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
         moves = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
         scores = self.rank(logits)
         if not rules.plus:  # detectron2 cuts to the best 6000 first, Caffe after it dropped the small ones
-            scores, rows = _best(scores, PRE_NMS)
+            scores, rows = _best(scores, ranked)
             anchors, moves = anchors[rows], moves[rows]
         boxes = box_ops.clip(box_ops.decode(moves, anchors, (1.0, 1.0, 1.0, 1.0), rules.plus), *size, rules.plus)
         good = box_ops.nonempty(boxes)
@@ -185,9 +187,9 @@ class ProposalGenerator(nn.Module):
         # To drop them here, a GPU would have to tell how many there are; ranked last, they suppress and displace none.
         scores = scores.where(good, -torch.inf)
         if rules.plus:
-            scores, rows = _best(scores, PRE_NMS)
+            scores, rows = _best(scores, ranked)
             boxes = boxes[rows]
-        kept = box_ops.nms(boxes, scores, PROPOSAL_NMS, rules.plus, self.config.proposals)
+        kept = box_ops.nms(boxes, scores, PROPOSAL_NMS, rules.plus, most)
         kept = kept[scores[kept] > -torch.inf]
         return boxes[kept], scores[kept]
 
@@ -205,13 +207,17 @@ class BoxPredictor(nn.Module):
         self.fc_attr = nn.Linear(width + config.embedding, config.attribute_hidden)
         self.attr_score = nn.Linear(config.attribute_hidden, config.attributes + 1)
 
+    def attribute_logits(self, features: Tensor, classes: Tensor) -> Tensor:
+        """(R, D) and class ids (R,) in checkpoint order to attribute logits (R, M + 1), likewise."""
+        hidden = F.relu(self.fc_attr(torch.cat([features, self.cls_embedding(classes)], dim=1)))
+        found: Tensor = self.attr_score(hidden)
+        return found
+
     def logits(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(R, D) to class logits (R, K + 1), box deltas (R, ...), attribute logits (R, M + 1), in checkpoint order."""
         classes = self.cls_score(features)
         # The arg-max runs over all classes, background included, in both official codes.
-        embedded = self.cls_embedding(classes.argmax(dim=1))
-        hidden = F.relu(self.fc_attr(torch.cat([features, embedded], dim=1)))
-        return classes, self.bbox_pred(features), self.attr_score(hidden)
+        return classes, self.bbox_pred(features), self.attribute_logits(features, classes.argmax(dim=1))
 
     def forward(self, features: Tensor) -> Predictions:
         classes, deltas, attributes = self.logits(features)
@@ -232,6 +238,11 @@ class Heads(nn.Module, ABC):
     @abstractmethod
     def predict(self, features: Tensor) -> Predictions:
         """What the heads say of features (R, D)."""
+
+    @abstractmethod
+    def logits(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For training: class logits (R, K + 1), box deltas (R, ...) and attribute logits (R, M or M + 1) of features
+        (R, D) whose true classes (R,) are known; all in checkpoint order."""
 
     @abstractmethod
     def lower(self, dtype: torch.dtype) -> None:
@@ -270,6 +281,8 @@ class RoIHeads(Heads):
 
     def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU
+        if self.training:
+            at_once = sum(map(len, boxes))  # norms that are trained take their statistics over all of them
         pools = (
             self.pool(cells, part) for cells, mine in zip(maps, boxes, strict=True) for part in mine.split(at_once)
         )
@@ -278,6 +291,11 @@ class RoIHeads(Heads):
     def predict(self, features: Tensor) -> Predictions:
         found: Predictions = self.box_predictor(features)
         return found
+
+    def logits(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        predictor = self.box_predictor
+        attributes = predictor.attribute_logits(features, classes)
+        return predictor.cls_score(features), predictor.bbox_pred(features), attributes
 
     def _mean_of_res5(self, rois: Tensor) -> Tensor:
         if not len(rois):
