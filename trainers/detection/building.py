@@ -110,15 +110,15 @@ def _random(plan: Plan, vocabulary: Vocabulary) -> Built:
 def narrow_shape(kind: Kind, depth: int, divisor: int) -> DetectorConfig:
     """The published detector of a depth with all widths divided.
 
-    A narrow grid network's proposals have a hidden layer of an eighth of its map's width and not of all: else that one
-    layer would be half of its weights.
+    A narrow grid network's proposals have a hidden layer of a sixteenth of its map's width and not of all: else that
+    one layer would be half of its weights.
     """
     heads = {"embedding": max(1, 256 // divisor), "attribute_hidden": max(1, 512 // divisor)}
     if kind == "regions":
         body = replace(R101_C4, depth=depth).narrowed(divisor)
         return DetectorConfig(PY_BOTTOM_UP, body, rpn_channels=max(1, 512 // divisor), **heads)
     body = replace(GRID_MODELS[GRID_OF_DEPTH[depth]].body.narrowed(divisor), res5_dilation=2)
-    hidden = body.out_channels(5) // (1 if divisor == 1 else 8)
+    hidden = body.out_channels(5) // (1 if divisor == 1 else 16)
     return DetectorConfig(
         GRID_FEATS, body, rpn_channels=max(1, hidden), box_hidden=max(1, 1024 // divisor), proposals=1000, **heads
     )

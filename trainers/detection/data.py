@@ -61,13 +61,9 @@ def label(described: Sequence[Described], vocabulary: Vocabulary, images: Folder
     """
     lost: Counter[str] = Counter()
     there = images.called([image.key for image in described])
-    found = [
-        labelled
-        for image in described
-        if _counts(image.key in there, lost, "images are missing")
-        and (labelled := _labelled(image, vocabulary, lost))
-        and _counts(len(labelled) > 0, lost, "images have no box left")
-    ]
+    present = [image for image in described if _counts(image.key in there, lost, "images are missing")]
+    labelled = [_labelled(image, vocabulary, lost) for image in present]
+    found = [each for each in labelled if _counts(len(each) > 0, lost, "images have no box left")]
     if not found:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items()) or "there are no images at all"
         raise DataError(f"no image with boxes is left of {len(described):,}: {reasons}; check --images and --classes.")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import safetensors.torch
 import torch
 
+from extractors import RegionConfig
 from extractors.faster_rcnn import BottomUpDetector
-from extractors.weights import VOCABULARY_KEY
+from extractors.grid_detector import GridDetector
+from extractors.networks import BUTD, detector_for
+from extractors.weights import VOCABULARY_KEY, fill, read_checkpoint
 from storage.places import open_place
 from trainers.detection.vocabulary import Vocabulary
 
@@ -31,3 +35,19 @@ def save_detector(
     place.make([""])
     place.write(name, safetensors.torch.save(tensors, {VOCABULARY_KEY: json.dumps(vocabulary.as_json())}))
     return f"{place.name}/{name}"
+
+
+def read_detector(path: Path, model: str) -> BottomUpDetector:
+    """A detector that was written, to train no more: its norms are fixed.
+
+    Args:
+        model: its name in `extract regions --model`.
+
+    Raises:
+        WeightsError: the file is of another kind.
+    """
+    checkpoint = read_checkpoint(path)
+    kind = BottomUpDetector if model == BUTD else GridDetector
+    detector = kind(detector_for(model, RegionConfig(model=model), checkpoint)).eval()
+    fill(detector, checkpoint, f"detector {model}")
+    return detector
