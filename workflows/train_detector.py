@@ -41,8 +41,8 @@ class TrainDetector:
     """
 
     data: str
-    """Boxes: a folder with Visual Genome's objects.json and attributes.json, a COCO file of instances, or a folder of
-    Pascal VOC's XML files."""
+    """Boxes: a folder with Visual Genome's objects.json and attributes.json, a COCO file of instances, a folder of
+    Pascal VOC's XML files, or one of text files with a line an object: class left top right bottom."""
     out: str
     """The run's folder, or an address that fsspec knows."""
     images: str | None = None

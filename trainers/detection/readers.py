@@ -1,7 +1,8 @@
-"""Boxes with names in their official files: Visual Genome, COCO, Pascal VOC. Keys of images: as in `trainers.data`.
+"""Boxes with names in their official files: Visual Genome, COCO, Pascal VOC, and Cartucho/mAP's lines of text.
 
 What the files mean by a box: Visual Genome and COCO have its corner, width and height; Pascal VOC the first and the
-last pixel, counted from 1 (its development kit), so that what begins and ends in one pixel is one wide.
+last pixel, counted from 1 (its development kit), so that what begins and ends in one pixel is one wide. Difficult
+objects are objects, as in detectron2. Keys of images are ids, or names without extension.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ OBJECTS = (
 )
 ATTRIBUTES = 'attributes.json: [{"image_id": 1, "attributes": [{"object_id": 2, "attributes": ["red"]}]}]'
 INSTANCES = 'COCO\'s instances: {"images": [{"id": 1}], "annotations": [...], "categories": [...]}'
+LINES = "a line an object: class left top right bottom [difficult]"
 VOC = "Pascal VOC's XML: <annotation><object><name>, <bndbox><xmin>, <ymin>, <xmax>, <ymax>"
 UNDERSTOOD = (
     "a folder with Visual Genome's objects.json (and attributes.json), a COCO file of instances (.json), "
-    "or a folder of Pascal VOC's XML files"
+    "a folder of Pascal VOC's XML files, or one of .txt files with a line an object"
 )
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
@@ -57,10 +59,10 @@ def read_things(data: str | Path) -> list[Described]:
         return read_coco(path)
     if (path / "objects.json").is_file():
         return read_visual_genome(path)
-    files = sorted(path.rglob("*.xml")) if path.is_dir() else []
-    if not files:
-        raise DataError(f"{path} has no boxes to train on; wanted {UNDERSTOOD}.")
-    return [read_voc(file) for file in files]
+    for ending, read in {"xml": read_voc, "txt": read_lines}.items():
+        if path.is_dir() and (files := sorted(path.rglob(f"*.{ending}"))):
+            return [read(file) for file in files]
+    raise DataError(f"{path} has no boxes to train on; wanted {UNDERSTOOD}.")
 
 
 def read_visual_genome(folder: Path) -> list[Described]:
@@ -146,6 +148,19 @@ def _voc_box(thing: ElementTree.Element) -> Box:
         raise KeyError("bndbox")
     x1, y1, x2, y2 = (float(_voc_text(box, name)) for name in ("xmin", "ymin", "xmax", "ymax"))
     return x1 - 1, y1 - 1, x2, y2
+
+
+def read_lines(path: Path) -> Described:
+    """One file of Cartucho/mAP's ground truth, named as its image."""
+    with readable(path, LINES):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    return Described(path.stem, tuple(each(path, filter(str.strip, lines), _line, LINES)))
+
+
+def _line(line: str) -> Thing:
+    name, *numbers = line.removesuffix("difficult").split()
+    x1, y1, x2, y2 = map(float, numbers)
+    return Thing((x1, y1, x2, y2), (normal(name),))
 
 
 def all_names(described: Sequence[Described]) -> Iterator[str]:

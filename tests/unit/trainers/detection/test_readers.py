@@ -82,6 +82,12 @@ def test_voc_counts_pixels_from_one_and_both_ends(tmp_path: Path) -> None:
     assert read_things(tmp_path) == [Described("one", (Thing((0, 1, 10, 12), ("wbc",)),))]
 
 
+def test_lines_of_text_may_be_difficult(tmp_path: Path) -> None:
+    write(tmp_path / "2007_000027.txt", "chair 1 2 30.5 40\nTable 0 0 9 9 difficult\n\n")
+    chair, table = Thing((1, 2, 30.5, 40), ("chair",)), Thing((0, 0, 9, 9), ("table",))
+    assert read_things(tmp_path) == [Described("2007_000027", (chair, table))]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -90,7 +96,8 @@ def test_voc_counts_pixels_from_one_and_both_ends(tmp_path: Path) -> None:
         ("a.xml", "<annotation><filename>a.jpg</filename><object/></annotation>", "has no 'bndbox'"),
         ("a.xml", "<annotation>", "it is no XML"),
         ("a.xml", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "document type"),
-        ("nothing.txt", "", "has no boxes to train on; wanted a folder with Visual Genome's objects.json"),
+        ("a.txt", "cat 0.9 0 0 9 9", "entry 0 is of another format .*wanted a line an object"),
+        ("nothing.md", "", "has no boxes to train on; wanted a folder with Visual Genome's objects.json"),
     ],
 )
 def test_what_is_of_another_format_is_named(name: str, content: object, said: str, tmp_path: Path) -> None:
