@@ -34,6 +34,7 @@ ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds memory to about
 ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
 HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
+TRAINING_COUNTS = (2000, 1000)  # ranked and kept in training, where 64 or 512 of them are sampled
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,18 @@ class AnchorGenerator(nn.Module):
 
 
 class ProposalGenerator(nn.Module):
-    """Ranks and suppresses anchors into at most `proposals` boxes an image."""
+    """Ranks and suppresses anchors into at most `proposals` boxes an image; in training, `TRAINING_COUNTS` of them."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.rpn_head = RPNHead(config)
         self.anchor_generator = AnchorGenerator(config.anchors)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many boxes are suppressed, the best, and how many are proposals at most."""
+        return TRAINING_COUNTS if self.training else (PRE_NMS, self.config.proposals)
 
     def rank(self, logits: Tensor) -> Tensor:
         """One image's logits (1, A or 2A, h, w) to scores (h * w * A,): a logit, or Caffe's foreground probability."""
@@ -166,8 +172,7 @@ class ProposalGenerator(nn.Module):
     def best_of(self, candidates: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Each image's proposals from its candidates: boxes (R, 4) in input pixels, best first, and scores (R,)."""
         boxes, scores = zip(*candidates, strict=True)
-        plus, limit = self.config.conventions.plus, self.config.proposals
-        kept = box_ops.nms_each(boxes, scores, PROPOSAL_NMS, plus, limit)
+        kept = box_ops.nms_each(boxes, scores, PROPOSAL_NMS, self.config.conventions.plus, self.counts[1])
         return [(box[rows], score[rows]) for box, score, rows in zip(boxes, scores, kept, strict=True)]
 
     def candidates(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
@@ -183,11 +188,12 @@ class ProposalGenerator(nn.Module):
             boxes (N, 4) in input pixels, best first, and their scores (N,), -inf where a box is too small.
         """
         rules = self.config.conventions
+        ranked, _ = self.counts
         anchors = box_ops.shifted_anchors(self.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
         moves = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
         scores = self.rank(logits)
         if not rules.plus:  # detectron2 cuts to the best 6000 first, Caffe after it dropped the small ones
-            scores, rows = _best(scores, PRE_NMS)
+            scores, rows = _best(scores, ranked)
             anchors, moves = anchors[rows], moves[rows]
         boxes = box_ops.clip(box_ops.decode(moves, anchors, (1.0, 1.0, 1.0, 1.0), rules.plus), *size, rules.plus)
         good = box_ops.nonempty(boxes)
@@ -197,7 +203,7 @@ class ProposalGenerator(nn.Module):
         # To drop them here, a GPU would have to tell how many there are; at -inf they suppress and displace none.
         scores = scores.where(good, -torch.inf)
         if rules.plus:
-            scores, rows = _best(scores, PRE_NMS)
+            scores, rows = _best(scores, ranked)
             boxes = boxes[rows]
         return boxes, scores
 
@@ -215,13 +221,17 @@ class BoxPredictor(nn.Module):
         self.fc_attr = nn.Linear(width + config.embedding, config.attribute_hidden)
         self.attr_score = nn.Linear(config.attribute_hidden, config.attributes + 1)
 
+    def attribute_logits(self, features: Tensor, classes: Tensor) -> Tensor:
+        """(R, D) and class ids (R,) in checkpoint order to attribute logits (R, M + 1), likewise."""
+        hidden = F.relu(self.fc_attr(torch.cat([features, self.cls_embedding(classes)], dim=1)))
+        found: Tensor = self.attr_score(hidden)
+        return found
+
     def logits(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(R, D) to class logits (R, K + 1), box deltas (R, ...), attribute logits (R, M + 1), in checkpoint order."""
         classes = self.cls_score(features)
         # The arg-max runs over all classes, background included, in both official codes.
-        embedded = self.cls_embedding(classes.argmax(dim=1))
-        hidden = F.relu(self.fc_attr(torch.cat([features, embedded], dim=1)))
-        return classes, self.bbox_pred(features), self.attr_score(hidden)
+        return classes, self.bbox_pred(features), self.attribute_logits(features, classes.argmax(dim=1))
 
     def forward(self, features: Tensor) -> Predictions:
         classes, deltas, attributes = self.logits(features)
@@ -242,6 +252,11 @@ class Heads(nn.Module, ABC):
     @abstractmethod
     def predict(self, features: Tensor) -> Predictions:
         """What the heads say of features (R, D)."""
+
+    @abstractmethod
+    def logits(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For training: class logits (R, K + 1), box deltas (R, ...) and attribute logits (R, M or M + 1) of features
+        (R, D) whose true classes (R,) are known; all in checkpoint order."""
 
     @abstractmethod
     def lower(self, dtype: torch.dtype) -> None:
@@ -280,6 +295,8 @@ class RoIHeads(Heads):
 
     def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU
+        if self.training:
+            at_once = sum(map(len, boxes))  # norms that are trained take their statistics over all of them
         pools = (
             self.pool(cells, part) for cells, mine in zip(maps, boxes, strict=True) for part in mine.split(at_once)
         )
@@ -288,6 +305,11 @@ class RoIHeads(Heads):
     def predict(self, features: Tensor) -> Predictions:
         found: Predictions = self.box_predictor(features)
         return found
+
+    def logits(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        predictor = self.box_predictor
+        attributes = predictor.attribute_logits(features, classes)
+        return predictor.cls_score(features), predictor.bbox_pred(features), attributes
 
     def _mean_of_res5(self, rois: Tensor) -> Tensor:
         if not len(rois):

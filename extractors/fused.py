@@ -36,10 +36,11 @@ def has_fused(dtype: torch.dtype) -> bool:
 
 
 def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-    """conv(x), plus `residual`, through a ReLU where asked; no gradients. Neither input is changed."""
-    if x.device.type == "cpu" and has_fused(x.dtype) and (residual is None or _adds(conv)):
+    """conv(x), plus `residual`, through a ReLU where asked. Neither input is changed."""
+    trained = torch.is_grad_enabled() and conv.weight.requires_grad  # the fused operators have no gradients
+    if not trained and x.device.type == "cpu" and has_fused(x.dtype) and (residual is None or _adds(conv)):
         return _fused(x.to(memory_format=torch.channels_last), conv, residual, relu)
-    if x.device.type == "cuda" and relu and conv.bias is not None:
+    if not trained and x.device.type == "cuda" and relu and conv.bias is not None:
         return _fused_by_cudnn(x, conv, residual)
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     if residual is not None:

@@ -93,6 +93,9 @@ class GridHeads(Heads):
         attributes = self.attribute_predictor(features, classes[:, :-1].argmax(dim=1))
         return Predictions(classes.softmax(dim=1), deltas, attributes.softmax(dim=1))
 
+    def logits(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return *self.box_predictor(features), self.attribute_predictor(features, classes)
+
 
 class GridDetector(BottomUpDetector):
     """The whole network; `backbone` ends with the dilated res5."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from extractors.base import ConvConfig, device_for, narrowed
-from extractors.faster_rcnn import CAFFE, GRID_FEATS, PY_BOTTOM_UP, BottomUpDetector, DetectorConfig
+from extractors.faster_rcnn import CAFFE, GRID_FEATS, PY_BOTTOM_UP, BottomUpDetector, Conventions, DetectorConfig
 from extractors.grid_detector import GridDetector
 from extractors.resnet import ResNetConfig, infer_config
 from extractors.trunk import UNIT_STD, Colours
@@ -61,9 +61,14 @@ class LoadedDetector:
     @property
     def colours(self) -> Colours:
         """What its pixels need."""
-        if self.name != BUTD:
-            return grid_colours(self.name.removeprefix(GRID_PREFIX))
-        return Colours(BUTD_MEAN, resize=self.detector.config.conventions.resize)
+        return detector_colours(self.name, self.detector.config.conventions)
+
+
+def detector_colours(name: str, conventions: Conventions) -> Colours:
+    """What the pixels of one of `DETECTORS` need."""
+    if name != BUTD:
+        return grid_colours(name.removeprefix(GRID_PREFIX))
+    return Colours(BUTD_MEAN, resize=conventions.resize)
 
 
 def grid_colours(name: str) -> Colours:
@@ -94,7 +99,7 @@ def as_in_checkpoints(backbone: nn.Module) -> nn.Module:
 
 
 def detector_for(name: str, config: ConvConfig, checkpoint: Checkpoint) -> DetectorConfig:
-    """The detector to build: which variant, read off the checkpoint's layout; a reference folder's widths, too.
+    """The detector to build: which variant, read off the checkpoint's layout; where it has its own widths, these too.
 
     Raises:
         WeightsError: the checkpoint is not such a detector.
@@ -109,14 +114,14 @@ def detector_for(name: str, config: ConvConfig, checkpoint: Checkpoint) -> Detec
         logits = _ending(tensors, "rpn_head.objectness_logits.weight")
         moves = _ending(tensors, "rpn_head.anchor_deltas.weight")
         shape = replace(DetectorConfig(), conventions=CAFFE if logits * 2 == moves else PY_BOTTOM_UP, body=body)
-        return _reference_detector(tensors, shape) if checkpoint.is_reference else shape
+        return _with_widths_of(tensors, shape) if checkpoint.has_own_widths else shape
     except KeyError as error:
         raise WeightsError(
             f"{checkpoint.description} is not a bottom-up detector (it lacks {error}); is it for `extract grid`?"
         ) from error
 
 
-def _reference_detector(tensors: Tensors, shape: DetectorConfig) -> DetectorConfig:
+def _with_widths_of(tensors: Tensors, shape: DetectorConfig) -> DetectorConfig:
     shapes = {n.removeprefix("backbone."): t.shape for n, t in tensors.items() if n.startswith("backbone.")}
     predictor = "roi_heads.box_predictor."
     return replace(
@@ -140,20 +145,21 @@ def _grid_detector_for(name: str, config: ConvConfig, checkpoint: Checkpoint) ->
         proposals=GRID_PROPOSALS,
         box_hidden=max(1, DetectorConfig().box_hidden // config.width_divisor),
     )
-    if not checkpoint.is_reference or checkpoint.tensors is None:
+    if not checkpoint.has_own_widths or checkpoint.tensors is None:
         return shape
     try:
-        return _reference_grid_detector(checkpoint.tensors, shape)
+        return _grid_detector_with_widths_of(checkpoint.tensors, shape)
     except KeyError as error:
         raise WeightsError(
             f"{checkpoint.description} has no detector's heads (it lacks {error}); is it for `extract grid`?"
         ) from error
 
 
-def _reference_grid_detector(tensors: Tensors, shape: DetectorConfig) -> DetectorConfig:
+def _grid_detector_with_widths_of(tensors: Tensors, shape: DetectorConfig) -> DetectorConfig:
     predictor = "roi_heads.attribute_predictor."
     return replace(
         shape,
+        rpn_channels=_rows(tensors, "proposal_generator.rpn_head.conv.weight"),
         classes=_rows(tensors, "roi_heads.box_predictor.cls_score.weight") - 1,
         attributes=_rows(tensors, f"{predictor}attr_score.weight"),
         embedding=tensors[f"{predictor}obj_embed.weight"].shape[1],
@@ -163,14 +169,14 @@ def _reference_grid_detector(tensors: Tensors, shape: DetectorConfig) -> Detecto
 
 
 def grid_body(name: str, config: ConvConfig, checkpoint: Checkpoint) -> ResNetConfig:
-    """The body to build: the model's own, narrowed where asked; a reference folder's is read off its weights.
+    """The body to build: the model's own, narrowed where asked; or that of a checkpoint with its own widths.
 
     Raises:
-        WeightsError: the reference folder is of another network.
+        WeightsError: the checkpoint is of another network.
     """
     model = GRID_MODELS[name]
     body = narrowed(model.body, config, checkpoint)
-    if not checkpoint.is_reference or checkpoint.tensors is None:
+    if not checkpoint.has_own_widths or checkpoint.tensors is None:
         return body
     if checkpoint.upstream and checkpoint.upstream != model.upstream:
         raise WeightsError(
@@ -184,10 +190,11 @@ def grid_body(name: str, config: ConvConfig, checkpoint: Checkpoint) -> ResNetCo
         raise WeightsError(
             f"{checkpoint.description} is not a grid network (no {error}); is it for `regions`?"
         ) from error
-    if (body.groups > 1, body.deform_stages) != (model.body.groups > 1, model.body.deform_stages):
+    other_depth = not checkpoint.is_reference and body.depth != model.body.depth  # reference folders are shallower
+    if other_depth or (body.groups > 1, body.deform_stages) != (model.body.groups > 1, model.body.deform_stages):
         raise WeightsError(
-            f"{checkpoint.description} is not a {name}: it has groups {body.groups} and deformable stages "
-            f"{list(body.deform_stages)}; choose another --model."
+            f"{checkpoint.description} is not a {name}: it has depth {body.depth}, groups {body.groups} and deformable "
+            f"stages {list(body.deform_stages)}; choose another --model."
         )
     return body
 

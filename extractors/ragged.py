@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from extractors.suppression import has_kernel
+from extractors.kernels import kernels_for
 
 Size = tuple[int, int]  # (height, width)
 STEP = 32  # pixels
@@ -39,7 +39,7 @@ class Areas:
     def clear(self, maps: Tensor) -> Tensor:
         """Set what is outside of each image in (B, C, h, w) to zero, in place; gives the same tensor."""
         size = (maps.shape[2], maps.shape[3])
-        if maps.device.type == "cuda" and maps.is_contiguous(memory_format=torch.channels_last) and has_kernel():
+        if kernels_for(maps) and maps.is_contiguous(memory_format=torch.channels_last):
             from extractors.ragged_kernel import clear  # Triton is no package of every machine
 
             return clear(maps, self._kept(size, self._own))

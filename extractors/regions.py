@@ -94,7 +94,9 @@ class RegionExtractor(TrunkExtractor):
         self.conventions = shape.conventions
         self.table = _read_table(config)
         self.rule = choose_rule(config, shape)
-        self.vocabulary = vocabulary(shape.classes, shape.attributes) if self.conventions != GRID_FEATS else {}
+        self.vocabulary = self.loaded.checkpoint.vocabulary or {}
+        if not self.vocabulary and self.conventions != GRID_FEATS:
+            self.vocabulary = vocabulary(shape.classes, shape.attributes)
         self.spec = Spec(
             view="regions",
             layout=FeatureLayout(shape.feature_dim, config.store_dtype, shape.classes + 1 if config.class_probs else 0),

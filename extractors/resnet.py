@@ -82,6 +82,9 @@ class FrozenNorm(nn.Module):
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             self.register_buffer(name, torch.full((channels,), value))
 
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
 
 class ConvNorm(nn.Conv2d):
     """A convolution without bias, followed by batch normalisation with fixed statistics (eps 1e-5).
@@ -109,9 +112,9 @@ class ConvNorm(nn.Conv2d):
 
     def normalise(self, x: Tensor) -> Tensor:
         """The norm in one pass over memory: convolutions wait for that."""
-        norm = self.norm
-        assert norm is not None
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        assert self.norm is not None
+        found: Tensor = self.norm(x)
+        return found
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from extractors.suppression import has_kernel
+from extractors.kernels import kernels_for
 
 
 def roi_pool(cells: Tensor, boxes: Tensor, side: int, scale: float) -> Tensor:
@@ -25,7 +25,7 @@ def roi_pool(cells: Tensor, boxes: Tensor, side: int, scale: float) -> Tensor:
     Returns:
         (R, C, side, side): on a GPU in the number type of the cells, channels_last; else float32.
     """
-    if cells.device.type == "cuda" and cells.stride(1) == 1 and has_kernel():
+    if kernels_for(cells) and cells.stride(1) == 1:
         from extractors.roi_pool_kernel import pool  # Triton is no package of every machine
 
         return pool(cells, boxes, side, scale)

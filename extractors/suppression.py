@@ -8,13 +8,11 @@ Shapes in this file: P lists (images, or classes) of N boxes each, x1 y1 x2 y2, 
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from extractors.kernels import kernels_for
 
 LONGEST = 8192  # boxes of a list that one program can hold
 OVERLAPS_AT_ONCE = 36_000_000  # of the rounds: a mask of 36 MB
@@ -37,7 +35,7 @@ def survivors(
         (P, N) bool.
     """
     limit = boxes.shape[1] if limit is None else limit
-    if boxes.device.type == "cuda" and has_kernel() and boxes.shape[1] <= LONGEST:
+    if kernels_for(boxes) and boxes.shape[1] <= LONGEST:
         from extractors.suppression_kernel import walk  # Triton is no package of every machine
 
         return walk(boxes, alive, classes, (bound, plus, limit))
@@ -57,12 +55,6 @@ def bound_of(threshold: float, inclusive: bool) -> float:
     near = np.float32(threshold)
     below = inclusive or float(near) > threshold
     return float(np.nextafter(near, np.float32(-1)) if below else near)
-
-
-@cache
-def has_kernel() -> bool:
-    """Whether Triton can be used: it needs a C compiler, too."""
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def overlaps(boxes: Tensor, plus: int) -> Tensor:

@@ -20,7 +20,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -65,6 +65,10 @@ PUBLISHED = {
     ),
 }
 
+SHIPPED = ("scenes-regions", "scenes-grid")  # small detectors of generated scenes, that come with the package
+VOCABULARY_KEY = "vocabulary"  # in a safetensors file's metadata: {"classes": [...], "attributes": [...]} as JSON
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+
 # MILVLG/bottom-up-attention.pytorch names three layers otherwise than airsplay/py-bottom-up-attention.
 _RENAMES = {
     "roi_heads.box_predictor.cls_embed.": "roi_heads.box_predictor.cls_embedding.",
@@ -82,6 +86,7 @@ class Checkpoint:
     is_reference True for a folder of tiny official weights, whose widths differ from the published network's
     upstream     name of the official config they were made with, where a reference folder says it
     by_suffix    True where the file leaves names to detectron2's matching by suffix
+    vocabulary   "classes" and "attributes" by id, where the file names them: those that `triptych train-detector` wrote
     """
 
     origin: str
@@ -90,6 +95,12 @@ class Checkpoint:
     is_reference: bool = False
     upstream: str = ""
     by_suffix: bool = False
+    vocabulary: dict[str, list[str]] | None = None
+
+    @property
+    def has_own_widths(self) -> bool:
+        """Whether the network's widths are read off the file, and not those of the published one."""
+        return self.tensors is not None and (self.is_reference or self.vocabulary is not None)
 
 
 def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Checkpoint:
@@ -113,13 +124,20 @@ def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Che
         return Checkpoint("checkpoint", str(path), tensors, is_reference=True, upstream=_upstream(path.parent))
     if weights in PUBLISHED and weights not in fitting:
         raise WeightsError(f"the weights {weights!r} are of another network; this one takes {' or '.join(fitting)}.")
-    path = _published_file(weights) if weights in PUBLISHED else Path(weights).expanduser()
+    path = _file_of(weights)
     if not path.is_file():
+        names = ", ".join(sorted([*PUBLISHED, *SHIPPED]))
         raise WeightsError(
-            f"--weights {weights}: no such file, and not a published name ({', '.join(sorted(PUBLISHED))}); "
+            f"--weights {weights}: no such file, and not a published name ({names}); "
             "give a file, one of those names, or random:SEED for trying things out."
         )
     return read_checkpoint(path)
+
+
+def _file_of(weights: str) -> Path:
+    if weights in SHIPPED:
+        return SHIPPED_FOLDER / f"{weights}.safetensors"
+    return _published_file(weights) if weights in PUBLISHED else Path(weights).expanduser()
 
 
 def _upstream(folder: Path) -> str:
@@ -138,9 +156,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         WeightsError: the file is of another kind, damaged, or holds objects that only code could rebuild.
     """
-    by_suffix = False
+    by_suffix, vocabulary = False, None
     if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
+        tensors, vocabulary = _read_safetensors(path), read_vocabulary(path)
     elif path.suffix in (".pth", ".pt", ".bin"):
         tensors = _read_torch(path, load_plain)
     elif path.suffix in (".ckpt", ".model"):
@@ -149,7 +167,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors, by_suffix = _read_pickle(path)
     else:
         raise WeightsError(f"{path}: weights of kind {path.suffix!r} are not read; give .pth, .pkl or .safetensors.")
-    return Checkpoint("checkpoint", str(path), _named(tensors), by_suffix=by_suffix)
+    return Checkpoint("checkpoint", str(path), _named(tensors), by_suffix=by_suffix, vocabulary=vocabulary)
+
+
+def read_vocabulary(path: Path) -> dict[str, list[str]] | None:
+    """The names of classes and attributes in the metadata of a safetensors file; None where it has none.
+
+    Raises:
+        WeightsError: they are there, and are no lists of names.
+    """
+    with safe_open(path, "pt") as file:
+        content = (file.metadata() or {}).get(VOCABULARY_KEY)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+        names = {kind: [str(each) for each in found[kind]] for kind in ("classes", "attributes")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: its metadata name no classes and attributes; get the file anew.") from error
+    return names
 
 
 def weights_folder() -> Path:
@@ -175,7 +211,7 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
     found = dict(checkpoint.tensors)
     wanted = module.state_dict()
     if checkpoint.by_suffix:
-        found = _match_suffixes(found, wanted)
+        found = match_suffixes(found, wanted)
     # Anchors are a rule, not a weight: an export without them means the variant's own, which the network has. Counters
     # of training batches, which `_named` drops, have no use here.
     optional = {name for name in wanted if "cell_anchors" in name or name.endswith("num_batches_tracked")}
@@ -351,7 +387,7 @@ def _named(tensors: Tensors) -> Tensors:
     return named
 
 
-def _match_suffixes(found: Tensors, wanted: Mapping[str, Tensor]) -> Tensors:
+def match_suffixes(found: Tensors, wanted: Mapping[str, Tensor]) -> Tensors:
     """detectron2's `matching_heuristics`: a name fits the wanted name that ends with it, the longest wins."""
     matched = {}
     for name in wanted:

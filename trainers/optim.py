@@ -111,6 +111,8 @@ class Optimisers:
         for key, value in tensors.items():
             name, _, kind = key.rpartition("/")
             parameter = self.parameters[name]
+            if value.shape == parameter.shape:  # in the parameter's layout: fused steps go through memory, not indices
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             owner[id(parameter)].state[parameter][kind] = value.to(parameter.device)
 
     def _states(self) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -71,6 +71,7 @@ def _parse(args: list[str]) -> Any:
     from workflows.retry import Retry
     from workflows.scenes import Scenes
     from workflows.train import Evaluate, Train
+    from workflows.train_detector import TrainDetector
 
     command = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -81,6 +82,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Data, tyro.conf.subcommand("data")]
         | Annotated[Scenes, tyro.conf.subcommand("scenes")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[TrainDetector, tyro.conf.subcommand("train-detector")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | StoreCommand
         | transfer

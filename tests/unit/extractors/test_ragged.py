@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from extractors import GridConfig, RegionConfig, make_extractor
+from extractors.kernels import has_triton
 from extractors.ragged import WASTE, Areas, common_size, groups, largest
 from extractors.resnet import ResNet, ResNetConfig
-from extractors.suppression import has_kernel
 from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
 from storage import RegionRecord
@@ -188,7 +188,7 @@ for sizes in ([(64, 96), (40, 50), (64, 7)], [(33, 33)]):
 """
 
 
-@pytest.mark.skipif(not has_kernel(), reason="there is no Triton, or no C compiler")
+@pytest.mark.skipif(not has_triton(), reason="there is no Triton, or no C compiler")
 def test_the_kernel_read_by_tritons_interpreter_clears_the_same() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)

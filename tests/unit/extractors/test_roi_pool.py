@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from extractors.suppression import has_kernel
-
 INTERPRETED = """
 import torch
 from torchvision.ops import roi_pool
+from extractors.kernels import has_triton
 from extractors.roi_pool_kernel import pool
 generator = torch.Generator().manual_seed(0)
 padded = torch.randn(2, 5, 12, 14, generator=generator).to(memory_format=torch.channels_last)
@@ -26,7 +25,7 @@ assert pool(cells, boxes[:0], 3, 1 / 16).shape == (0, 5, 3, 3)
 """
 
 
-@pytest.mark.skipif(not has_kernel(), reason="there is no Triton, or no C compiler")
+@pytest.mark.skipif(not has_triton(), reason="there is no Triton, or no C compiler")
 def test_the_kernel_read_by_tritons_interpreter_pools_as_torchvision_does() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)

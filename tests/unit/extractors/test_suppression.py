@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from extractors.suppression import OVERLAPS_AT_ONCE, bound_of, has_kernel, settled, survivors
+from extractors.kernels import has_triton
+from extractors.suppression import OVERLAPS_AT_ONCE, bound_of, settled, survivors
 from tests.unit.extractors.test_boxes import overlap
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -99,7 +100,7 @@ for lists, count in [*LISTS, (1, 700)]:
 """
 
 
-@pytest.mark.skipif(not has_kernel(), reason="there is no Triton, or no C compiler")
+@pytest.mark.skipif(not has_triton(), reason="there is no Triton, or no C compiler")
 def test_the_kernel_read_by_tritons_interpreter_leaves_the_same() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)

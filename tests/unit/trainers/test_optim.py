@@ -127,6 +127,22 @@ def test_their_numbers_go_and_come_back_bit_for_bit() -> None:
         assert torch.equal(nets[1].get_parameter(name), each)
 
 
+def test_numbers_come_back_in_the_layout_of_their_parameters() -> None:
+    torch.manual_seed(0)
+    nets = [torch.nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    first, second = (Optimisers(net, config()) for net in nets)
+    x = torch.randn(2, 4, 8, 8)
+    nets[0](x).square().sum().backward()
+    first.step(1.0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    saved = {name: each.clone(memory_format=torch.contiguous_format) for name, each in first.tensors().items()}
+    second.load(saved)
+    for net, optimisers in zip(nets, (first, second), strict=True):
+        net(x).square().sum().backward()
+        optimisers.step(1.0)
+    assert torch.equal(nets[0].weight, nets[1].weight)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
