@@ -39,7 +39,7 @@ def heat(image: np.ndarray, cells: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def boxes(image: np.ndarray, regions: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Regions over a grey picture of their image, from faint to strong as they weigh; the heaviest with their weight.
+    """Regions over their image, from faint to strong as they weigh; the heaviest with their weight.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -50,7 +50,7 @@ def boxes(image: np.ndarray, regions: np.ndarray, weights: np.ndarray) -> np.nda
         (H, W, 3) uint8.
     """
     shades = FAINT + (1 - FAINT) * _scaled(weights)
-    found = Image.fromarray((image @ GREY).round().astype(np.uint8)).convert("RGBA")
+    found = Image.fromarray(image).convert("RGBA")
     order = np.argsort(shades, kind="stable")  # the heaviest is drawn last, on top
     for row in order:
         drawn, shade, corners = Image.new("RGBA", found.size), float(shades[row]), tuple(regions[row].tolist())

@@ -20,6 +20,7 @@ from extractors.images import resized_shape
 from trainers.batch import Pixels, Regions
 from trainers.checkpoint import load_weights
 from trainers.data import Split
+from trainers.data.snli_ve import LABELS
 from trainers.explain import Map, explain
 from trainers.heat import Frame, boxes, heat
 from trainers.models.layers import host_shapes
@@ -106,7 +107,8 @@ class Seen:
         about = (
             f"{self.word!r} in {self.text!r}, Grad-CAM of the score of {self.chosen}: {asked.head} {asked.score:.2f}"
         )
-        return "\n".join([about, *spans])
+        empty = [] if self.map.gradcam.any() else ["no part of the image raises that score through this word"]
+        return "\n".join([about, *spans, *empty])
 
     def numbers(self) -> dict[str, Any]:
         """All of it but the pixels, as JSON has it."""
@@ -140,13 +142,15 @@ class Opened:
         split: with the images. Default: the one that the run is scored on; of pre-training the one it learns.
 
     Raises:
-        ConfigError: its task is not about one image at a time.
+        ConfigError: its task is not about one image at a time, or it names no images.
     """
 
     def __init__(self, run: Run, split: str | None = None) -> None:
         task = run.recipe.task
         if task == "nlvr2" or task.startswith("vcr") or task.endswith("-classes"):
             raise ConfigError(f"a run of {task} does not answer about one image and one text; explain another run.")
+        if run.places.images is None:
+            raise ConfigError("the run names no images to draw on; name their folder with --images.")
         self.parts = Parts(run)
         self.model: nn.Module = self.parts.model().eval()
         self.family: Family = self.parts.family(training=False)
@@ -168,7 +172,8 @@ class Opened:
             ExplainError: the model has no such maps.
             VisualError: the image, or its features, cannot be used.
         """
-        text = self.text_about(key) if text is None else text
+        usual = self.text_about(key)
+        text = usual if text is None else text
         tokens = self.parts.tokenizer(text)
         row = (self.family.question if self.parts.recipe.task in QUESTIONS else self.family.row)(tokens)
         places = [1 + each for each in places_of(self.parts.tokenizer, text, word)]  # behind [CLS]
@@ -200,7 +205,9 @@ class Opened:
         head, choice = found.asked.head, found.asked.choice
         if head in ("vqa", "gqa", "qa") and self.parts.answers is not None:
             return f"the answer {self.parts.answers.answers[choice]!r}"
-        return {"mlm": f"the hidden word {word!r}", "refcoco": f"box {choice}"}.get(head, f"class {choice}")
+        if head == "snli":
+            return LABELS[choice]
+        return {"mlm": f"the hidden word {word!r}", "refcoco": f"box {choice}"}.get(head, "text and image as a pair")
 
     def _place(self, group: str, looked: Looked, found: Map) -> Frame | np.ndarray:
         if isinstance(looked.visual, Regions):

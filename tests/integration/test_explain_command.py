@@ -80,6 +80,7 @@ def test_a_question_of_one_s_own_is_read_and_what_is_wrong_is_one_line(
     usual = {"--image": "9", "--word": "color", "--out": str(out)}
     wrong = {
         "'green' is no word of 'What color is it?'; choose one of What, color, is, it.": {"--word": "green"},
+        "vqav2 val has no image 'no one'": {"--image": "no one", "--question": "What color is it?"},
         "vqav2 val has no image 'nobody'; it has 8: 9, 10, 11, 12, 13, 14, 15, 16.": {"--image": "nobody"},
         "the model reads 40 tokens of a text, 'heavy' stands behind them": {
             "--question": f"{long} heavy?", "--word": "heavy"
@@ -92,6 +93,22 @@ def test_a_question_of_one_s_own_is_read_and_what_is_wrong_is_one_line(
         assert main(["explain", of, *(part for pair in (usual | change).items() for part in pair)]) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1, said
+
+
+@pytest.mark.slow
+def test_a_run_from_a_store_is_told_where_the_images_lie(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = data.arguments("grid_vlp_vqa", tmp_path, "store")
+    at = args.index("--images")
+    images, run = args[at + 1], str(tmp_path / "run")
+    assert main(["train", *args[:at], *args[at + 2 :], "--tiny", "--steps", "1"]) == 0
+    capsys.readouterr()
+    asked = ["explain", run, "--image", "9", "--word", "color", "--out", str(tmp_path / "pictures")]
+    assert main(asked) == 2
+    assert "name their folder with --images" in capsys.readouterr().err
+    assert main([*asked, "--images", images]) == 0
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
 
 
 def test_a_run_that_is_not_about_one_image_is_refused(
