@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw
 
 Frame = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
 HOT, GREY = np.array([235, 60, 0], np.float32), np.array([0.299, 0.587, 0.114], np.float32)
+BLACK = np.zeros(3)
 MOST = 0.8  # how much of the hottest place's picture the colour covers
-FAINT = 0.15  # how strong the lightest box is
+FAINT = 0.25  # how strong the lightest box is
 NUMBERED = 3  # boxes whose weight is written in them
 LETTERS: dict[str, Any] = {"font_size": 14, "stroke_width": 2, "stroke_fill": (0, 0, 0)}
 
@@ -53,9 +54,11 @@ def boxes(image: np.ndarray, regions: np.ndarray, weights: np.ndarray) -> np.nda
     found = Image.fromarray(image).convert("RGBA")
     order = np.argsort(shades, kind="stable")  # the heaviest is drawn last, on top
     for row in order:
-        drawn, shade, corners = Image.new("RGBA", found.size), float(shades[row]), tuple(regions[row].tolist())
-        pen, colour = ImageDraw.Draw(drawn), (*HOT.astype(int).tolist(), round(255 * shade))
-        pen.rectangle(corners, outline=colour, width=round(4 * shade) or 1)
+        drawn, shade, corners = Image.new("RGBA", found.size), float(shades[row]), regions[row].tolist()
+        pen, opaque, width = ImageDraw.Draw(drawn), round(255 * shade), round(4 * shade) or 1
+        for colour, wider in ((BLACK, 1), (HOT, 0)):  # with a dark rim: the picture may be red, too
+            edges = [corners[0] - wider, corners[1] - wider, corners[2] + wider, corners[3] + wider]
+            pen.rectangle(edges, outline=(*colour.astype(int).tolist(), opaque), width=width + 2 * wider)
         if row in order[-NUMBERED:]:
             pen.text((corners[0] + 6, corners[1] + 5), f"{weights[row]:.3g}", fill=(255, 255, 255), **LETTERS)
         found = Image.alpha_composite(found, drawn)
