@@ -170,8 +170,8 @@ def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     spares = [~int.from_bytes(row.tobytes(), "little") for row in np.packbits(over, axis=1, bitorder="little")]
     alive = b"".join(_walk(ranking, spares) for ranking in order.tolist())
     bits = np.frombuffer(alive, np.uint8).reshape(len(order), -1)
-    found = np.unpackbits(bits, axis=1, count=len(pixels), bitorder="little").astype(bool)
-    return torch.from_numpy(found).t()
+    survives = np.unpackbits(bits, axis=1, count=len(pixels), bitorder="little").astype(bool)
+    return torch.from_numpy(survives).t()
 
 
 def nms_within_classes(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:

@@ -13,6 +13,7 @@ Shapes in this file: B images, C channels, h x w cells.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ def has_fused(dtype: torch.dtype) -> bool:
 
 def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: bool = False) -> Tensor:
     """conv(x), plus `residual`, through a ReLU where asked. Neither input is changed."""
-    trained = torch.is_grad_enabled() and conv.weight.requires_grad  # the fused operators have no gradients
+    # The fused operators have no gradients.
+    trained = torch.is_grad_enabled() and (conv.weight.requires_grad or x.requires_grad)
     if not trained and x.device.type == "cpu" and has_fused(x.dtype) and (residual is None or _adds(conv)):
         return _fused(x.to(memory_format=torch.channels_last), conv, residual, relu)
     if not trained and x.device.type == "cuda" and relu and conv.bias is not None:
@@ -63,7 +65,7 @@ def _fused(x: Tensor, conv: nn.Conv2d, residual: Tensor | None, relu: bool) -> T
 
 def _fused_by_cudnn(x: Tensor, conv: nn.Conv2d, residual: Tensor | None) -> Tensor:
     """With a ReLU; without one cuDNN fuses nothing."""
-    steps = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    steps: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if residual is None:
         return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *steps)
     layout = residual.to(memory_format=torch.channels_last)

@@ -29,9 +29,9 @@ def pool(cells: Tensor, boxes: Tensor, side: int, scale: float) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # else a compilation for many a size
-def _pool(
+def _pool(  # type: ignore[no-untyped-def]
     cells, boxes, found, height, width, row_step, column_step, channels, scale, SIDE: tl.constexpr, BLOCK: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     box, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels

@@ -97,7 +97,8 @@ class _Process:
             EOFError, OSError, pickle.UnpicklingError: the process died.
         """
         _send(ref, self._to)
-        return _unpacked(*pickle.load(self._from), self._memory)
+        content, sizes = pickle.load(self._from)
+        return _unpacked(content, sizes, self._memory)
 
     def close(self) -> None:
         for pipe in (self._to, self._from):
