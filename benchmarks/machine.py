@@ -30,6 +30,13 @@ def hardware() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
 
 
+def gpu_name(device: torch.device) -> str:
+    """How results of a GPU are told apart in a file's name, such as "_nvidia-a100"; empty on a CPU."""
+    import torch
+
+    return "_" + re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()) if device.type == "cuda" else ""
+
+
 def wait(device: torch.device) -> None:
     """Until a GPU has done all that it was given."""
     import torch
@@ -91,13 +98,22 @@ def _status_gib(name: str) -> float:
 
 
 def write_results(folder: Path, what: str, report: str, facts: Any) -> Path:
-    """Write <what>_cpu<threads>_<date>.md, and .json beside it; returns the first."""
+    """Write <what>_cpu<threads>_<date>.md, or <what>_<GPU>_<date>.md, and .json beside it; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{what}_cpu{os.cpu_count()}_{datetime.now(UTC):%Y-%m-%d}.md"
+    path = folder / f"{what}_{_short_name()}_{datetime.now(UTC):%Y-%m-%d}.md"
     path.write_text(report, encoding="utf-8")
     plain = json.dumps({"hardware": hardware(), "facts": facts}, indent=1)
     path.with_suffix(".json").write_text(plain, encoding="utf-8")
     return path
+
+
+def _short_name() -> str:
+    """The GPU where there is one, else how many cores."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"cpu{os.cpu_count()}"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower().removeprefix("nvidia "))
 
 
 class Facts:

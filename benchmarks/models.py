@@ -21,7 +21,6 @@ in the same run and type.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import (
     give_back,
+    gpu_name,
     hardware,
     held_gib,
     matmul_flops,
@@ -235,9 +235,8 @@ def main() -> None:
     found = {name: group_rows(GROUPS[name], args, device, dtype, peak) for name in args.models}
     text = report(found, args, peak)
     print(text)
-    gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()) if device.type == "cuda" else ""
     everything = "" if set(args.models) == set(GROUPS) else f"_{'_'.join(args.models)}"
-    what = "models" + everything + (f"_{gpu}" if gpu else "")
+    what = "models" + everything + gpu_name(device)
     print(write_results(args.out, what, text, {"peak": peak, "rows": found}))
 
 

@@ -5,6 +5,7 @@ Adding one is one file and one line in `extractors/__init__.py`.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -179,37 +180,74 @@ class Extractor(ABC):
         with float32_multiplied(name, self.device), torch.autocast(self.device.type, dtype, enabled=lower):
             yield
 
-    def to_numpy(self, features: Tensor) -> np.ndarray:
-        """Features in the dtype that records carry to the store: the stored one, or float32 where the store encodes.
+    def to_numpy(self, features: Sequence[Tensor]) -> list[np.ndarray | ImageError]:
+        """Features of several images, (..., D) each, in the dtype that records carry to the store: the stored one, or
+        float32 where the store encodes. They leave a GPU together, which waits for each copy.
 
-        Raises:
-            ImageError: a value is not finite, or too large for the stored dtype.
+        Returns:
+            an array an image, or the error that a value is not finite, or too large for the stored dtype.
         """
         dtype = record_dtype(self.spec.layout.dtype).name
         limit = FLOAT16_MAX if dtype == "float16" else torch.finfo(torch.float32).max
-        if not bool((features.abs() <= limit).all()):
-            raise ImageError(
-                "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
-            )
-        found = features.to(getattr(torch, dtype)).cpu()
-        return found.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else found.numpy()
+        good = torch.stack([(each.abs() <= limit).all() for each in features]).tolist()
+        flat = torch.cat([each.reshape(-1) for each in features]).to(getattr(torch, dtype)).cpu()
+        numbers = flat.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else flat.numpy()
+        parts = np.split(numbers, np.cumsum([each.numel() for each in features])[:-1])
+        error = ImageError(
+            "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
+        )
+        each_image = zip(parts, features, good, strict=True)
+        return [part.reshape(each.shape) if fine else error for part, each, fine in each_image]
 
 
 @contextmanager
 def float32_multiplied(name: str, device: torch.device) -> Iterator[None]:
-    """float32 means float32 on a GPU, too, where torch would round convolutions to TF32 unless told otherwise."""
+    """float32 means float32 on a GPU, too, where torch would round convolutions to TF32 unless told otherwise.
+
+    The setting is the whole process's: threads that want the same share it, and one that wants another waits.
+    """
     if device.type != "cuda":
         yield
         return
-    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [each.fp32_precision for each in settings]
-    try:
-        for each in settings:
-            each.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    with _multiplied.as_wanted("tf32" if name == "tf32" else "ieee"):
         yield
-    finally:
-        for each, value in zip(settings, before, strict=True):
+
+
+class _Multiplied:
+    """How torch multiplies float32 on a GPU, while anyone asks for it."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._wanted: list[str] = []  # by each of those inside; all the same
+        self._before: list[str] = []
+
+    @contextmanager
+    def as_wanted(self, wanted: str) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: wanted in self._wanted or not self._wanted)
+            if not self._wanted:
+                self._before = self._exchange([wanted] * 2)
+            self._wanted.append(wanted)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._wanted.pop()
+                if not self._wanted:
+                    self._exchange(self._before)
+                self._turn.notify_all()
+
+    @staticmethod
+    def _exchange(values: Sequence[str]) -> list[str]:
+        """Set products and convolutions; gives what they were."""
+        settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+        before = [each.fp32_precision for each in settings]
+        for each, value in zip(settings, values, strict=True):
             each.fp32_precision = value
+        return before
+
+
+_multiplied = _Multiplied()
 
 
 def device_for(config: NetworkConfig) -> torch.device:

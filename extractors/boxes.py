@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CLASSES_AT_ONCE = 400  # a mask of 36 MB for 300 boxes
-BOXES_AT_ONCE = 4096  # a matrix of 67 MB of overlaps
+from extractors.suppression import LONGEST, bound_of, survivors
+
 SCALE_CLAMP = math.log(1000.0 / 16)  # detectron2 `modeling/box_regression.py`: no box grows past 62.5 times its anchor
 
 
@@ -92,15 +92,41 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, plus: int = 0, limit: i
     Without `plus`, a box with IoU > threshold falls (torchvision's rule); with it, IoU >= threshold, on inclusive
     widths: MILVLG/bottom-up-attention.pytorch's compiled CPU kernel, and Caffe's CPU NMS.
     """
-    if not plus:
-        from torchvision.ops import nms  # it takes seconds to import, and grids need none of it
+    [kept] = nms_each([boxes], [scores], threshold, plus, limit)
+    return kept
 
-        return nms(boxes, scores, threshold)[:limit]
-    order = scores.sort(descending=True, stable=True).indices
-    if boxes.device.type == "cuda":
-        return order[settled(overlaps_inclusive(boxes[order], threshold))][:limit]
-    kept = _greedy_inclusive(boxes[order].cpu().numpy(), np.float32(threshold), limit)
-    return order[torch.from_numpy(kept).to(order.device)]
+
+def nms_each(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], threshold: float, plus: int, limit: int | None
+) -> list[Tensor]:
+    """`nms` of several images; a GPU runs all of them at once. A score of -inf is of a box that is none."""
+    orders = [each.argsort(descending=True, stable=True) for each in scores]
+    ranked = [each[order] for each, order in zip(boxes, orders, strict=True)]
+    alive = [each[order] > -torch.inf for each, order in zip(scores, orders, strict=True)]
+    if boxes[0].device.type == "cuda":
+        found = survivors(_side_by_side(ranked), _side_by_side(alive), bound_of(threshold, bool(plus)), plus, limit)
+        images, ranks = found.nonzero(as_tuple=True)
+        each_image = ranks.split(torch.bincount(images, minlength=len(orders)).tolist())
+        return [order[rows] for order, rows in zip(orders, each_image, strict=True)]
+    return [
+        order[good][_kept(each[good], threshold, plus, limit)]
+        for order, each, good in zip(orders, ranked, alive, strict=True)
+    ]
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Lists of boxes, or of anything, as the rows of one tensor; zeros where one is shorter."""
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+
+def _kept(ranked: Tensor, threshold: float, plus: int, limit: int | None) -> Tensor:
+    """Rows of ranked boxes that survive, on a CPU."""
+    if plus:
+        return torch.from_numpy(_greedy_inclusive(ranked.numpy(), np.float32(threshold), limit))
+    from torchvision.ops import nms  # it takes seconds to import, and grids need none of it
+
+    kept: Tensor = nms(ranked, -torch.arange(len(ranked), dtype=torch.float32), threshold)
+    return kept[:limit]
 
 
 def _greedy_inclusive(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.ndarray:
@@ -131,87 +157,38 @@ def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Caffe's per-class NMS on shared boxes: (N, C) bool, where box n survives in class c.
 
     All classes rank the same N boxes, so one IoU matrix serves them all: the boxes that one box suppresses are the
-    bits of one integer, and a class is one walk down its ranking. On a GPU, where a walk would be a thousand waits, all
-    classes settle at once.
+    bits of one integer, and a class is one walk down its ranking. On a GPU all classes are walked at once.
     """
+    order = scores.t().argsort(dim=1, descending=True, stable=True)
     if boxes.device.type == "cuda":
-        return settled_survivors(boxes, scores, threshold)
-    pixels = boxes.cpu().numpy()
+        everyone = torch.ones_like(order, dtype=torch.bool)
+        found = survivors(boxes[order], everyone, bound_of(threshold, inclusive=True), plus=1)
+        return torch.zeros_like(found).scatter_(1, order, found).t()
+    pixels = boxes.numpy()
     over = _iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)
     np.fill_diagonal(over, False)
     spares = [~int.from_bytes(row.tobytes(), "little") for row in np.packbits(over, axis=1, bitorder="little")]
-    order = scores.t().argsort(dim=1, descending=True, stable=True).tolist()
-    alive = b"".join(_walk(ranking, spares) for ranking in order)
+    alive = b"".join(_walk(ranking, spares) for ranking in order.tolist())
     bits = np.frombuffer(alive, np.uint8).reshape(len(order), -1)
-    survivors = np.unpackbits(bits, axis=1, count=len(pixels), bitorder="little").astype(bool)
-    return torch.from_numpy(survivors).t().to(scores.device)
+    found = np.unpackbits(bits, axis=1, count=len(pixels), bitorder="little").astype(bool)
+    return torch.from_numpy(found).t()
 
 
 def nms_within_classes(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
     """Rows that survive among those of their class, best first, ties by row; IoU > threshold suppresses.
 
     True suppression a class: shifting the classes apart, as torchvision's `batched_nms` may, rounds coordinates to 1/8
-    pixel at 1600 classes. On a GPU all classes settle at once, where a loop would wait for each.
+    pixel at 1600 classes. On a GPU all classes are walked at once, where a loop would wait for each.
     """
-    if boxes.device.type == "cuda" and len(boxes) <= BOXES_AT_ONCE:
-        return settled_within_classes(boxes, scores, classes, threshold)
+    if boxes.device.type == "cuda" and len(boxes) <= LONGEST:
+        order = scores.argsort(descending=True, stable=True)
+        everyone = torch.ones_like(order, dtype=torch.bool)
+        bound = bound_of(threshold, inclusive=False)
+        return order[survivors(boxes[order][None], everyone[None], bound, 0, None, classes[order][None])[0]]
     members = [(classes == each).nonzero()[:, 0] for each in classes.unique()]
     kept = [mine[nms(boxes[mine], scores[mine], threshold)] for mine in members]
     rows = torch.cat(kept).sort().values if kept else classes.new_empty(0)
     return rows[scores[rows].argsort(descending=True, stable=True)]
-
-
-def settled_within_classes(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """`nms_within_classes` by `settled`: all boxes against all, those of other classes apart."""
-    order = scores.argsort(descending=True, stable=True)
-    ranked, ids = boxes[order], classes[order]
-    low = torch.maximum(ranked[:, None, :2], ranked[None, :, :2])
-    high = torch.minimum(ranked[:, None, 2:], ranked[None, :, 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=2)
-    area = (ranked[:, 2] - ranked[:, 0]) * (ranked[:, 3] - ranked[:, 1])
-    # torchvision compares a float32 ratio with a double threshold; 0.3 as float32 lies above 0.3.
-    over = (overlap / (area[:, None] + area[None] - overlap)).double() > threshold
-    return order[settled(over & (ids[:, None] == ids[None]))]
-
-
-def overlaps_inclusive(boxes: Tensor, threshold: float) -> Tensor:
-    """(N, N) bool: IoU >= threshold on inclusive widths, by the same float32 operations as `_iou_inclusive`."""
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    overlap = (high - low + 1).clamp(min=0).prod(dim=2)
-    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    return overlap / (area[:, None] + area[None] - overlap) >= float(np.float32(threshold))
-
-
-def settled(over: Tensor) -> Tensor:
-    """Greedy suppression of ranked boxes without a walk: (..., N) bool, those that survive.
-
-    Round by round, what a box still alive overlaps further down falls, and what only the fallen overlap rises again.
-    After k rounds the first k ranks are as a walk leaves them, and where nothing changes all are: as many rounds as the
-    longest chain of overlaps.
-
-    Args:
-        over: (..., N, N) bool, best first: whether the one suppresses the other; only later ones are looked at.
-    """
-    over = over.triu(1)
-    alive = over.new_ones(over.shape[:-1])
-    while True:
-        after = ~(over & alive[..., None]).any(dim=-2)
-        if torch.equal(after, alive):
-            return alive
-        alive = after
-
-
-def settled_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """`class_survivors` by `settled`, some classes at a time."""
-    over = overlaps_inclusive(boxes, threshold)
-    alive = torch.empty_like(scores, dtype=torch.bool)
-    for start in range(0, scores.shape[1], CLASSES_AT_ONCE):
-        part = scores[:, start : start + CLASSES_AT_ONCE].t()
-        order = part.argsort(dim=1, descending=True, stable=True)
-        kept = settled(over[order[:, :, None], order[:, None, :]])
-        alive[:, start : start + CLASSES_AT_ONCE] = torch.empty_like(kept).scatter_(1, order, kept).t()
-    return alive
 
 
 def _walk(ranking: list[int], spares: list[int]) -> bytes:

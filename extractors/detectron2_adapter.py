@@ -129,12 +129,15 @@ class Detectron2Extractor(Extractor):
         return found.float()
 
     def _to_record(self, image: Prepared, kept: rules.Selected, features: Tensor, probs: Tensor) -> Record:
+        [rows] = self.to_numpy([torch.cat([features[kept.rows], features[-1:]])])
+        if isinstance(rows, ImageError):
+            raise rows
         record = RegionRecord(
             image.key,
             image.image_size,
             boxes=kept.boxes.float().cpu().numpy(),
-            features=self.to_numpy(features[kept.rows]),
-            whole_image=self.to_numpy(features[-1]),
+            features=rows[:-1],
+            whole_image=rows[-1],
             class_ids=kept.class_ids.int().cpu().numpy(),
             class_scores=kept.class_scores.float().cpu().numpy(),
             class_probs=probs[kept.rows].half().cpu().numpy() if self.config.class_probs else None,

@@ -25,6 +25,7 @@ from extractors import boxes as box_ops
 from extractors.fused import compute_dtype, convolve
 from extractors.ragged import Areas, own_parts
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
+from extractors.roi_pool import roi_pool
 from extractors.winograd import PhasedStage, mean_of_phases, split_phases
 
 STRIDE = 16
@@ -144,13 +145,18 @@ class AnchorGenerator(nn.Module):
 
 
 class ProposalGenerator(nn.Module):
-    """Ranks and suppresses anchors into at most `proposals` boxes; in training, `TRAINING_COUNTS` of them."""
+    """Ranks and suppresses anchors into at most `proposals` boxes an image; in training, `TRAINING_COUNTS` of them."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.rpn_head = RPNHead(config)
         self.anchor_generator = AnchorGenerator(config.anchors)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many boxes are suppressed, the best, and how many are proposals at most."""
+        return TRAINING_COUNTS if self.training else (PRE_NMS, self.config.proposals)
 
     def rank(self, logits: Tensor) -> Tensor:
         """One image's logits (1, A or 2A, h, w) to scores (h * w * A,): a logit, or Caffe's foreground probability."""
@@ -160,7 +166,17 @@ class ProposalGenerator(nn.Module):
         return logits[0].permute(1, 2, 0).flatten()
 
     def propose(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
-        """Proposals of one image.
+        """One image's proposals, boxes (R, 4) and scores (R,), best first, from what `candidates` takes."""
+        return self.best_of([self.candidates(logits, deltas, size, scale)])[0]
+
+    def best_of(self, candidates: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Each image's proposals from its candidates: boxes (R, 4) in input pixels, best first, and scores (R,)."""
+        boxes, scores = zip(*candidates, strict=True)
+        kept = box_ops.nms_each(boxes, scores, PROPOSAL_NMS, self.config.conventions.plus, self.counts[1])
+        return [(box[rows], score[rows]) for box, score, rows in zip(boxes, scores, kept, strict=True)]
+
+    def candidates(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
+        """What proposals of one image are chosen from: its best anchors, moved.
 
         Args:
             logits: (1, A or 2A, h, w) float32.
@@ -169,10 +185,10 @@ class ProposalGenerator(nn.Module):
             scale: input pixels per pixel of the original image.
 
         Returns:
-            boxes (R, 4) in input pixels, best first, and their scores (R,).
+            boxes (N, 4) in input pixels, best first, and their scores (N,), -inf where a box is too small.
         """
         rules = self.config.conventions
-        ranked, most = TRAINING_COUNTS if self.training else (PRE_NMS, self.config.proposals)
+        ranked, _ = self.counts
         anchors = box_ops.shifted_anchors(self.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
         moves = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
         scores = self.rank(logits)
@@ -184,14 +200,12 @@ class ProposalGenerator(nn.Module):
         if rules.min_side:
             sides = boxes[:, 2:] - boxes[:, :2] + rules.plus
             good &= (sides > rules.min_side * scale).all(dim=1)
-        # To drop them here, a GPU would have to tell how many there are; ranked last, they suppress and displace none.
+        # To drop them here, a GPU would have to tell how many there are; at -inf they suppress and displace none.
         scores = scores.where(good, -torch.inf)
         if rules.plus:
             scores, rows = _best(scores, ranked)
             boxes = boxes[rows]
-        kept = box_ops.nms(boxes, scores, PROPOSAL_NMS, rules.plus, most)
-        kept = kept[scores[kept] > -torch.inf]
-        return boxes[kept], scores[kept]
+        return boxes, scores
 
 
 class BoxPredictor(nn.Module):
@@ -274,10 +288,10 @@ class RoIHeads(Heads):
             self.phased = PhasedStage(self.res5, POOL // 2)
 
     def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
-        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14) float32."""
-        from torchvision.ops import roi_pool  # here, as it takes seconds to import
-
-        return roi_pool(res4.float(), [boxes], POOL, 1.0 / STRIDE)
+        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14), float32 or, on a GPU, in res5's number type."""
+        if res4.device.type == "cuda":  # the largest of rounded values is the largest one, rounded
+            res4 = res4.to(next(self.res5.parameters()).dtype)
+        return roi_pool(res4, boxes, POOL, 1.0 / STRIDE)
 
     def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU
@@ -370,7 +384,8 @@ class BottomUpDetector(nn.Module):
         """
         heads = (own_parts(each, areas) for each in self.proposal_generator.rpn_head(cells))
         each_image = zip(*heads, frames, strict=True)
-        return [self.proposal_generator.propose(*maps, *frame)[0] for *maps, frame in each_image]
+        candidates = [self.proposal_generator.candidates(*maps, *frame) for *maps, frame in each_image]
+        return [boxes for boxes, _ in self.proposal_generator.best_of(candidates)]
 
     def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
         """Class-specific boxes (R, K, 4) in input pixels, not clipped."""

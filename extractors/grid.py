@@ -87,14 +87,11 @@ class GridExtractor(TrunkExtractor):
 
     def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
         maps = own_parts(self.res5(res4, areas).float(), areas)
-        return [self._record(image, cells[0]) for image, cells in zip(batch, maps, strict=True)]
-
-    def _record(self, image: Prepared, cells: Tensor) -> Record | ImageError:
-        """`cells`: (D, H, W)."""
-        try:
-            return GridRecord(image.key, image.image_size, self.to_numpy(cells.permute(1, 2, 0).contiguous()))
-        except ImageError as error:
-            return error
+        cells = self.to_numpy([each[0].permute(1, 2, 0) for each in maps])
+        return [
+            each if isinstance(each, ImageError) else GridRecord(image.key, image.image_size, each)
+            for image, each in zip(batch, cells, strict=True)
+        ]
 
 
 def _load(config: GridConfig) -> _Parts:

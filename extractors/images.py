@@ -26,6 +26,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own error limit
@@ -151,7 +152,7 @@ def _decode(data: bytes, max_pixels: int) -> np.ndarray:
         image.load()  # before the orientation is read: Pillow turns TIFFs by itself, here
         _check_size(image, max_pixels)  # an icon's header and the picture inside may tell two sizes
         rgb, method = _rgb(image), _upright_method(image)
-        return np.array(rgb if method is None else rgb.transpose(method))
+        return _pixels(rgb if method is None else rgb.transpose(method))
 
 
 def _formats() -> list[str]:
@@ -165,6 +166,19 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageError("corrupt_header", f"found {size}, wanted at least 1 x 1; fetch the file again")
     if image.width * image.height > max_pixels:
         raise _too_large(size, max_pixels)
+
+
+def _pixels(rgb: Image.Image) -> np.ndarray:
+    """An RGB image's pixels, (H, W, 3) uint8, in memory of their own.
+
+    Pillow keeps four bytes a pixel, which Arrow can look at, and OpenCV drops the fourth while other threads run; what
+    `np.array` asks of Pillow lets none of them run, and is what sixteen decoding threads would wait for.
+    """
+    try:
+        four = pa.array(rgb).flatten().to_numpy(zero_copy_only=True)
+    except ValueError:  # above 16 MiB an image lies in several pieces
+        return np.array(rgb)
+    return cv2.cvtColor(four.reshape(rgb.height, rgb.width, 4), cv2.COLOR_RGBA2RGB)
 
 
 def _upright_method(image: Image.Image) -> Image.Transpose | None:
@@ -305,7 +319,7 @@ def resize_shortest_edge(image: np.ndarray, shorter: int, longer: int) -> np.nda
     As facebookresearch/detectron2:detectron2/data/transforms/transform.py, ResizeTransform: Pillow's BILINEAR on uint8.
     """
     height, width = resized_shape(image.shape[0], image.shape[1], shorter, longer)
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return _pixels(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def caffe_scale(height: int, width: int, shorter: int, longer: int) -> float:
@@ -341,7 +355,7 @@ def resize_to_patches(image: np.ndarray, shorter: int, patch: int = 32) -> np.nd
     """
     shape = resized_shape(image.shape[0], image.shape[1], shorter, int(1333 / 800 * shorter))
     height, width = (max(patch, side // patch * patch) for side in shape)
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return _pixels(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray:
@@ -354,4 +368,4 @@ def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray
     side = shorter if high / low * shorter <= longer else int(longer * low / high)
     other = max(1, int(side * high / low))
     size = (max(1, side), other) if width < height else (other, max(1, side))
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return _pixels(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))

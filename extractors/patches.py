@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from extractors.base import DECODE_POLICY, ConfigError, Extractor, NetworkConfig, Prepared, device_for
 from extractors.images import ImageError
@@ -88,15 +87,17 @@ class PatchExtractor(Extractor):
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
         x = torch.stack([image.pixels for image in batch]).to(self.device, non_blocking=True)
         token, patches = self.tower((x.float() * self.square.scale - self.mean) / self.std)
-        tokens = [None] * len(batch) if token is None else token.float()
-        return [self._record(*each) for each in zip(batch, patches.float(), tokens, strict=True)]
+        features = self.to_numpy(list(patches.float()))
+        wholes = [None] * len(batch) if token is None else self.to_numpy(list(token.float()))
+        return [_record(*each) for each in zip(batch, features, wholes, strict=True)]
 
-    def _record(self, image: Prepared, patches: Tensor, token: Tensor | None) -> Record | ImageError:
-        try:
-            whole = None if token is None else self.to_numpy(token.contiguous())
-            return PatchRecord(image.key, image.image_size, self.to_numpy(patches.contiguous()), whole)
-        except ImageError as error:
-            return error
+
+def _record(
+    image: Prepared, features: np.ndarray | ImageError, whole: np.ndarray | ImageError | None
+) -> Record | ImageError:
+    if isinstance(features, ImageError):
+        return features
+    return whole if isinstance(whole, ImageError) else PatchRecord(image.key, image.image_size, features, whole)
 
 
 def _seed(weights: str | None) -> int | None:

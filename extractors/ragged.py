@@ -7,13 +7,16 @@ what lies outside of it when it runs alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from extractors.kernels import kernels_for
+
 Size = tuple[int, int]  # (height, width)
-WASTE = 1.15  # a padded batch may be so many times the pixels of its images
+STEP = 32  # pixels
+WASTE = 1.15  # the largest of a padded batch's images, times their number, may be so many times their pixels
 
 
 class Areas:
@@ -36,17 +39,30 @@ class Areas:
     def clear(self, maps: Tensor) -> Tensor:
         """Set what is outside of each image in (B, C, h, w) to zero, in place; gives the same tensor."""
         size = (maps.shape[2], maps.shape[3])
-        if size not in self._outside:
-            self._outside[size] = self._mask(size)
-        return maps.masked_fill_(self._outside[size], 0)
+        if kernels_for(maps) and maps.is_contiguous(memory_format=torch.channels_last):
+            from extractors.ragged_kernel import clear  # Triton is no package of every machine
+
+            return clear(maps, self._kept(size, self._own))
+        return maps.masked_fill_(self._kept(size, self._mask), 0)
 
     def own(self, maps: Tensor) -> list[Tensor]:
         """Each image's part of (B, C, h, w), (1, C, own h, own w)."""
         sizes = self._sizes[maps.shape[2], maps.shape[3]]
         return [maps[row : row + 1, :, :height, :width] for row, (height, width) in enumerate(sizes)]
 
+    def _kept(self, size: Size, make: Callable[[Size], Tensor]) -> Tensor:
+        """What `clear` needs for maps of this size, made once."""
+        if size not in self._outside:
+            self._outside[size] = make(size)
+        return self._outside[size]
+
+    def _own(self, size: Size) -> Tensor:
+        """(B, 2) int64: height and width of each image's part."""
+        return torch.tensor(self._sizes[size]).to(self._device, non_blocking=True)
+
     def _mask(self, size: Size) -> Tensor:
-        own = torch.tensor(self._sizes[size]).to(self._device, non_blocking=True)[:, :, None]
+        """(B, 1, h, w) bool: what is outside of each image's part."""
+        own = self._own(size)[:, :, None]
         below, beyond = (torch.arange(side, device=self._device) >= own[:, axis] for axis, side in enumerate(size))
         return (below[:, :, None] | beyond[:, None, :])[:, None]
 
@@ -57,6 +73,15 @@ def own_parts(maps: Tensor, areas: Areas | None) -> list[Tensor]:
 
 
 def common_size(sizes: Sequence[Size]) -> Size:
+    """The size that a batch of images is padded to: where they differ, one of few, since a GPU's library chooses its
+    kernels anew for each. The last map has a cell for every STEP pixels begun, so that it grows by nothing."""
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    height, width = (-(-side // STEP) * STEP for side in largest(sizes))
+    return height, width
+
+
+def largest(sizes: Sequence[Size]) -> Size:
     """The smallest size that holds all of them."""
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
@@ -73,7 +98,7 @@ def groups(sizes: Sequence[Size]) -> list[list[int]]:
 
 
 def _fits(sizes: Sequence[Size]) -> bool:
-    height, width = common_size(sizes)
+    height, width = largest(sizes)
     return height * width * len(sizes) <= WASTE * sum(high * wide for high, wide in sizes)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,7 +124,8 @@ class RegionExtractor(TrunkExtractor):
         found = heads.predict(features)
         counts = [len(each) for each in boxes]
         parts = zip(*(each.split(counts) for each in (features, *found)), strict=True)
-        return [self._record(*each) for each in zip(batch, boxes, parts, strict=True)]
+        kept = [self._kept(*each) for each in zip(batch, boxes, parts, strict=True)]
+        return self._records(batch, kept)
 
     def _boxes(self, batch: list[Prepared], cells: Tensor, areas: Areas | None) -> list[Tensor]:
         """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last."""
@@ -135,15 +138,21 @@ class RegionExtractor(TrunkExtractor):
         wholes = (rules.whole_image_box(frame.input_size, self.conventions).to(self.device) for frame in frames)
         return [torch.cat(each) for each in zip(found, wholes, strict=True)]
 
-    def _record(self, image: Prepared, boxes: Tensor, parts: tuple[Tensor, ...]) -> Record | ImageError:
+    def _kept(self, image: Prepared, boxes: Tensor, parts: tuple[Tensor, ...]) -> _Kept:
         """From what is known of an image's boxes; the whole image, last, is not among those to select from."""
         features, *predicted = parts
         found = Predictions(*(each[:-1] for each in predicted))
-        try:
-            kept = self._select(boxes[:-1], found, _frame(image), image.boxes)
-            return self._to_record(image, kept, found, features)
-        except ImageError as error:
-            return error
+        selected = self._select(boxes[:-1], found, _frame(image), image.boxes)
+        scores, ids = found.attribute_probs[selected.rows].max(dim=1)
+        return _Kept(
+            torch.cat([features[selected.rows], features[-1:]]),
+            selected.boxes.float(),
+            selected.class_ids.int(),
+            selected.class_scores,
+            ids.int(),
+            scores,
+            found.class_probs[selected.rows].half(),
+        )
 
     def _input_boxes(self, boxes: Tensor, frame: rules.Frame) -> Tensor:
         """Given boxes in input pixels: one factor in Caffe's convention, one an axis in detectron2's."""
@@ -159,27 +168,44 @@ class RegionExtractor(TrunkExtractor):
             return rules.given(own.to(self.device), regressed, found, frame)
         return rules.ON_REGRESSED[self.rule.rule](regressed, found, frame, self.rule)
 
-    def _to_record(self, image: Prepared, kept: rules.Selected, found: Predictions, features: Tensor) -> Record:
-        attribute_scores, attribute_ids = found.attribute_probs[kept.rows].max(dim=1)
-        probs = found.class_probs[kept.rows].half().cpu().numpy() if self.config.class_probs else None
-        return RegionRecord(
-            image.key,
-            image.image_size,
-            boxes=kept.boxes.float().cpu().numpy(),
-            features=self.to_numpy(features[kept.rows]),
-            whole_image=self.to_numpy(features[-1]),
-            class_ids=kept.class_ids.int().cpu().numpy(),
-            class_scores=kept.class_scores.cpu().numpy(),
-            attribute_ids=attribute_ids.int().cpu().numpy(),
-            attribute_scores=attribute_scores.cpu().numpy(),
-            class_probs=probs,
-        )
+    def _records(self, batch: list[Prepared], kept: list[_Kept]) -> list[Record | ImageError]:
+        """Records on the CPU: each field of all images in one copy, for which a GPU waits."""
+        features = self.to_numpy([each.features for each in kept])
+        counts = [len(each.boxes) for each in kept]
+        fields = list(zip(*kept, strict=True))[1 : None if self.config.class_probs else -1]
+        columns = [torch.cat(field).cpu().split(counts) for field in fields]
+        rows = zip(*columns, strict=True)
+        return [
+            mine if isinstance(mine, ImageError) else _record(image, mine, [each.numpy() for each in row])
+            for image, mine, row in zip(batch, features, rows, strict=True)
+        ]
 
     def _selection_facts(self) -> dict[str, object]:
         common = {"proposals": self.detector.config.proposals}
         if self.table:
             return {"rule": "given", "boxes_sha256": self.table.sha256, "regressed": self.config.box_regression}
         return {**common, **{name: getattr(self.rule, name) for name in self.rule.__dataclass_fields__}}
+
+
+class _Kept(NamedTuple):
+    """What is kept of an image, on the device: N boxes.
+
+    features (N + 1, D), the whole image's last; the rest as in `RegionRecord`, (N, ...)
+    """
+
+    features: Tensor
+    boxes: Tensor
+    class_ids: Tensor
+    class_scores: Tensor
+    attribute_ids: Tensor
+    attribute_scores: Tensor
+    class_probs: Tensor
+
+
+def _record(image: Prepared, features: np.ndarray, fields: Sequence[np.ndarray]) -> RegionRecord:
+    """`fields`: as `_Kept` orders them, from boxes on."""
+    named = dict(zip(_Kept._fields[1:], fields, strict=False))  # without class_probs where they are not asked for
+    return RegionRecord(image.key, image.image_size, features=features[:-1], whole_image=features[-1], **named)
 
 
 def _frame(image: Prepared) -> rules.Frame:

@@ -159,6 +159,9 @@ def fold(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, ConvNorm):
             layer.fold()
+    for block in module.modules():
+        if isinstance(block, Bottleneck):
+            block.add_once()
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,14 @@ class Bottleneck(nn.Module):
         if shape.deformable:
             self.conv2_offset = nn.Conv2d(width, 18, 3, second, dilation, dilation)
         self.conv3 = ConvNorm(width, shape.out_channels, 1)
+
+    @torch.no_grad()
+    def add_once(self) -> None:
+        """Make the shortcut's bias part of the last layer's, folded as both are: it costs a pass over memory."""
+        if isinstance(self.shortcut, ConvNorm):
+            assert self.conv3.bias is not None and self.shortcut.bias is not None
+            self.conv3.bias += self.shortcut.bias
+            self.shortcut.bias = None
 
     def forward(self, x: Tensor, areas: Areas | None = None) -> Tensor:
         def middle(y: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class TrunkExtractor(Extractor):
         areas = None
         if len(set(sizes)) > 1:
             areas = Areas(sizes, self.network.config.ceil_pool, self.device)
-        x = _stacked(batch, common_size(sizes)).to(self.device, non_blocking=True)
+        x = _stacked(batch, common_size(sizes), self.device.type == "cuda").to(self.device, non_blocking=True)
         if self.colours.resize != "cv2-linear":  # there the mean is off already
             x = (x.float() - self.mean) / self.std
         if areas is not None:
@@ -121,11 +121,14 @@ def _size(image: Prepared) -> tuple[int, int]:
     return image.pixels.shape[1], image.pixels.shape[2]
 
 
-def _stacked(batch: Sequence[Prepared], size: tuple[int, int]) -> Tensor:
-    """The images (B, 3, h, w) of a batch, zeros to the right and below the smaller ones."""
-    if all(_size(image) == size for image in batch):
-        return torch.stack([image.pixels for image in batch])
-    stacked = batch[0].pixels.new_zeros(len(batch), 3, *size)
+def _stacked(batch: Sequence[Prepared], size: tuple[int, int], pinned: bool) -> Tensor:
+    """The images (B, 3, h, w) of a batch, zeros to the right and below the smaller ones.
+
+    Args:
+        pinned: in memory that a GPU copies from by itself, while this process goes on.
+    """
+    make = torch.empty if all(_size(image) == size for image in batch) else torch.zeros
+    stacked = make((len(batch), 3, *size), dtype=batch[0].pixels.dtype, pin_memory=pinned)
     for row, image in enumerate(batch):
         height, width = _size(image)
         stacked[row, :, :height, :width] = image.pixels

@@ -3,6 +3,7 @@ views share runs once."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from extractors.base import ConfigError, Extractor, ExtractorConfig, NetworkConf
 from extractors.faster_rcnn import HEADS_ONLY
 from extractors.grid import GridExtractor
 from extractors.images import ImageError
-from extractors.networks import BUTD, DETECTORS, GRID_PREFIX
+from extractors.networks import BUTD, DETECTORS, GRID_PREFIX, LoadedDetector
 from extractors.regions import RegionExtractor
 from extractors.trunk import TrunkExtractor, extract_together
 from storage.records import Record
@@ -91,6 +92,20 @@ class Views:
             if isinstance(each, TrunkExtractor):
                 families.setdefault((id(each.network), self._resizes[view]), {})[view] = each
         return [family for family in families.values() if len(family) > 1]
+
+
+def without_weights(views: Views) -> Views:
+    """A copy that can `prepare` but not extract; it is small, and needs no GPU."""
+    known: dict[int, Any] = {}
+    for extractor in views.extractors.values():
+        for value in vars(extractor).values():
+            if isinstance(value, torch.nn.Module):
+                known |= {id(weight): None for weight in (*value.parameters(), *value.buffers())}
+            elif isinstance(value, LoadedDetector):
+                known[id(value.checkpoint.tensors)] = None
+            elif isinstance(value, torch.Tensor):
+                known[id(value)] = value.cpu()
+    return copy.deepcopy(views, known)
 
 
 def _run_shared(family: Mapping[str, TrunkExtractor], batch: Sequence[Ready], results: list[Results]) -> None:

@@ -38,7 +38,7 @@ from pipeline.cluster_pool import Pool, Size, short
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Plan
 from pipeline.sources import ImageRef
-from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, open_writers
+from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, batches_at_once, open_writers
 from storage import ErrorRow, TriptychError
 from storage.secrets import shown
 
@@ -106,9 +106,9 @@ class RayEngine:
     def _window(self) -> int:
         """Images of a unit that an actor has under way at once, from the one being read to the one being written."""
         config, on_gpu = self._job.engine, self.device.startswith("cuda")
-        networks = 1 if on_gpu else ceil(config.cpus_per_worker)
+        networks = batches_at_once(on_gpu, ceil(config.cpus_per_worker))
         batch = largest(config.batch_size, on_gpu)
-        return config.decode_workers + batch * (networks + 3 + (LOOK_AHEAD if batch > 1 else 0))
+        return config.decode_threads(on_gpu) + batch * (networks + 3 + (2 * LOOK_AHEAD if batch > 1 else 0))
 
     def _give_up(self, ref: ImageRef, cause: str) -> None:
         """Commit the error row of an image that kills whoever works on it."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import cv2
 import ray
 import ray.exceptions
 import torch
 
 from extractors import ImageError
-from extractors.views import Views
+from extractors.views import Views, without_weights
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.sources import ImageRef, Source, open_source
 from pipeline.unit import Loaded, load_image
@@ -39,18 +36,6 @@ class NodeLoader:
             message = f"the process that read and decoded this image alone died, {TRIES} times"
             return Loaded(ref, ImageError("crashed", message), {})
         return loaded
-
-
-def without_weights(views: Views) -> Views:
-    """A copy that can `prepare` but not extract; it is small, and needs no GPU."""
-    known: dict[int, Any] = {}
-    for extractor in views.extractors.values():
-        for value in vars(extractor).values():
-            if isinstance(value, torch.nn.Module):
-                known |= {id(weight): None for weight in (*value.parameters(), *value.buffers())}
-            elif isinstance(value, torch.Tensor):
-                known[id(value)] = value.cpu()
-    return copy.deepcopy(views, known)
 
 
 def _load(tools: Tools, ref: ImageRef) -> Loaded:

@@ -10,8 +10,11 @@ from typing import Any, Literal
 from extractors import ConfigError, ExtractorConfig, PatchConfig, RegionConfig, view_of
 from extractors.base import NetworkConfig
 from extractors.images import MAX_PIXELS
+from pipeline.cores import usable_cores
 from pipeline.sources import SourceConfig, with_absolute_paths
 from pipeline.sources.files import absolute
+
+FEWEST_DECODERS, MOST_DECODERS = 2, 16
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class EngineConfig:
     batch_size: int | Literal["auto"] = "auto"
     """Images that the network takes at once, of like sizes where it can choose. auto: on a GPU as many as its memory
     holds, on a CPU one for each core."""
-    decode_workers: int = 2
-    """Threads (of each actor) that read, decode and resize ahead of the network."""
+    decode_workers: int | Literal["auto"] = "auto"
+    """Threads (of each actor) that read, decode and resize ahead of the network. auto: with a GPU one a core, at most
+    16; on a CPU 2, since the network needs its cores."""
     max_pixels: int = MAX_PIXELS
     """An image of more pixels is noted as an error, by its header, before it can fill the memory."""
     read_timeout: float = 60.0
@@ -77,6 +81,13 @@ class EngineConfig:
         if self.min_workers and self.workers and self.min_workers > self.workers:
             raise ConfigError(f"--min-workers {self.min_workers} must not be above --workers {self.workers}.")
         self.errors_allowed(1)
+
+    def decode_threads(self, on_gpu: bool) -> int:
+        """How many threads decode."""
+        if self.decode_workers != "auto":
+            return self.decode_workers
+        cores = self.cpus_per_worker if self.engine == "ray" else usable_cores()
+        return max(FEWEST_DECODERS, min(MOST_DECODERS, int(cores))) if on_gpu else FEWEST_DECODERS
 
     def errors_allowed(self, images: int) -> float:
         """How many of `images` may fail before the job counts as failed.

@@ -19,6 +19,7 @@ from PIL import features
 from extractors import ExtractorConfig, GridConfig, RegionConfig
 from extractors.views import make_views
 from pipeline.config import EngineConfig, ExtractJob
+from pipeline.cores import usable_cores
 from pipeline.plan import make_plan
 from pipeline.probe import Probe, probe_job
 from pipeline.sources import SourceConfig, open_source
@@ -138,24 +139,15 @@ def troubles(out: Path) -> Iterator[str]:
         yield f"{out} cannot be written: choose another --out, or change its permissions"
 
 
-def bound(probe: Probe, disk: float, decode_workers: int = EngineConfig("").decode_workers) -> str:
+def bound(probe: Probe, disk: float) -> str:
     """What limits a network's speed here, as far as a probe tells."""
+    decode_workers = EngineConfig("").decode_threads(torch.cuda.is_available())
     if probe.bytes / probe.seconds > 0.8 * disk:
         return "the disk: --store-dtype uint8 halves what is written"
     spent = probe.stages.get("read", 0.0) + probe.stages.get("decode", 0.0)
     if spent > 0.8 * decode_workers * probe.seconds:
         return f"decoding: raise --decode-workers above {decode_workers}"
     return "the network"
-
-
-def usable_cores() -> float:
-    """Cores that this process may use, a container's share taken into account."""
-    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, float(quota) / float(period))
-    except (OSError, ValueError):
-        return cores
 
 
 def _memory() -> int:

@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from extractors.views import make_views
 from pipeline.config import ExtractJob
+from pipeline.decoding import WORTH_IT, ProcessLoader
 from pipeline.plan import Plan
+from pipeline.sources import open_source
 from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, make_worker
 
 
@@ -34,7 +36,8 @@ class LocalEngine:
 
     def run(self, plan: Plan, on_images: OnImages) -> Iterator[UnitReport]:
         """Yield a report a unit, in the plan's order; each is committed by then."""
-        worker, counting = make_worker(self._job, self.views), threading.Lock()
+        loader, counting = self._loader(plan), threading.Lock()
+        worker = make_worker(self._job, self.views, loader)
         threads = ThreadPoolExecutor(UNITS_AT_ONCE, thread_name_prefix="unit")
         running: deque[Future[UnitReport]] = deque()
 
@@ -52,6 +55,14 @@ class LocalEngine:
         finally:
             worker.close()  # units that are not at their commit yet end here
             threads.shutdown(cancel_futures=True)
+            if loader is not None:
+                loader.close()
+
+    def _loader(self, plan: Plan) -> ProcessLoader | None:
+        """Processes that decode, beside a GPU; a CPU's cores all compute, and a small job is done before they start."""
+        if self.views.device.type != "cuda" or len(plan.refs) < WORTH_IT:
+            return None
+        return ProcessLoader(open_source(self._job.source), self.views, self._job.engine)
 
     def close(self) -> None:
         """Nothing outlives the process."""

@@ -5,7 +5,8 @@ and the calling thread writes. One bad image becomes an error row and the others
 the images of the second one's unit are loaded, and run, while the first one writes and commits.
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
-the same to the last bit on any number of cores, and no core waits for another in the middle of a layer.
+the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has three
+threads, each with a stream of its own: while one of them waits for results, or selects boxes, the others' layers run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from storage.writer import UnitWriter
 
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 STAGES = ("read", "decode", "model", "write")
+BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
 UNITS_AT_ONCE = 2  # of a worker: one is written and committed while the next one's images are run
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
 
@@ -98,13 +100,15 @@ class Worker:
 
     def __post_init__(self) -> None:
         cv2.setNumThreads(1)  # the decode threads are the parallelism; more would only contend
-        self._loaders = ThreadPoolExecutor(self.settings.decode_workers, thread_name_prefix="decode")
+        on_gpu = self.views.device.type == "cuda"
+        self._decoders = self.settings.decode_threads(on_gpu)
+        self._loaders = ThreadPoolExecutor(self._decoders, thread_name_prefix="decode")
         self._cores = torch.get_num_threads()
-        self._networks = 1 if self.views.device.type == "cuda" else min(self._cores, images_in_memory())
+        self._networks = batches_at_once(on_gpu, min(self._cores, images_in_memory()))
         torch.set_num_threads(1)
         self._size = BatchSize(self.settings.batch_size, device_memory(self.views.device))
         self._models = ThreadPoolExecutor(
-            self._networks, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,)
+            self._networks, thread_name_prefix="network", initializer=_begin_thread, initargs=(self.views.device,)
         )
         self._turn = threading.Lock()  # whose images are being loaded and given to the networks
         self._committing = threading.Lock()  # a writer's knowledge of its store is for one thread at a time
@@ -146,16 +150,19 @@ class Worker:
         """Finished batches, each outcome with its image's number in the unit; one batch more than the network's threads
         can take is kept waiting for it."""
         running: deque[Future[tuple[list[tuple[int, Outcomes]], float]]] = deque()
+        coming = _Coming(unit.refs, lambda ref: self._loaders.submit(self._load, ref), self._ahead)
+        coming.more()  # while the unit before has its turn
         try:
             with self._turn:
                 began = time.perf_counter()
-                for batch in self._batches(unit, report):
+                for batch in self._batches(coming, report):
                     running.append(self._models.submit(self._extract, batch))
                     if len(running) > self._networks:
                         yield self._finished(running.popleft(), report)
             while running:
                 yield self._finished(running.popleft(), report)
         finally:
+            coming.cancel()
             for future in running:
                 future.cancel()
         report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
@@ -173,10 +180,11 @@ class Worker:
         report.seconds = _summed(report.seconds, {"model": seconds})
         return results
 
-    def _batches(self, unit: Unit, report: UnitReport) -> Iterator[list[Numbered]]:
+    def _batches(self, coming: _Coming, report: UnitReport) -> Iterator[list[Numbered]]:
         """Loaded images with their numbers, a batch of like sizes at a time, while later ones are being loaded."""
         waiting: list[Numbered] = []
-        for numbered in enumerate(self._loaded(unit, report)):
+        for numbered in enumerate(coming):
+            report.seconds = _summed(report.seconds, numbered[1].seconds)
             waiting.append(numbered)
             if len(waiting) >= self._size.ahead:
                 batch, waiting = like_sized(waiting, self._size.now, _size_of)
@@ -185,22 +193,9 @@ class Worker:
             batch, waiting = like_sized(waiting, self._size.now, _size_of)
             yield batch
 
-    def _loaded(self, unit: Unit, report: UnitReport) -> Iterator[Loaded]:
-        """A unit's images in its order, some of them loaded ahead."""
-        coming = iter(unit.refs)
-        window: deque[Future[Loaded]] = deque()
-        try:
-            while True:
-                ahead = self.settings.decode_workers + self._size.now
-                window.extend(self._loaders.submit(self._load, ref) for ref in islice(coming, ahead - len(window)))
-                if not window:
-                    break
-                loaded = window.popleft().result()
-                report.seconds = _summed(report.seconds, loaded.seconds)
-                yield loaded
-        finally:
-            for future in window:
-                future.cancel()
+    def _ahead(self) -> int:
+        """Images of a unit that are being loaded, or wait for a batch, at most: a batch finds its like among them."""
+        return self._decoders + self._size.ahead
 
     def _load(self, ref: ImageRef) -> Loaded:
         """Runs in a decode thread."""
@@ -236,6 +231,36 @@ class Worker:
                 return [self._same(ImageError("out_of_memory", message, "model"))]
         middle = len(batch) // 2
         return self._forward(batch[:middle]) + self._forward(batch[middle:])
+
+
+class _Coming:
+    """A unit's images in its order, some of them loaded ahead.
+
+    load   begins to load one
+    ahead  how many may be under way
+    """
+
+    def __init__(
+        self, refs: Sequence[ImageRef], load: Callable[[ImageRef], Future[Loaded]], ahead: Callable[[], int]
+    ) -> None:
+        self._left, self._load, self._ahead = iter(refs), load, ahead
+        self._window: deque[Future[Loaded]] = deque()
+
+    def more(self) -> None:
+        """Begin to load as many as may be under way."""
+        self._window.extend(self._load(ref) for ref in islice(self._left, max(0, self._ahead() - len(self._window))))
+
+    def __iter__(self) -> Iterator[Loaded]:
+        self.more()
+        while self._window:
+            loaded = self._window.popleft().result()
+            self.more()
+            yield loaded
+
+    def cancel(self) -> None:
+        """Load no more."""
+        for future in self._window:
+            future.cancel()
 
 
 def make_worker(job: ExtractJob, views: Views, load: Callable[[ImageRef], Loaded] | None = None) -> Worker:
@@ -298,6 +323,19 @@ def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConf
 
 def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
     return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in sorted(first.keys() | second.keys())}
+
+
+def batches_at_once(on_gpu: bool, on_cpu: int) -> int:
+    """How many batches the networks have at once."""
+    return BATCHES_ON_GPU if on_gpu else on_cpu
+
+
+def _begin_thread(device: torch.device) -> None:
+    """A network's thread: one core of its own, or one queue of the GPU."""
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the weights went there in another stream
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 def images_in_memory() -> int:

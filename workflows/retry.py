@@ -29,7 +29,7 @@ class Retry:
     """As of extract."""
     address: str | None = None
     """As of extract."""
-    decode_workers: int = 2
+    decode_workers: int | Literal["auto"] = "auto"
     """As of extract."""
     read_timeout: float = 60.0
     """As of extract."""

@@ -85,8 +85,8 @@ class Adapter(nn.Module):
     def forward(self, batch: Batch) -> AdapterStates:
         """The last layer's states. Errors as of `INPUTS`."""
         given = INPUTS[self.config.name](batch)
-        features = "visual_feats" if self.config.name == "lxmert" else "visual_embeds"
-        given[features] = given[features].to(next(self.model.parameters()).dtype)
+        dtype = next(self.model.parameters()).dtype
+        given = {name: each.to(dtype) if each.is_floating_point() else each for name, each in given.items()}
         found = self.model(**given)
         if self.config.name == "lxmert":
             return AdapterStates(found.language_output, found.vision_output, found.pooled_output)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from extractors.boxes import (
-    CLASSES_AT_ONCE,
     SCALE_CLAMP,
     caffe_anchors,
     class_survivors,
@@ -19,12 +18,9 @@ from extractors.boxes import (
     decode,
     detectron2_anchors,
     nms,
+    nms_each,
     nms_within_classes,
     nonempty,
-    overlaps_inclusive,
-    settled,
-    settled_survivors,
-    settled_within_classes,
     shifted_anchors,
 )
 
@@ -233,47 +229,20 @@ def test_survivors_of_no_boxes_are_none() -> None:
     assert class_survivors(torch.empty(0, 4), torch.empty(0, 5), 0.3).shape == (0, 5)
 
 
-# Without a walk, as a GPU does it.
+@pytest.mark.parametrize("plus", [0, 1])
+def test_images_are_suppressed_one_by_one_whatever_stands_beside_them(plus: int) -> None:
+    several = [as_tensors(random_boxes(count, count), random_scores(count, count)) for count in (40, 7, 0, 60)]
+    boxes, scores = (list(each) for each in zip(*several, strict=True))
+    found = nms_each(boxes, scores, 0.5, plus, 9)
+    assert [each.tolist() for each in found] == [nms(*each, 0.5, plus, 9).tolist() for each in several]
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("count", [0, 1, 9, 200])
-def test_boxes_settle_as_a_walk_leaves_them(count: int, threshold: float) -> None:
-    boxes = torch.tensor(random_boxes(count, count), dtype=torch.float32).reshape(-1, 4)
-    scores = torch.tensor(random_scores(count, count))
-    order = scores.sort(descending=True, stable=True).indices
-    found = order[settled(overlaps_inclusive(boxes[order], threshold))]
-    assert found.tolist() == nms(boxes, scores, threshold, plus=1).tolist()
-
-
-def test_a_chain_settles_from_its_front() -> None:
-    """Each box suppresses the next one alone, so every second one stays."""
-    over = torch.diag(torch.ones(8, dtype=torch.bool), 1)
-    assert settled(over).tolist() == [True, False] * 4 + [True]
-
-
-@pytest.mark.parametrize(("count", "classes"), [(0, 5), (1, 3), (60, 7), (9, CLASSES_AT_ONCE + 20)])
-def test_all_classes_settle_as_their_walks_leave_them(count: int, classes: int) -> None:
-    boxes = torch.tensor(random_boxes(count, count), dtype=torch.float32).reshape(-1, 4)
-    rows = [random_scores(100 * count + each, count) for each in range(classes)]
-    scores = torch.tensor(rows).reshape(classes, count).t()
-    assert torch.equal(settled_survivors(boxes, scores, 0.3), class_survivors(boxes, scores, 0.3))
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
-def test_all_classes_settle_to_what_one_after_the_other_leaves(threshold: float) -> None:
-    """Twins and equal scores among them, and overlaps of exactly the threshold."""
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.randint(0, 30, (120, 2), generator=generator).float()
-    boxes = torch.cat([corners, corners + torch.randint(0, 20, (120, 2), generator=generator)], dim=1)
-    boxes[5] = boxes[4]
-    scores = torch.randint(1, 9, (120,), generator=generator) / 10
-    classes = torch.randint(0, 4, (120,), generator=generator)
-    wanted = nms_within_classes(boxes, scores, classes, threshold)
-    assert torch.equal(settled_within_classes(boxes, scores, classes, threshold), wanted)
-    assert 0 < len(wanted) < 120
+@pytest.mark.parametrize("plus", [0, 1])
+def test_a_score_of_minus_infinity_is_of_no_box(plus: int) -> None:
+    boxes = torch.tensor([[0.0, 0, 9, 9], [50, 50, 59, 59], [0, 0, 9, 8]])
+    scores = torch.tensor([-torch.inf, 0.3, 0.2])
+    assert nms(boxes, scores, 0.5, plus).tolist() == [1, 2]
 
 
 def test_no_boxes_of_any_class() -> None:
-    for suppress in (nms_within_classes, settled_within_classes):
-        assert suppress(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5).shape == (0,)
+    assert nms_within_classes(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5).shape == (0,)

@@ -4,6 +4,7 @@ says what was found and what to do."""
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,26 @@ def test_a_gpu_rounds_float32_to_tf32_only_where_it_was_asked_for(dtype: str, wa
     with float32_multiplied(dtype, torch.device("cuda")):
         assert [each.fp32_precision for each in settings] == [wanted, wanted]
     assert [each.fp32_precision for each in settings] == before
+
+
+def test_threads_that_want_float32_multiplied_otherwise_wait_for_one_another() -> None:
+    cuda, inside, seen = torch.device("cuda"), threading.Barrier(3), []
+
+    def use(dtype: str) -> None:
+        with float32_multiplied(dtype, cuda):
+            if dtype == "float32":
+                inside.wait(10)  # two that want the same are in it together, while the third one waits
+                inside.wait(10)
+            seen.append((dtype, torch.backends.cudnn.conv.fp32_precision))
+
+    threads = [threading.Thread(target=use, args=(dtype,)) for dtype in ("float32", "float32", "tf32")]
+    for each in threads[:2]:
+        each.start()
+    inside.wait(10)
+    threads[2].start()
+    threads[2].join(0.1)
+    assert threads[2].is_alive() and not seen
+    inside.wait(10)
+    for each in threads:
+        each.join(10)
+    assert seen == [("float32", "ieee"), ("float32", "ieee"), ("tf32", "tf32")]

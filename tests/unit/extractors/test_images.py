@@ -43,6 +43,14 @@ def test_the_array_is_plain_rgb():
     np.testing.assert_array_equal(image, photo())
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (300, 200), (2300, 2000)])  # the last one lies in pieces
+def test_pixels_are_copied_whole(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    found = decode(saved(pixels, "BMP"))
+    assert found.flags.c_contiguous and found.flags.writeable and found.flags.owndata
+    np.testing.assert_array_equal(found, pixels)
+
+
 UPRIGHT = {  # EXIF orientation -> what brings the stored picture upright, in NumPy's words
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

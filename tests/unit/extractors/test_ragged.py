@@ -7,6 +7,9 @@ it, is the same wherever no two candidates tie within that.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -18,7 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from extractors import GridConfig, RegionConfig, make_extractor
-from extractors.ragged import WASTE, Areas, common_size, groups
+from extractors.kernels import has_triton
+from extractors.ragged import WASTE, Areas, common_size, groups, largest
 from extractors.resnet import ResNet, ResNetConfig
 from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
@@ -128,7 +132,7 @@ def test_areas_are_the_sizes_of_an_image_alone(ceil_pool: bool, size: tuple[int,
     areas = Areas([size, padded], ceil_pool, torch.device("cpu"))
     with torch.inference_mode():
         alone = dict(network.stages(torch.zeros(1, 3, *size)))
-        for name, maps in network.stages(torch.zeros(2, 3, *padded)):
+        for name, maps in network.stages(torch.zeros(2, 3, *areas.padded)):
             assert areas.own(maps)[0].shape == alone[name].shape
 
 
@@ -141,12 +145,19 @@ def tiny_body(ceil_pool: bool) -> ResNet:
 
 def test_clearing_keeps_each_image_and_nothing_else() -> None:
     areas = Areas([(2, 3), (4, 1)], False, torch.device("cpu"))
-    maps: Tensor = torch.full((2, 1, 4, 3), torch.nan)
+    maps: Tensor = torch.full((2, 1, *areas.padded), torch.nan)
     for each in areas.own(maps):
         each.fill_(1)
     areas.clear(maps)
-    assert maps[0, 0].tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
-    assert maps[1, 0].tolist() == [[1, 0, 0]] * 4
+    assert maps[0, 0].nonzero().tolist() == [[row, column] for row in range(2) for column in range(3)]
+    assert maps[1, 0].nonzero().tolist() == [[row, 0] for row in range(4)]
+    assert maps.max() == 1 and not maps.isnan().any()
+
+
+def test_a_padded_size_is_one_of_few_and_that_of_equal_images_their_own() -> None:
+    assert common_size([(600, 799)] * 3) == (600, 799)
+    assert common_size([(600, 799), (598, 800)]) == (608, 800)
+    assert common_size([(600, 801), (608, 640)]) == (608, 832)
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99)), max_size=12))
@@ -154,7 +165,7 @@ def test_groups_hold_every_image_once_and_little_padding(sizes: list[tuple[int, 
     found = groups(sizes)
     assert sorted(row for group in found for row in group) == list(range(len(sizes)))
     for group in found:
-        height, width = common_size([sizes[row] for row in group])
+        height, width = largest([sizes[row] for row in group])
         assert height * width * len(group) <= WASTE * sum(sizes[row][0] * sizes[row][1] for row in group)
 
 
@@ -162,3 +173,23 @@ def test_on_a_cpu_every_image_runs_by_itself() -> None:
     made = make_extractor(GridConfig(**SMALL))
     batch = [made.prepare(str(at), photo((60, 80), at)) for at in range(3)]
     assert made.groups(batch) == [[0], [1], [2]]
+
+
+INTERPRETED = """
+import torch
+from extractors.ragged import Areas
+from extractors.ragged_kernel import clear
+for sizes in ([(64, 96), (40, 50), (64, 7)], [(33, 33)]):
+    areas = Areas(sizes, False, torch.device("cpu"))
+    for channels in (1, 3, 1100):
+        maps = torch.randn(len(sizes), channels, *areas.padded).to(memory_format=torch.channels_last)
+        wanted = areas.clear(maps.clone(memory_format=torch.preserve_format))
+        assert clear(maps, torch.tensor(sizes)) is maps and torch.equal(maps, wanted)
+"""
+
+
+@pytest.mark.skipif(not has_triton(), reason="there is no Triton, or no C compiler")
+def test_the_kernel_read_by_tritons_interpreter_clears_the_same() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

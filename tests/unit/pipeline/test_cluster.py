@@ -5,16 +5,18 @@ from __future__ import annotations
 import pickle
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from extractors import ConfigError, GridConfig, RegionConfig, read_image
+from extractors import ConfigError, GridConfig, RegionConfig, make_extractor, read_image
 from extractors.base import ConvConfig, Prepared
-from extractors.views import make_views
+from extractors.regions import RegionExtractor
+from extractors.views import Views, make_views, without_weights
 from pipeline import cluster
-from pipeline.cluster_loading import without_weights
 from tests.helpers import write_photos
 
 
@@ -58,3 +60,12 @@ def test_what_travels_to_decode_is_small_and_prepares_the_same(kind: type[ConvCo
     assert (here.image_size, here.scale) == (there.image_size, there.scale)
     np.testing.assert_array_equal(here.pixels.numpy(), there.pixels.numpy())
     assert not isinstance(views.extract([{"view": here}])[0]["view"], Exception)  # the original still works
+
+
+def test_what_travels_holds_no_checkpoint() -> None:
+    extractor = make_extractor(RegionConfig(weights="random:0", width_divisor=8, shorter=64, longer=100, device="cpu"))
+    assert isinstance(extractor, RegionExtractor)
+    found = replace(extractor.loaded.checkpoint, tensors={"heavy": torch.zeros(1_000_000)})
+    extractor.loaded = replace(extractor.loaded, checkpoint=found)
+    assert len(pickle.dumps(without_weights(Views({"regions": extractor})))) < 200_000
+    assert extractor.loaded.checkpoint.tensors is not None

@@ -67,11 +67,3 @@ def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatc
     assert len(told) == len(parts) and all(part in line for part, line in zip(parts, told, strict=True))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert any("would use 64 threads, and this container may use 4 cores" in line for line in doctor.troubles(tmp_path))
-
-
-def test_a_containers_share_of_the_cores_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(Path, "read_text", lambda self: "150000 100000")
-    assert doctor.usable_cores() == 1.5
-    monkeypatch.setattr(Path, "read_text", lambda self: "max 100000")
-    assert doctor.usable_cores() == 8.0

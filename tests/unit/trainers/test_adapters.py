@@ -81,6 +81,15 @@ def test_texts_may_share_an_image(name: str) -> None:
     torch.testing.assert_close(model(batch).pooled, model(replace(batch, visual=repeated, image_of=None)).pooled)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_in_a_lower_number_type_it_says_nearly_the_same(name: str) -> None:
+    model, batch = adapter(name), Batch(text(), regions())
+    wanted = model(batch).pooled
+    found = model.bfloat16()(batch).pooled
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=0.05)
+
+
 def test_a_cell_lies_where_it_lies() -> None:
     model, features = adapter("lxmert"), torch.randn(2, 6, 6)
     mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])

@@ -1,0 +1,93 @@
+"""Greedy suppression of many ranked lists of boxes at once, for GPUs: a walk box by box would wait a thousand times.
+
+Where Triton is, one program walks down each list and keeps what it knows in registers; else the lists settle round by
+round. Both do the float32 operations of `extractors/boxes.py`, one by one, so that ties end the same way everywhere.
+
+Shapes in this file: P lists (images, or classes) of N boxes each, x1 y1 x2 y2, best first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extractors.kernels import kernels_for
+
+LONGEST = 8192  # boxes of a list that one program can hold
+OVERLAPS_AT_ONCE = 36_000_000  # of the rounds: a mask of 36 MB
+
+
+def survivors(
+    boxes: Tensor, alive: Tensor, bound: float, plus: int, limit: int | None = None, classes: Tensor | None = None
+) -> Tensor:
+    """Which boxes survive those before them.
+
+    Args:
+        boxes: (P, N, 4) float32.
+        alive: (P, N) bool; the others neither survive nor suppress.
+        bound: a box falls whose IoU with an earlier survivor is above it; `bound_of` turns a threshold into it.
+        plus: 1 where widths count both end pixels.
+        limit: no more than so many survive, the best.
+        classes: (P, N) int64, where boxes suppress within their class only.
+
+    Returns:
+        (P, N) bool.
+    """
+    limit = boxes.shape[1] if limit is None else limit
+    if kernels_for(boxes) and boxes.shape[1] <= LONGEST:
+        from extractors.suppression_kernel import walk  # Triton is no package of every machine
+
+        return walk(boxes, alive, classes, (bound, plus, limit))
+    at_once = max(1, OVERLAPS_AT_ONCE // max(1, boxes.shape[1] ** 2))
+    groups = [slice(start, start + at_once) for start in range(0, len(boxes), at_once)]
+    parts = [_rounds(boxes[at], alive[at], bound, plus, None if classes is None else classes[at]) for at in groups]
+    found = torch.cat(parts) if parts else torch.zeros_like(alive)
+    return found & (found.cumsum(dim=1) <= limit)
+
+
+def bound_of(threshold: float, inclusive: bool) -> float:
+    """The float32 that an IoU is above where it is above `threshold` or, if inclusive, at least the float32 next to it.
+
+    torchvision compares float32 ratios with a double threshold, and 0.3 as float32 lies above 0.3; Caffe's rule is one
+    of float32.
+    """
+    near = np.float32(threshold)
+    below = inclusive or float(near) > threshold
+    return float(np.nextafter(near, np.float32(-1)) if below else near)
+
+
+def overlaps(boxes: Tensor, plus: int) -> Tensor:
+    """IoU of boxes (P, N, 4) with one another, (P, N, N) float32."""
+    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    overlap = (high - low + plus).clamp(min=0).prod(dim=3)
+    area = (boxes[..., 2] - boxes[..., 0] + plus) * (boxes[..., 3] - boxes[..., 1] + plus)
+    return overlap / (area[:, :, None] + area[:, None, :] - overlap)
+
+
+def _rounds(boxes: Tensor, alive: Tensor, bound: float, plus: int, classes: Tensor | None) -> Tensor:
+    over = overlaps(boxes, plus) > bound
+    if classes is not None:
+        over &= classes[:, :, None] == classes[:, None, :]
+    return settled(over & alive[:, :, None], alive)
+
+
+def settled(over: Tensor, alive: Tensor) -> Tensor:
+    """Greedy suppression without a walk: (P, N) bool, those that survive.
+
+    Round by round, what a box still alive overlaps further down falls, and what only the fallen overlap rises again.
+    After k rounds the first k ranks are as a walk leaves them, and where nothing changes all are: as many rounds as the
+    longest chain of overlaps.
+
+    Args:
+        over: (P, N, N) bool: whether the one suppresses the other; only later ones are looked at.
+        alive: (P, N) bool, those that can survive.
+    """
+    over = over.triu(1)
+    now = alive
+    while True:
+        after = alive & ~(over & now[..., None]).any(dim=-2)
+        if torch.equal(after, now):
+            return now
+        now = after

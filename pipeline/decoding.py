@@ -1,0 +1,174 @@
+"""Reading, decoding and resizing in processes of their own, beside a GPU: Python runs one thread of a process at a
+time, and sixteen that decode would keep the two waiting that give a GPU its work.
+
+A decode thread of the worker has one such process: it sends an image's reference and gets what `load_image` gives.
+Pixels come through memory that both see. The process ends with its input, so with whoever started it, whatever ended
+that.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import IO, Any
+
+import cv2
+import numpy as np
+import torch
+
+from extractors import ImageError
+from extractors.base import Prepared
+from extractors.views import Views, without_weights
+from pipeline.config import EngineConfig
+from pipeline.sources import ImageRef, Source
+from pipeline.unit import Loaded, load_image
+
+ROOM = 1 << 30  # bytes of the shared memory: what is not used costs nothing
+TRIES = 2  # of an image whose process dies
+WORTH_IT = 1000  # images of a job: a process takes seconds to start
+
+Tools = tuple[Source, Views, EngineConfig]
+
+
+class ProcessLoader:
+    """What a worker's decode threads call instead of decoding; each thread has its own process."""
+
+    def __init__(self, source: Source, views: Views, settings: EngineConfig) -> None:
+        self._tools = pickle.dumps((source, without_weights(views), settings))
+        self._mine = threading.local()
+        self._all: list[_Process] = []
+
+    def __call__(self, ref: ImageRef) -> Loaded:
+        for _ in range(TRIES):
+            try:
+                return self._process().load(ref)
+            except (EOFError, OSError, pickle.UnpicklingError):
+                self._process().close()
+                del self._mine.process
+        message = f"the process that read and decoded this image alone died, {TRIES} times"
+        return Loaded(ref, ImageError("crashed", message), {})
+
+    def close(self) -> None:
+        """End the processes."""
+        for each in self._all:
+            each.close()
+
+    def _process(self) -> _Process:
+        if not hasattr(self._mine, "process"):
+            self._mine.process = _Process(self._tools)
+            self._all.append(self._mine.process)
+        process: _Process = self._mine.process
+        return process
+
+
+class _Process:
+    """One process, and the memory that it shares with this one."""
+
+    def __init__(self, tools: bytes) -> None:
+        shared = os.memfd_create("triptych-pixels")
+        try:
+            os.ftruncate(shared, ROOM)
+            self._memory = mmap.mmap(shared, ROOM)
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.decoding", str(shared)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[shared],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # where we were found
+            )
+        finally:
+            os.close(shared)
+        assert self._child.stdin and self._child.stdout
+        self._to, self._from = self._child.stdin, self._child.stdout
+        self._to.write(tools)
+
+    def load(self, ref: ImageRef) -> Loaded:
+        """What `load_image` gives.
+
+        Raises:
+            EOFError, OSError, pickle.UnpicklingError: the process died.
+        """
+        _send(ref, self._to)
+        return _unpacked(*pickle.load(self._from), self._memory)
+
+    def close(self) -> None:
+        for pipe in (self._to, self._from):
+            try:
+                pipe.close()
+            except OSError:  # what was still to be sent to a dead process
+                continue
+        self._child.kill()
+        self._child.wait()
+
+
+def _send(content: Any, pipe: IO[bytes]) -> None:
+    pipe.write(pickle.dumps(content))
+    pipe.flush()
+
+
+def _packed(loaded: Loaded, memory: mmap.mmap) -> tuple[bytes, list[int]]:
+    """A loaded image without its pixels, which go to the shared memory, and their sizes in bytes, in order."""
+    sizes: list[int] = []
+    begin = 0
+
+    def put(buffer: pickle.PickleBuffer) -> None:
+        nonlocal begin
+        raw = buffer.raw()
+        memory[begin : begin + raw.nbytes] = raw
+        sizes.append(raw.nbytes)
+        begin += raw.nbytes
+
+    return pickle.dumps(_changed(loaded, lambda tensor: tensor.numpy()), protocol=5, buffer_callback=put), sizes
+
+
+def _unpacked(content: bytes, sizes: list[int], memory: mmap.mmap) -> Loaded:
+    ends = np.cumsum([0, *sizes])
+    view = np.frombuffer(memory, np.uint8)
+    buffers = [view[begin:end].copy() for begin, end in pairwise(ends)]
+    loaded: Loaded = pickle.loads(content, buffers=buffers)
+    return _changed(loaded, torch.from_numpy)
+
+
+def _changed(loaded: Loaded, change: Callable[[Any], Any]) -> Loaded:
+    """With other pixels and boxes; what several views share they share afterwards, too."""
+    if isinstance(loaded.ready, ImageError):
+        return loaded
+    made: dict[int, Any] = {}
+
+    def once(value: Any) -> Any:
+        return None if value is None else made.setdefault(id(value), change(value))
+
+    ready = {
+        view: replace(each, pixels=once(each.pixels), boxes=once(each.boxes)) if isinstance(each, Prepared) else each
+        for view, each in loaded.ready.items()
+    }
+    return replace(loaded, ready=ready)
+
+
+def serve(shared: int) -> None:
+    """Load what comes by standard input until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started this
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    memory = mmap.mmap(shared, ROOM)
+    source, views, settings = pickle.load(sys.stdin.buffer)
+    while True:
+        try:
+            ref: ImageRef = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        _send(_packed(load_image(source, views, ref, settings), memory), answers)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,171 @@
+"""On a GPU: fused convolutions, the suppression kernel, and extractors beside the same ones on a CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from extractors import GridConfig, RegionConfig, make_extractor
+from extractors.base import float32_multiplied
+from extractors.boxes import class_survivors, nms_each, nms_within_classes
+from extractors.fused import convolve
+from extractors.ragged import Areas
+from extractors.resnet import ConvNorm
+from extractors.roi_pool import roi_pool
+from extractors.suppression import _rounds
+from pipeline.config import EngineConfig, ExtractJob
+from pipeline.job import JobStart, run_job
+from pipeline.sources import SourceConfig
+from pipeline.unit import UnitReport
+from storage import RegionRecord, open_store
+from tests.unit.extractors.test_suppression import random_lists
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+class Silent:
+    """Shows nothing of a running job."""
+
+    def started(self, start: JobStart) -> None: ...
+    def advanced(self, images: int, failed: int) -> None: ...
+    def reported(self, total: UnitReport) -> None: ...
+    def stopped(self) -> None: ...
+
+
+TINY = {"weights": "random:0", "width_divisor": 8, "device": "cpu", "store_dtype": "float32"}
+SIZES = [(96, 128), (96, 120), (128, 96), (100, 128), (60, 200)]
+
+
+def images() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_fused_convolution_is_the_steps_it_stands_for(dtype: torch.dtype, groups: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, 1, 2, 2, groups).requires_grad_(False).cuda()
+    x, residual = torch.randn(2, 2, 64, 20, 30).cuda().unbind()
+    conv.to(dtype).to(memory_format=torch.channels_last)
+    with torch.inference_mode(), float32_multiplied("float32", torch.device("cuda")):
+        exact = F.relu(F.conv2d(x.to(dtype).double(), conv.weight.double(), conv.bias.double(), 1, 2, 2, groups))
+        alone = convolve(x.to(dtype).to(memory_format=torch.channels_last), conv, None, relu=True)
+        added = convolve(x.to(dtype).to(memory_format=torch.channels_last), conv, residual.to(dtype), relu=True)
+        linear = F.conv2d(x.to(dtype).double(), conv.weight.double(), conv.bias.double(), 1, 2, 2, groups)
+    near = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    torch.testing.assert_close(alone.double(), exact, rtol=near, atol=near)
+    torch.testing.assert_close(added.double(), F.relu(linear + residual.to(dtype).double()), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize(("lists", "count"), [(1600, 300), (3, 6000), (1, 1), (2, 500)])
+@pytest.mark.parametrize("plus", [0, 1])
+def test_the_kernel_leaves_what_settles(lists: int, count: int, plus: int) -> None:
+    from extractors.suppression_kernel import walk
+
+    boxes, alive, classes = random_lists(min(lists, 40), count)
+    for kinds in (None, classes):
+        few = slice(0, 2 if count > 1000 else None)
+        mine = None if kinds is None else kinds[few].cuda()
+        found = walk(boxes[few].cuda(), alive[few].cuda(), mine, (0.5, plus, count))
+        wanted = _rounds(boxes[few], alive[few], 0.5, plus, None if kinds is None else kinds[few])
+        assert torch.equal(found.cpu(), wanted)
+
+
+GRIDS = [GridConfig(model=name, **TINY) for name in ("r50", "x101", "x152pp")]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", GRIDS, ids=lambda config: config.model)
+def test_grids_are_those_of_a_cpu_whatever_the_batch(config: GridConfig) -> None:
+    there = make_extractor(replace(config, device="cuda"))
+    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
+    wanted, together = make_extractor(config).extract(prepared), there.extract(prepared)
+    alone = [there.extract([each])[0] for each in prepared]
+    for found in (together, alone):
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one.features, other.features, rtol=2e-3, atol=2e-4)  # type: ignore[union-attr]
+
+
+def test_regions_of_given_boxes_are_those_of_a_cpu_whatever_the_batch(tmp_path: Path) -> None:
+    """Which boxes random weights would find, rounding decides."""
+    boxes = {str(row): [[0, 0, 90, 50], [10, 5, 40, 45], [3, 3, 9, 9]] for row in range(len(SIZES))}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    config = RegionConfig(boxes=str(tmp_path / "boxes.json"), box_format="xyxy", box_units="pixels", **TINY)  # type: ignore[arg-type]
+    there = make_extractor(replace(config, device="cuda"))
+    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
+    wanted, together = make_extractor(config).extract(prepared), there.extract(prepared)
+    alone = [there.extract([each])[0] for each in prepared]
+    for found in (together, alone):
+        for one, other in zip(found, wanted, strict=True):
+            assert isinstance(one, RegionRecord) and isinstance(other, RegionRecord)
+            for name in ("features", "whole_image", "class_scores", "attribute_scores"):
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("plus", [0, 1])
+def test_boxes_are_suppressed_as_on_a_cpu(plus: int) -> None:
+    boxes, _, classes = random_lists(3, 400)
+    scores = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    each = [boxes[0], boxes[1, :30], boxes[2, :0]], [scores[0], scores[1, :30], scores[2, :0]]
+    wanted = nms_each(*each, 0.5, plus, 50)
+    found = nms_each(*([part.cuda() for part in parts] for parts in each), 0.5, plus, 50)
+    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in wanted]
+    one = boxes[0], scores[0], classes[0]
+    kept = nms_within_classes(*(part.cuda() for part in one), 0.5)
+    assert torch.equal(kept.cpu(), nms_within_classes(*one, 0.5))
+    many = torch.rand(300, 200, generator=torch.Generator().manual_seed(2)).round(decimals=2)
+    alive = class_survivors(boxes[0, :300].cuda(), many.cuda(), 0.3)
+    assert torch.equal(alive.cpu(), class_survivors(boxes[0, :300], many, 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_is_that_of_a_cpu(dtype: torch.dtype) -> None:
+    padded = torch.randn(2, 96, 30, 40).to(dtype).to(memory_format=torch.channels_last)
+    cells, boxes = padded[1:, :, :25, :37], random_lists(1, 50)[0][0] * 19.3 - 10
+    found = roi_pool(cells.cuda(), boxes.cuda(), 14, 1 / 16)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found.float().cpu(), roi_pool(cells, boxes, 14, 1 / 16))
+
+
+def test_gradients_are_those_of_a_cpu() -> None:
+    """Kernels and fused steps know none, and stand back where they are wanted."""
+    conv = ConvNorm(8, 8, 3)
+    x, boxes = torch.randn(2, 8, 20, 30), torch.tensor([[0.0, 0, 300, 200], [40, 30, 90, 99]])
+    areas = {name: Areas([(20, 30), (11, 17)], False, torch.device(name)) for name in ("cpu", "cuda")}
+    found = {}
+    for name, area in areas.items():
+        mine = x.to(name).to(memory_format=torch.channels_last).requires_grad_()
+        maps = area.clear(conv.to(name)(F.pad(mine * 1, (0, 2, 0, 12)), relu=True))
+        roi_pool(maps[1:], boxes.to(name), 3, 1 / 16).square().sum().backward()
+        assert mine.grad is not None
+        found[name] = mine.grad.cpu()
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-4, atol=1e-5)
+    assert found["cpu"].abs().max() > 0
+
+
+def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for row, image in enumerate(images() * 8):
+        Image.fromarray(image).save(photos / f"{row}.png")
+    config = GridConfig(model="r50", weights="random:0", width_divisor=8, device="cuda", dtype="bfloat16")
+    for out, batch in (("one", 1), ("many", "auto")):
+        engine = EngineConfig(str(tmp_path / out), batch_size=batch, images_per_shard=16)  # type: ignore[arg-type]
+        assert run_job(ExtractJob(SourceConfig(str(photos)), config, engine), Silent()).status == 0
+    one, many = open_store(tmp_path / "one"), open_store(tmp_path / "many")
+    assert sorted(one.keys()) == sorted(many.keys()) and len(one) == 40
+    for key in one:
+        np.testing.assert_allclose(
+            one[key].features.astype(np.float32), many[key].features.astype(np.float32), rtol=0.1, atol=0.05
+        )

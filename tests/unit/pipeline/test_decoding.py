@@ -1,0 +1,83 @@
+"""Decoding in processes gives what decoding here gives, outlives a process that dies, and ends when it is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from extractors import GridConfig, ImageError, RegionConfig
+from extractors.base import Prepared
+from extractors.views import make_views
+from pipeline.config import EngineConfig
+from pipeline.decoding import ProcessLoader
+from pipeline.sources import ImageRef, SourceConfig, open_source
+from pipeline.unit import Loaded, load_image
+
+SMALL = {"weights": "random:0", "width_divisor": 32, "shorter": 40, "longer": 80, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for row, size in enumerate([(30, 50), (60, 20), (50, 50)]):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(found / f"{row}.png")
+    (found / "broken.png").write_bytes(b"none")
+    return found
+
+
+def same(one: Loaded, other: Loaded) -> None:
+    assert one.ref == other.ref and one.seconds.keys() == other.seconds.keys()
+    if isinstance(other.ready, ImageError):
+        assert isinstance(one.ready, ImageError)
+        assert (one.ready.reason, one.ready.stage, str(one.ready)) == (
+            other.ready.reason, other.ready.stage, str(other.ready)
+        )  # fmt: skip
+        return
+    assert not isinstance(one.ready, ImageError) and one.ready.keys() == other.ready.keys()
+    for mine, theirs in zip(one.ready.values(), other.ready.values(), strict=True):
+        assert isinstance(mine, Prepared) and isinstance(theirs, Prepared)
+        assert mine.pixels.dtype == theirs.pixels.dtype and torch.equal(mine.pixels, theirs.pixels)
+        assert (mine.key, mine.image_size, mine.scale) == (theirs.key, theirs.image_size, theirs.scale)
+
+
+def test_a_process_gives_what_this_one_would_and_is_replaced_where_it_dies(folder: Path) -> None:
+    views = make_views({"regions": RegionConfig(**SMALL), "grid": GridConfig(model="butd-r101", **SMALL)})  # type: ignore[arg-type]
+    source, settings = open_source(SourceConfig(str(folder))), EngineConfig("")
+    refs = [*source.list().refs, ImageRef("gone", str(folder / "gone.png"))]
+    loader = ProcessLoader(source, views, settings)
+    try:
+        for ref in refs:
+            found = loader(ref)
+            same(found, load_image(source, views, ref, settings))
+            if not isinstance(found.ready, ImageError):
+                assert found.ready["regions"].pixels is found.ready["grid"].pixels  # type: ignore[union-attr]
+        first = loader._process()
+        os.kill(first._child.pid, signal.SIGKILL)
+        same(loader(refs[0]), load_image(source, views, refs[0], settings))
+        assert loader._process() is not first
+    finally:
+        loader.close()
+    assert all(each._child.poll() is not None for each in loader._all)
+
+
+def test_an_image_that_kills_its_process_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = make_views({"grid": GridConfig(model="r50", **SMALL)})  # type: ignore[arg-type]
+    source = open_source(SourceConfig(str(folder)))
+    loader = ProcessLoader(source, views, EngineConfig(""))
+    monkeypatch.setattr("pipeline.decoding._Process.load", dies)
+    try:
+        found = loader(source.list().refs[0])
+    finally:
+        loader.close()
+    assert isinstance(found.ready, ImageError) and found.ready.reason == "crashed" and "2 times" in str(found.ready)
+
+
+def dies(process: object, ref: ImageRef) -> Loaded:
+    raise EOFError
