@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_detectors"))
     parser.add_argument("--steps", type=int, default=2500, help="updates of each kind")
-    parser.add_argument("--seconds", type=float, default=130, help="for the updates of each kind")
+    parser.add_argument("--seconds", type=float, default=120, help="for the updates of each kind")
     parser.add_argument("--images", type=int, default=4000, help="scenes, of which 70 %% are trained on")
     args = parser.parse_args()
     say(hardware())

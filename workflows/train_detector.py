@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -126,9 +126,12 @@ class TrainDetector:
 
     def _on_ray(self, job: Job) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
+        from workflows.train import whole_path
 
+        paths = ("data", "images", "test", "start", "classes", "attributes")
+        known = replace(self, **{name: whole_path(getattr(self, name)) for name in paths})  # other nodes are elsewhere
         engine = RayTraining(self.workers, address=self.address)
-        return train_on_ray(self.settings, partial(parts, self), engine, self.resume, {"detector": asdict(self)})
+        return train_on_ray(self.settings, partial(parts, known), engine, self.resume, {"detector": asdict(self)})
 
     def _ended(self, job: Job, summary: RunSummary) -> Iterator[str]:
         """Write the weights, and say how it went and what to do with them."""

@@ -125,8 +125,9 @@ def _rois(
     """RoIs (B, S, 4) drawn of the proposals and the true boxes; of each its true box, whether it counts, its label."""
     generator, rules = detector.proposal_generator, rules_of(detector)
     each_image = zip(*(each.split(1) for each in heads), truth.sizes, strict=True)
-    found = [generator.propose(logits, deltas, size, 1.0)[0] for logits, deltas, size in each_image]
-    proposals = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)  # what is padding overlaps nothing
+    found = generator.best_of([generator.candidates(logits, deltas, size, 1.0) for logits, deltas, size in each_image])
+    # what is padding overlaps nothing
+    proposals = torch.nn.utils.rnn.pad_sequence([boxes for boxes, _ in found], batch_first=True)
     boxes = torch.cat([truth.boxes, proposals], dim=1)
     matches = match(overlaps(truth.boxes, truth.real, boxes), 0.5, 0.5, best_too=False)
     labels = matches.labels.masked_fill((boxes[..., 2:] <= boxes[..., :2]).any(dim=2), -1)
