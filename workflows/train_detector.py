@@ -99,7 +99,7 @@ class TrainDetector:
             require_new(self.out)
         job = prepared(self)
         print("\n".join(job.told()), flush=True)
-        summary = self._on_ray(job) if self.engine == "ray" else self._here(job)
+        summary = self._on_ray() if self.engine == "ray" else self._here(job)
         print("\n".join(self._ended(job, summary)))
         return INTERRUPTED if summary.interrupted else 0
 
@@ -124,7 +124,7 @@ class TrainDetector:
         go = resume if self.resume else train
         return go(self.settings, *job.parts(), {"detector": asdict(self)})
 
-    def _on_ray(self, job: Job) -> RunSummary:
+    def _on_ray(self) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
         from workflows.train import whole_path
 

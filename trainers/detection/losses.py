@@ -20,6 +20,7 @@ quarter are taken.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +78,16 @@ class Truth:
         return cls(visual.boxes, real, classes, attributes, visual.pixels.shapes)
 
 
+class Rois(NamedTuple):
+    """What the heads are trained on: boxes (B, S, 4); of each the row (B, S) of its true box, whether it counts (too
+    few may have been there to draw from), and its label (B, S) as of `match`."""
+
+    boxes: Tensor
+    rows: Tensor
+    counts: Tensor
+    labels: Tensor
+
+
 def rules_of(detector: BottomUpDetector) -> Rules:
     return GRID if isinstance(detector, GridDetector) else BOTTOM_UP
 
@@ -92,10 +103,10 @@ def losses(detector: BottomUpDetector, images: Tensor, truth: Truth) -> dict[str
     with torch.autocast(images.device.type, enabled=False):
         found = proposal_losses(detector, logits, deltas, truth)
         with torch.no_grad():
-            rois, rows, counts, labels = _rois(detector, (logits, deltas), truth)
-    features = detector.roi_heads.features_of(list(cells.split(1)), list(rois))
+            rois = _rois(detector, (logits, deltas), truth)
+    features = detector.roi_heads.features_of(list(cells.split(1)), list(rois.boxes))
     with torch.autocast(images.device.type, enabled=False):
-        return found | _head_losses(detector, features, (rois, rows, counts, labels), truth)
+        return found | _head_losses(detector, features, rois, truth)
 
 
 def proposal_losses(detector: BottomUpDetector, logits: Tensor, deltas: Tensor, truth: Truth) -> dict[str, Tensor]:
@@ -119,10 +130,8 @@ def proposal_losses(detector: BottomUpDetector, logits: Tensor, deltas: Tensor, 
     }
 
 
-def _rois(
-    detector: BottomUpDetector, heads: tuple[Tensor, Tensor], truth: Truth
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """RoIs (B, S, 4) drawn of the proposals and the true boxes; of each its true box, whether it counts, its label."""
+def _rois(detector: BottomUpDetector, heads: tuple[Tensor, Tensor], truth: Truth) -> Rois:
+    """Draw RoIs of the proposals and the true boxes."""
     generator, rules = detector.proposal_generator, rules_of(detector)
     each_image = zip(*(each.split(1) for each in heads), truth.sizes, strict=True)
     found = generator.best_of([generator.candidates(logits, deltas, size, 1.0) for logits, deltas, size in each_image])
@@ -132,20 +141,18 @@ def _rois(
     matches = match(overlaps(truth.boxes, truth.real, boxes), 0.5, 0.5, best_too=False)
     labels = matches.labels.masked_fill((boxes[..., 2:] <= boxes[..., :2]).any(dim=2), -1)
     drawn = draw(labels, rules.rois, rules.foreground)
-    return taken(boxes, drawn.rows), taken(matches.rows, drawn.rows), drawn.counts, taken(labels, drawn.rows)
+    return Rois(taken(boxes, drawn.rows), taken(matches.rows, drawn.rows), drawn.counts, taken(labels, drawn.rows))
 
 
-def _head_losses(
-    detector: BottomUpDetector, features: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Tensor], truth: Truth
-) -> dict[str, Tensor]:
-    """Of features (B * S, D) of what `_rois` drew."""
-    rois, rows, counts, labels = drawn
+def _head_losses(detector: BottomUpDetector, features: Tensor, rois: Rois, truth: Truth) -> dict[str, Tensor]:
+    """What classes, boxes and attributes of the RoIs' features (B * S, D) cost."""
+    boxes, rows, counts, labels = rois
     is_object, classes = (labels == FOREGROUND) & counts, detector.config.classes
     wanted = taken(truth.classes, rows).where(is_object, classes).flatten()  # the last class is the background
     scores, deltas, attributes = (each.float() for each in detector.roi_heads.logits(features, wanted))
     scored = F.cross_entropy(scores, wanted, reduction="none") * counts.flatten()
     own = deltas.unflatten(1, (-1, 4))[torch.arange(len(wanted), device=wanted.device), wanted.clamp(max=classes - 1)]
-    goal = _goals(taken(truth.boxes, rows), rois, detector.config.conventions.box_weights, is_object).flatten(0, 1)
+    goal = _goals(taken(truth.boxes, rows), boxes, detector.config.conventions.box_weights, is_object).flatten(0, 1)
     placed = F.smooth_l1_loss(own, goal, reduction="none", beta=BOX_BETA).sum(dim=1)
     per = counts.sum().clamp(min=1)
     found = {"class": scored.sum() / per, "box": placed.where(is_object.flatten(), 0.0).sum() / per}
