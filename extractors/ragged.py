@@ -26,10 +26,13 @@ class Areas:
         sizes: of the images, in pixels.
         ceil_pool: whether the stem pools as Caffe does.
         device: where the maps are.
+        padded: the batch's size, where it is not `common_size`.
     """
 
-    def __init__(self, sizes: Sequence[Size], ceil_pool: bool, device: torch.device) -> None:
-        self.padded = common_size(sizes)
+    def __init__(
+        self, sizes: Sequence[Size], ceil_pool: bool, device: torch.device, padded: Size | None = None
+    ) -> None:
+        self.padded = padded or common_size(sizes)
         self._device = device
         self._sizes: dict[Size, list[Size]] = {}  # of the images, by the padded size of a map
         self._outside: dict[Size, Tensor] = {}

@@ -169,7 +169,10 @@ def detect(detector: BottomUpDetector, pixels: Pixels, originals: Sequence[tuple
     """
     assert pixels.shapes is not None
     sizes, device = list(pixels.shapes), pixels.images.device
-    areas = Areas(sizes, detector.config.body.ceil_pool, device) if len(set(sizes)) > 1 else None
+    areas = None
+    if len(set(sizes)) > 1:
+        height, width = pixels.images.shape[2:]
+        areas = Areas(sizes, detector.config.body.ceil_pool, device, (height, width))
     images = pixels.images.contiguous(memory_format=torch.channels_last)
     cells = detector.cells(detector.backbone(images, SHARED_STAGE, areas), areas)
     if areas is not None:

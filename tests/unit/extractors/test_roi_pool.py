@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from extractors.kernels import has_triton
+
 INTERPRETED = """
 import torch
 from torchvision.ops import roi_pool
