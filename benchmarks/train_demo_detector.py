@@ -44,7 +44,8 @@ from trainers.scenes.visual_genome_files import write_visual_genome
 from workflows.train_detector import Job, TrainDetector, prepared
 
 KINDS: tuple[Literal["regions", "grid"], ...] = ("regions", "grid")
-PHOTOS = [Path("workflows/photos") / name for name in ("astronaut.jpg", "chelsea.jpg", "rocket.jpg")]
+FOLDER = Path(__file__).parents[1] / "workflows" / "photos"
+PHOTOS = [FOLDER / name for name in ("astronaut.jpg", "chelsea.jpg", "rocket.jpg")]  # those of `triptych scenes make`
 SEED = 0
 TRIED = 40  # updates
 
