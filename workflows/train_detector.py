@@ -128,8 +128,9 @@ class TrainDetector:
         from pipeline.train import RayTraining, train_on_ray
         from workflows.train import whole_path
 
-        paths = ("data", "images", "test", "start", "classes", "attributes")
-        known = replace(self, **{name: whole_path(getattr(self, name)) for name in paths})  # other nodes are elsewhere
+        names = ("data", "images", "test", "start", "classes", "attributes")
+        paths: dict[str, Any] = {name: whole_path(getattr(self, name)) for name in names}
+        known = replace(self, **paths)  # other nodes are elsewhere
         engine = RayTraining(self.workers, address=self.address)
         return train_on_ray(self.settings, partial(parts, known), engine, self.resume, {"detector": asdict(self)})
 
