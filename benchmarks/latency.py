@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.latency_cases import CASES, Run, Where
-from benchmarks.machine import gpu_name, hardware, table, wait, write_results
+from benchmarks.machine import hardware, table, wait, write_results
 from extractors.base import float32_multiplied
 
 STAGES = ("visual", "transformer", "heads")
@@ -157,7 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=30 if cuda else 3)
+    parser.add_argument("--rounds", type=int, default=20 if cuda else 3)
     parser.add_argument("--warmup", type=int, default=5 if cuda else 1)
     return parser.parse_args()
 
@@ -173,7 +173,7 @@ def main() -> None:
     text = report(found, args)
     print(text)
     everything = "" if len(found) == len(CASES) else f"_{'_'.join(found)}"
-    what = f"latency{everything}_{args.dtype}{gpu_name(where.device)}"
+    what = f"latency{everything}_{args.dtype}"
     print(write_results(args.out, what, text, found))
 
 

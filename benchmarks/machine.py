@@ -30,13 +30,6 @@ def hardware() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
 
 
-def gpu_name(device: torch.device) -> str:
-    """How results of a GPU are told apart in a file's name, such as "_nvidia-a100"; empty on a CPU."""
-    import torch
-
-    return "_" + re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()) if device.type == "cuda" else ""
-
-
 def wait(device: torch.device) -> None:
     """Until a GPU has done all that it was given."""
     import torch

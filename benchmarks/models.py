@@ -34,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import (
     give_back,
-    gpu_name,
     hardware,
     held_gib,
     matmul_flops,
@@ -236,7 +235,7 @@ def main() -> None:
     text = report(found, args, peak)
     print(text)
     everything = "" if set(args.models) == set(GROUPS) else f"_{'_'.join(args.models)}"
-    what = "models" + everything + gpu_name(device)
+    what = f"models{everything}"
     print(write_results(args.out, what, text, {"peak": peak, "rows": found}))
 
 

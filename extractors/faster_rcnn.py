@@ -378,11 +378,11 @@ class BottomUpDetector(nn.Module):
         """Each image's proposals (R, 4) in input pixels, best first.
 
         Args:
-            cells: (B, C, h, w), zero outside of the images.
+            cells: (B, C, h, w), zero outside of the images; more than frames if the batch was filled up.
             frames: of each image, (height, width) of the network's input and input pixels per original pixel.
             areas: where the images are, in a padded batch.
         """
-        heads = (own_parts(each, areas) for each in self.proposal_generator.rpn_head(cells))
+        heads = (own_parts(each, areas)[: len(frames)] for each in self.proposal_generator.rpn_head(cells))
         each_image = zip(*heads, frames, strict=True)
         candidates = [self.proposal_generator.candidates(*maps, *frame) for *maps, frame in each_image]
         return [boxes for boxes, _ in self.proposal_generator.best_of(candidates)]

@@ -87,7 +87,7 @@ class GridExtractor(TrunkExtractor):
 
     def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
         maps = own_parts(self.res5(res4, areas).float(), areas)
-        cells = self.to_numpy([each[0].permute(1, 2, 0) for each in maps])
+        cells = self.to_numpy([each[0].permute(1, 2, 0) for each in maps[: len(batch)]])
         return [
             each if isinstance(each, ImageError) else GridRecord(image.key, image.image_size, each)
             for image, each in zip(batch, cells, strict=True)

@@ -75,9 +75,16 @@ def own_parts(maps: Tensor, areas: Areas | None) -> list[Tensor]:
     return list(maps.split(1)) if areas is None else areas.own(maps)
 
 
+def padded_count(images: int) -> int:
+    """How many images a batch is filled up to: 1, 2, 3, 4, 6, 8, 12, 16, ... A GPU's library chooses its kernels anew
+    for each shape of a batch, which takes as long as thirty images, and so there should be few."""
+    steps = (step << power for power in range(images.bit_length() + 1) for step in (2, 3))
+    return 1 if images == 1 else min(step for step in steps if step >= images)
+
+
 def common_size(sizes: Sequence[Size]) -> Size:
-    """The size that a batch of images is padded to: where they differ, one of few, since a GPU's library chooses its
-    kernels anew for each. The last map has a cell for every STEP pixels begun, so that it grows by nothing."""
+    """The size that a batch of images is padded to: where they differ, one of few, for the same reason. The last map
+    has a cell for every STEP pixels begun, so that it grows by nothing."""
     if len(set(sizes)) == 1:
         return sizes[0]
     height, width = (-(-side // STEP) * STEP for side in largest(sizes))

@@ -120,7 +120,7 @@ class RegionExtractor(TrunkExtractor):
             areas.clear(cells)  # the RPN's convolution is 3x3
         boxes = self._boxes(batch, cells, areas)
         heads = self.detector.roi_heads
-        features = heads.features_of(own_parts(cells, areas), boxes)
+        features = heads.features_of(own_parts(cells, areas)[: len(batch)], boxes)
         found = heads.predict(features)
         counts = [len(each) for each in boxes]
         parts = zip(*(each.split(counts) for each in (features, *found)), strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from extractors.base import ConvConfig, Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_pil
 from extractors.images import ImageError, resize_caffe
-from extractors.ragged import Areas, common_size, groups
+from extractors.ragged import Areas, common_size, groups, padded_count
 from extractors.resnet import ResNet
 from storage.records import Record
 
@@ -91,12 +91,17 @@ class TrunkExtractor(Extractor):
         return groups(sizes) if self.batched else [[row] for row in range(len(sizes))]
 
     def res4(self, batch: list[Prepared]) -> tuple[Tensor, Areas | None]:
-        """The map (B, C, h / 16, w / 16) in the dtype the network computes in, and where images are in it if padded."""
+        """The map (B, C, h / 16, w / 16) in the dtype the network computes in, and where images are in it if padded.
+
+        B is the number of images, or more: on a GPU a batch is filled up, and what is behind the images means nothing.
+        """
         sizes = [_size(image) for image in batch]
+        sizes += [common_size(sizes)] * (padded_count(len(sizes)) - len(sizes) if self.batched else 0)
         areas = None
         if len(set(sizes)) > 1:
             areas = Areas(sizes, self.network.config.ceil_pool, self.device)
-        x = _stacked(batch, common_size(sizes), self.device.type == "cuda").to(self.device, non_blocking=True)
+        shape = (len(sizes), 3, *common_size(sizes))
+        x = _stacked(batch, shape, self.device.type == "cuda").to(self.device, non_blocking=True)
         if self.colours.resize != "cv2-linear":  # there the mean is off already
             x = (x.float() - self.mean) / self.std
         if areas is not None:
@@ -107,7 +112,7 @@ class TrunkExtractor(Extractor):
 
     @abstractmethod
     def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
-        """The rest of `forward`, from the map on, which stays as it is where images are in it."""
+        """The rest of `forward`, from the map on, which stays as it is where images are in it; it may hold more."""
 
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
         return self.finish(batch, *self.res4(batch))
@@ -121,14 +126,14 @@ def _size(image: Prepared) -> tuple[int, int]:
     return image.pixels.shape[1], image.pixels.shape[2]
 
 
-def _stacked(batch: Sequence[Prepared], size: tuple[int, int], pinned: bool) -> Tensor:
-    """The images (B, 3, h, w) of a batch, zeros to the right and below the smaller ones.
+def _stacked(batch: Sequence[Prepared], shape: tuple[int, int, int, int], pinned: bool) -> Tensor:
+    """The images of a batch in one tensor of this shape, zeros to the right and below the smaller ones and behind all.
 
     Args:
         pinned: in memory that a GPU copies from by itself, while this process goes on.
     """
-    make = torch.empty if all(_size(image) == size for image in batch) else torch.zeros
-    stacked = make((len(batch), 3, *size), dtype=batch[0].pixels.dtype, pin_memory=pinned)
+    full = len(batch) == shape[0] and all(_size(image) == shape[2:] for image in batch)
+    stacked = (torch.empty if full else torch.zeros)(shape, dtype=batch[0].pixels.dtype, pin_memory=pinned)
     for row, image in enumerate(batch):
         height, width = _size(image)
         stacked[row, :, :height, :width] = image.pixels

@@ -54,6 +54,11 @@ class Tokenizer:
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text stands in it: its first letter, and the one behind its last."""
+        found: list[tuple[int, int]] = self._inner.encode(text, add_special_tokens=False).offsets
+        return found
+
     def begins(self, ids: Sequence[int]) -> list[bool]:
         """Of each token, whether a word begins there. Byte-pair tokens are words of their own, as in METER's code."""
         found: list[bool] = (~self._goes_on[np.asarray(ids, np.int64)]).tolist()

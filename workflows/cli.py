@@ -67,6 +67,7 @@ def _parse(args: list[str]) -> Any:
     from workflows.data import Data
     from workflows.demo import Demo
     from workflows.doctor import Doctor
+    from workflows.explain import Explain
     from workflows.extract import Extract, PlanExtract, with_config_file
     from workflows.retry import Retry
     from workflows.scenes import Scenes
@@ -84,6 +85,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainDetector, tyro.conf.subcommand("train-detector")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Explain, tyro.conf.subcommand("explain")]
         | StoreCommand
         | transfer
     )

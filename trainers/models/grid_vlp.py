@@ -205,6 +205,11 @@ def cell_counts(config: GridVLPConfig, visual: VisualInput) -> list[int]:
     return _starts(config, visual)[2]
 
 
+def cell_grids(config: GridVLPConfig, visual: VisualInput) -> tuple[tuple[int, int], ...] | None:
+    """Rows and columns of each image's cells; None where a cache does not tell them."""
+    return _starts(config, visual)[1]
+
+
 def lay_out(config: GridVLPConfig, batch: Batch, training: bool, kept: Sequence[np.ndarray] | None = None) -> Layout:
     """Where a Grid-VLP will put each token: on the CPU, best in the process that loads the data.
 

@@ -243,7 +243,12 @@ def attend_nested(query: Tensor, key: Tensor, value: Tensor, heads: int, spans: 
 
 
 class Attention(nn.Module):
-    """Attention with a projection each for query, key and value, as in BERT: of a sequence to itself or to another."""
+    """Attention with a projection each for query, key and value, as in BERT: of a sequence to itself or to another.
+
+    attend  the function of that name; `trainers.explain` puts one that keeps the weights in its place for a while
+    """
+
+    attend: Callable[..., Tensor] = staticmethod(attend)
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -254,11 +259,13 @@ class Attention(nn.Module):
         """Tokens `x` attend to `other` (default: themselves), whose padding is given."""
         y = x if other is None else other
         dropout = self.dropout if self.training else 0.0
-        return self.out(attend(self.query(x), self.key(y), self.value(y), self.heads, padding, dropout))
+        return self.out(self.attend(self.query(x), self.key(y), self.value(y), self.heads, padding, dropout))
 
 
 class FusedAttention(nn.Module):
-    """Attention of a sequence to itself with one projection for query, key and value, as in ViT."""
+    """Attention of a sequence to itself with one projection for query, key and value, as in ViT; `attend` as above."""
+
+    attend: Callable[..., Tensor] = staticmethod(attend)
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -268,7 +275,7 @@ class FusedAttention(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding = None) -> Tensor:
         query, key, value = self.qkv(x).chunk(3, dim=-1)
-        return self.out(attend(query, key, value, self.heads, padding, self.dropout if self.training else 0.0))
+        return self.out(self.attend(query, key, value, self.heads, padding, self.dropout if self.training else 0.0))
 
 
 class FeedForward(nn.Module):

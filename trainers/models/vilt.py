@@ -188,8 +188,12 @@ class ViLT(nn.Module):
 
 def patch_counts(config: ViLTConfig, batch: Batch) -> list[int]:
     """Whole patches of each image, before any are left out. Errors as of `lay_out`."""
-    found: list[int] = _grids(_pixels(batch), config.patch).prod(1).tolist()
-    return found
+    return [down * across for down, across in patch_grids(config, batch)]
+
+
+def patch_grids(config: ViLTConfig, batch: Batch) -> list[tuple[int, int]]:
+    """Whole patches of each image, down and across. Errors as of `lay_out`."""
+    return [(down, across) for down, across in _grids(_pixels(batch), config.patch).tolist()]
 
 
 def lay_out(config: ViLTConfig, batch: Batch, kept: Sequence[np.ndarray] | None = None) -> Layout:

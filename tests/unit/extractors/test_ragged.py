@@ -22,7 +22,7 @@ from torch import Tensor
 
 from extractors import GridConfig, RegionConfig, make_extractor
 from extractors.kernels import has_triton
-from extractors.ragged import WASTE, Areas, common_size, groups, largest
+from extractors.ragged import WASTE, Areas, common_size, groups, largest, padded_count
 from extractors.resnet import ResNet, ResNetConfig
 from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
@@ -158,6 +158,12 @@ def test_a_padded_size_is_one_of_few_and_that_of_equal_images_their_own() -> Non
     assert common_size([(600, 799)] * 3) == (600, 799)
     assert common_size([(600, 799), (598, 800)]) == (608, 800)
     assert common_size([(600, 801), (608, 640)]) == (608, 832)
+
+
+def test_a_batch_is_filled_up_by_half_at_most_to_one_of_few_counts() -> None:
+    found = [padded_count(images) for images in range(1, 100)]
+    assert sorted(set(found)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    assert all(images <= count < 1.5 * images for images, count in enumerate(found, 1))
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99)), max_size=12))
