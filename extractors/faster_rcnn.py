@@ -254,6 +254,11 @@ class Heads(nn.Module, ABC):
         """What the heads say of features (R, D)."""
 
     @abstractmethod
+    def features_in_batch(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        """For training: `features_of` maps (B, C, h, w) and boxes (B, R, 4), (B * R, D). All RoIs run at once, as norms
+        that are trained take their statistics over them."""
+
+    @abstractmethod
     def logits(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For training: class logits (R, K + 1), box deltas (R, ...) and attribute logits (R, M or M + 1) of features
         (R, D) whose true classes (R,) are known; all in checkpoint order."""
@@ -295,12 +300,15 @@ class RoIHeads(Heads):
 
     def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU
-        if self.training:
-            at_once = sum(map(len, boxes))  # norms that are trained take their statistics over all of them
         pools = (
             self.pool(cells, part) for cells, mine in zip(maps, boxes, strict=True) for part in mine.split(at_once)
         )
         return torch.cat([self._mean_of_res5(rois) for rois in _gathered(pools, at_once)])
+
+    def features_in_batch(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        from torchvision.ops import roi_pool  # has gradients
+
+        return self._mean_of_res5(roi_pool(maps.float(), list(boxes), POOL, 1.0 / STRIDE))
 
     def predict(self, features: Tensor) -> Predictions:
         found: Predictions = self.box_predictor(features)

@@ -78,14 +78,21 @@ class GridHeads(Heads):
     def lower(self, dtype: torch.dtype) -> None:
         self.box_head.to(dtype)
 
-    def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    def pool(self, maps: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, h, w) and of each boxes (R, 4) in input pixels to (sum R, C) float32."""
         from torchvision.ops import roi_align  # here, as it takes seconds to import
 
-        pooled = [
-            roi_align(cells.float(), [mine], 1, 1 / STRIDE, SAMPLES, aligned=True)
-            for cells, mine in zip(maps, boxes, strict=True)
-        ]
-        found: Tensor = self.box_head(torch.cat(pooled).flatten(1).to(self.box_head.fc1.weight.dtype))
+        found: Tensor = roi_align(maps.float(), list(boxes), 1, 1 / STRIDE, SAMPLES, aligned=True)
+        return found.flatten(1)
+
+    def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        return self._read(torch.cat([self.pool(cells, [mine]) for cells, mine in zip(maps, boxes, strict=True)]))
+
+    def features_in_batch(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        return self._read(self.pool(maps, list(boxes)))
+
+    def _read(self, pooled: Tensor) -> Tensor:
+        found: Tensor = self.box_head(pooled.to(self.box_head.fc1.weight.dtype))
         return found.float()
 
     def predict(self, features: Tensor) -> Predictions:

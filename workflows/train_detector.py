@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +99,7 @@ class TrainDetector:
             require_new(self.out)
         job = prepared(self)
         print("\n".join(job.told()), flush=True)
-        summary = self._on_ray(job) if self.engine == "ray" else self._here(job)
+        summary = self._on_ray() if self.engine == "ray" else self._here(job)
         print("\n".join(self._ended(job, summary)))
         return INTERRUPTED if summary.interrupted else 0
 
@@ -124,11 +124,15 @@ class TrainDetector:
         go = resume if self.resume else train
         return go(self.settings, *job.parts(), {"detector": asdict(self)})
 
-    def _on_ray(self, job: Job) -> RunSummary:
+    def _on_ray(self) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
+        from workflows.train import whole_path
 
+        names = ("data", "images", "test", "start", "classes", "attributes")
+        paths: dict[str, Any] = {name: whole_path(getattr(self, name)) for name in names}
+        known = replace(self, **paths)  # other nodes are elsewhere
         engine = RayTraining(self.workers, address=self.address)
-        return train_on_ray(self.settings, partial(parts, self), engine, self.resume, {"detector": asdict(self)})
+        return train_on_ray(self.settings, partial(parts, known), engine, self.resume, {"detector": asdict(self)})
 
     def _ended(self, job: Job, summary: RunSummary) -> Iterator[str]:
         """Write the weights, and say how it went and what to do with them."""

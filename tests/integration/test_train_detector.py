@@ -21,16 +21,19 @@ SMALL = ["--width-divisor", "16", "--shorter", "64", "--longer", "100", "--batch
 SCENES = 8
 
 
+def drawn(root: Path, count: int) -> Path:
+    """Scenes and their objects."""
+    found = [make_scene(0, number) for number in range(count)]
+    (root / "images").mkdir()
+    for number, scene in enumerate(found):
+        save(scene, BUNDLED, root / "images" / f"{number + 1}.jpg")
+    write_visual_genome(found, [[] for _ in found], root / "objects")
+    return root
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight scenes and their objects."""
-    root = tmp_path_factory.mktemp("scenes")
-    drawn = [make_scene(0, number) for number in range(SCENES)]
-    (root / "images").mkdir()
-    for number, scene in enumerate(drawn):
-        save(scene, BUNDLED, root / "images" / f"{number + 1}.jpg")
-    write_visual_genome(drawn, [[] for _ in drawn], root / "objects")
-    return root
+    return drawn(tmp_path_factory.mktemp("scenes"), SCENES)
 
 
 def run(scenes: Path, out: Path, *more: str) -> int:
@@ -38,9 +41,12 @@ def run(scenes: Path, out: Path, *more: str) -> int:
     return main(["train-detector", *data, *SMALL, *more])
 
 
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in lines(out) if "loss" in line]
 
 
 def test_a_grid_network_trains_and_its_file_extracts_grids_and_regions(
@@ -59,6 +65,31 @@ def test_a_grid_network_trains_and_its_file_extracts_grids_and_regions(
         assert main([*job, "--out", str(out), "--shorter", "64", "--longer", "100", "--device", "cpu"]) == 0
         assert len(open_store(out)) == SCENES
     assert "cup" in open_store(tmp_path / "regions").vocabulary["classes"]
+
+
+@pytest.mark.slow
+def test_two_scenes_are_learnt_by_heart(tmp_path: Path) -> None:
+    root = drawn(tmp_path, 2)
+    data = ["--data", str(root / "objects"), "--test", str(root / "objects"), "--images", str(root / "images")]
+    size = ["--width-divisor", "8", "--shorter", "128", "--longer", "213", "--batch-size", "2", "--device", "cpu"]
+    out = tmp_path / "run"
+    assert (
+        main(["train-detector", *data, "--out", str(out), "--kind", "grid", *size, "--steps", "150", "--lr", "0.003"])
+        == 0
+    )
+    [scores] = [line["scores"] for line in lines(out) if "scores" in line]
+    assert scores["mAP50"] > 80 and scores["attributes"] > 80
+    found = losses(out)
+    assert found[-1] < found[0] / 5
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_s_processes_train_one_detector(scenes: Path, tmp_path: Path) -> None:
+    every = ("--kind", "grid", "--steps", "2", "--engine", "ray", "--workers", "2")
+    assert run(scenes, tmp_path / "run", *every) == 0
+    assert (tmp_path / "run" / "detector.safetensors").is_file() and len(losses(tmp_path / "run")) == 1
 
 
 @pytest.mark.slow

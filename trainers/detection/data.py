@@ -76,7 +76,7 @@ def _counts(holds: bool, lost: Counter[str], reason: str) -> bool:
 
 
 def _labelled(image: Described, vocabulary: Vocabulary, lost: Counter[str]) -> Labelled:
-    classes, attributes = vocabulary.classes.ids(), vocabulary.attributes.ids()
+    classes, attributes = vocabulary.classes.ids, vocabulary.attributes.ids
 
     def is_used(thing: Thing) -> bool:
         x1, y1, x2, y2 = thing.box

@@ -19,14 +19,16 @@ quarter are taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from extractors import boxes as box_ops
-from extractors.faster_rcnn import STRIDE, BottomUpDetector
+from extractors.faster_rcnn import PROPOSAL_NMS, STRIDE, BottomUpDetector
 from extractors.grid_detector import GridDetector
 from extractors.trunk import SHARED_STAGE
 from trainers.batch import Regions
@@ -77,6 +79,16 @@ class Truth:
         return cls(visual.boxes, real, classes, attributes, visual.pixels.shapes)
 
 
+class Rois(NamedTuple):
+    """What the heads are trained on: boxes (B, S, 4); of each the row (B, S) of its true box, whether it counts (too
+    few may have been there to draw from), and its label (B, S) as of `match`."""
+
+    boxes: Tensor
+    rows: Tensor
+    counts: Tensor
+    labels: Tensor
+
+
 def rules_of(detector: BottomUpDetector) -> Rules:
     return GRID if isinstance(detector, GridDetector) else BOTTOM_UP
 
@@ -92,10 +104,10 @@ def losses(detector: BottomUpDetector, images: Tensor, truth: Truth) -> dict[str
     with torch.autocast(images.device.type, enabled=False):
         found = proposal_losses(detector, logits, deltas, truth)
         with torch.no_grad():
-            rois, rows, counts, labels = _rois(detector, (logits, deltas), truth)
-    features = detector.roi_heads.features_of(list(cells.split(1)), list(rois))
+            rois = _rois(detector, (logits, deltas), truth)
+    features = detector.roi_heads.features_in_batch(cells, rois.boxes)
     with torch.autocast(images.device.type, enabled=False):
-        return found | _head_losses(detector, features, (rois, rows, counts, labels), truth)
+        return found | _head_losses(detector, features, rois, truth)
 
 
 def proposal_losses(detector: BottomUpDetector, logits: Tensor, deltas: Tensor, truth: Truth) -> dict[str, Tensor]:
@@ -104,8 +116,8 @@ def proposal_losses(detector: BottomUpDetector, logits: Tensor, deltas: Tensor, 
     anchors = box_ops.shifted_anchors(cell, (logits.shape[2], logits.shape[3]), STRIDE)[None]
     found = match(overlaps(truth.boxes, truth.real, anchors), 0.7, 0.3, best_too=True)
     drawn = draw(found.labels, ANCHORS, 0.5)
-    logits = taken(logits.permute(0, 2, 3, 1).flatten(1), drawn.rows)
-    deltas = taken(deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3), drawn.rows)
+    scores, moves = _by_anchor(logits, deltas)
+    logits, deltas = taken(scores, drawn.rows), taken(moves, drawn.rows)
     is_object = taken(found.labels, drawn.rows) == FOREGROUND
     goal = taken(truth.boxes, taken(found.rows, drawn.rows))
     is_placed = is_object & drawn.counts
@@ -119,32 +131,53 @@ def proposal_losses(detector: BottomUpDetector, logits: Tensor, deltas: Tensor, 
     }
 
 
-def _rois(
-    detector: BottomUpDetector, heads: tuple[Tensor, Tensor], truth: Truth
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """RoIs (B, S, 4) drawn of the proposals and the true boxes; of each its true box, whether it counts, its label."""
-    generator, rules = detector.proposal_generator, rules_of(detector)
-    each_image = zip(*(each.split(1) for each in heads), truth.sizes, strict=True)
-    found = [generator.propose(logits, deltas, size, 1.0)[0] for logits, deltas, size in each_image]
-    proposals = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)  # what is padding overlaps nothing
-    boxes = torch.cat([truth.boxes, proposals], dim=1)
+def proposals(
+    detector: BottomUpDetector, logits: Tensor, deltas: Tensor, sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Each image's proposals (P, 4), best first: what the network's own generator gives, for a whole batch at once.
+
+    Image by image, as extraction must, this would be three fifths of all operators that a step launches on a GPU.
+    """
+    generator = detector.proposal_generator
+    ranked, most = generator.counts
+    anchors = box_ops.shifted_anchors(generator.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
+    scores, moves = _by_anchor(logits, deltas)
+    scores, rows = scores.topk(min(ranked, scores.shape[1]))
+    boxes = box_ops.decode(taken(moves, rows).flatten(0, 1), anchors[rows.flatten()], UNIT, 0).unflatten(0, rows.shape)
+    limits = boxes.new_tensor([[width, height] * 2 for height, width in sizes])[:, None]
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    scores = scores.where((boxes[..., 2:] > boxes[..., :2]).all(dim=2), -torch.inf)
+    kept = box_ops.nms_each(list(boxes), list(scores), PROPOSAL_NMS, 0, most)
+    return [box[rows] for box, rows in zip(boxes, kept, strict=True)]
+
+
+def _by_anchor(logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, a, h, w) and deltas (B, 4a, h, w) in the order of anchors: (B, N) and (B, N, 4)."""
+    moves = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    return logits.permute(0, 2, 3, 1).flatten(1), moves
+
+
+def _rois(detector: BottomUpDetector, heads: tuple[Tensor, Tensor], truth: Truth) -> Rois:
+    """Draw RoIs of the proposals and the true boxes."""
+    rules = rules_of(detector)
+    found = proposals(detector, *heads, truth.sizes)
+    # what is padding overlaps nothing
+    boxes = torch.cat([truth.boxes, torch.nn.utils.rnn.pad_sequence(found, batch_first=True)], dim=1)
     matches = match(overlaps(truth.boxes, truth.real, boxes), 0.5, 0.5, best_too=False)
     labels = matches.labels.masked_fill((boxes[..., 2:] <= boxes[..., :2]).any(dim=2), -1)
     drawn = draw(labels, rules.rois, rules.foreground)
-    return taken(boxes, drawn.rows), taken(matches.rows, drawn.rows), drawn.counts, taken(labels, drawn.rows)
+    return Rois(taken(boxes, drawn.rows), taken(matches.rows, drawn.rows), drawn.counts, taken(labels, drawn.rows))
 
 
-def _head_losses(
-    detector: BottomUpDetector, features: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Tensor], truth: Truth
-) -> dict[str, Tensor]:
-    """Of features (B * S, D) of what `_rois` drew."""
-    rois, rows, counts, labels = drawn
+def _head_losses(detector: BottomUpDetector, features: Tensor, rois: Rois, truth: Truth) -> dict[str, Tensor]:
+    """What classes, boxes and attributes of the RoIs' features (B * S, D) cost."""
+    boxes, rows, counts, labels = rois
     is_object, classes = (labels == FOREGROUND) & counts, detector.config.classes
     wanted = taken(truth.classes, rows).where(is_object, classes).flatten()  # the last class is the background
     scores, deltas, attributes = (each.float() for each in detector.roi_heads.logits(features, wanted))
     scored = F.cross_entropy(scores, wanted, reduction="none") * counts.flatten()
     own = deltas.unflatten(1, (-1, 4))[torch.arange(len(wanted), device=wanted.device), wanted.clamp(max=classes - 1)]
-    goal = _goals(taken(truth.boxes, rows), rois, detector.config.conventions.box_weights, is_object).flatten(0, 1)
+    goal = _goals(taken(truth.boxes, rows), boxes, detector.config.conventions.box_weights, is_object).flatten(0, 1)
     placed = F.smooth_l1_loss(own, goal, reduction="none", beta=BOX_BETA).sum(dim=1)
     per = counts.sum().clamp(min=1)
     found = {"class": scored.sum() / per, "box": placed.where(is_object.flatten(), 0.0).sum() / per}

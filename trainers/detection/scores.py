@@ -40,7 +40,8 @@ def scores(found: Sequence[Prediction], truth: Sequence[Labelled], with_attribut
     """
     from torchmetrics.detection import MeanAveragePrecision  # here, as not everyone trains detectors
 
-    measure = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools")
+    # One rank scores what all have found: it must not wait for the others to score, too.
+    measure = MeanAveragePrecision("xyxy", "bbox", backend="pycocotools", sync_on_compute=False)
     measure.warn_on_many_detections = False
     measure.update([_tensors(each) for each in found], [_truth(each) for each in truth])
     whole = measure.compute()

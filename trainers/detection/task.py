@@ -66,27 +66,32 @@ class DetectionTask:
     def collate(self, numbers: Sequence[int], epoch: int) -> Batches:
         """A batch whose targets are classes (B, G), attributes (B, G, A), original sizes (B, 2) and numbers (B,)."""
         inputs = [self._input(number, epoch) for number in numbers]
-        counts = [len(each.boxes) for each in inputs]
-        most, widest = max(1, *counts), max((len(said) for each in inputs for said in each.attributes), default=0)
+        counts = torch.tensor([len(each.boxes) for each in inputs])
+        most = max(1, int(counts.max()))
         boxes, classes = torch.zeros(len(inputs), most, 4), torch.zeros(len(inputs), most, dtype=torch.int64)
-        # A loss is named in every batch, or in none: where the data knows attributes, there is room for one.
-        room = max(widest, 1) if len(self.split.vocabulary.attributes) else 0
-        attributes = torch.full((len(inputs), most, room), -1)
         for row, each in enumerate(inputs):
             boxes[row, : counts[row]], classes[row, : counts[row]] = each.boxes, each.classes
-            for place, said in enumerate(each.attributes):
-                attributes[row, place, : len(said)] = torch.tensor(said, dtype=torch.int64)
-        pixels = stack_pixels([each.pixels for each in inputs])
-        sizes = torch.tensor([each.pixels.shape[1:] for each in inputs], dtype=torch.float32)
-        real = torch.arange(most) < torch.tensor(counts)[:, None]
         targets = {
             "classes": classes,
-            "attributes": attributes,
+            "attributes": self._attributes(inputs, most),
             "originals": torch.tensor([each.original for each in inputs]),
             "numbers": torch.tensor(numbers),
         }
+        sizes = torch.tensor([each.pixels.shape[1:] for each in inputs], dtype=torch.float32)
+        pixels, real = stack_pixels([each.pixels for each in inputs]), torch.arange(most) < counts[:, None]
         nothing = Text(torch.zeros(len(inputs), 0, dtype=torch.int64))
         return {IMAGES: Batch(nothing, Regions(boxes, sizes, real, pixels=pixels), targets=targets)}
+
+    def _attributes(self, inputs: Sequence[_Input], most: int) -> Tensor:
+        """(B, G, A), -1 where there are no more; no room for any where the data knows none, else for one at least: a
+        loss is named in every batch, or in none."""
+        widest = max((len(said) for each in inputs for said in each.attributes), default=0)
+        room = max(widest, 1) if len(self.split.vocabulary.attributes) else 0
+        found = torch.full((len(inputs), most, room), -1)
+        for row, each in enumerate(inputs):
+            for place, said in enumerate(each.attributes):
+                found[row, place, : len(said)] = torch.tensor(said, dtype=torch.int64)
+        return found
 
     def counts(self, batches: Batches) -> dict[str, float]:
         """All losses are means over images."""

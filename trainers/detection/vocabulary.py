@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from trainers.data.files import readable
@@ -29,6 +30,7 @@ class Names:
     def __len__(self) -> int:
         return len(self.lines)
 
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Ids by synonym; of one that stands twice, the first."""
         pairs = [(name, number) for number, synonyms in enumerate(self.lines) for name in synonyms]

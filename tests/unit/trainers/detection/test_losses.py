@@ -10,7 +10,7 @@ from torch import Tensor
 
 from extractors.boxes import shifted_anchors
 from trainers.detection.building import Kind, Plan, build
-from trainers.detection.losses import ANCHORS, Truth, attribute_loss, losses, proposal_losses
+from trainers.detection.losses import ANCHORS, Truth, attribute_loss, losses, proposal_losses, proposals
 from trainers.detection.vocabulary import Names, Vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +60,31 @@ def test_a_box_that_is_an_anchor_needs_no_move_and_another_does() -> None:
     moves[0, 4:8, 3, 5] = torch.tensor([0.5, 0.0, 0.0, 0.0])  # one delta of 0.5 is past smooth L1's 1/9
     found = proposal_losses(detector, none, moves, truth(exact))["proposal_box"].item()  # type: ignore[arg-type]
     assert found == pytest.approx((0.5 - 0.5 / 9) / ANCHORS, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_s_proposals_are_those_of_the_network_s_own_generator(kind: Kind) -> None:
+    torch.manual_seed(0)
+    detector = build(Plan(kind, divisor=16, shorter=64), VOCABULARY).detector.train()
+    count, sizes = len(detector.config.anchors), ((64, 96), (48, 90))
+    logits, deltas = torch.randn(2, count, 4, 6), torch.randn(2, 4 * count, 4, 6) * 0.3
+    found = proposals(detector, logits, deltas, sizes)
+    own = detector.proposal_generator
+    for row, size in enumerate(sizes):
+        expected, _ = own.propose(logits[row : row + 1], deltas[row : row + 1], size, 1.0)
+        assert len(expected) > 10
+        torch.testing.assert_close(found[row], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_a_batch_are_those_of_its_images(kind: Kind) -> None:
+    detector = build(Plan(kind, divisor=16, shorter=64), VOCABULARY).detector.eval()
+    cells = torch.randn(2, detector.config.map_channels, 4, 6)
+    boxes = torch.tensor([[[0.0, 0, 40, 50], [20, 10, 90, 60]], [[5.0, 5, 30, 30], [0, 0, 96, 64]]])
+    with torch.no_grad():
+        found = detector.roi_heads.features_in_batch(cells, boxes)
+        expected = detector.roi_heads.features_of(list(cells.split(1)), list(boxes))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -115,7 +115,7 @@ def test_a_category_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_list_has_synonyms_and_its_lines_are_the_ids(tmp_path: Path) -> None:
     names = Names.read(write(tmp_path / "list.txt", "gray,grey\nmulti colored\n"))
     assert names.names == ["gray", "multi colored"]
-    assert names.ids() == {"gray": 0, "grey": 0, "multi colored": 1}
+    assert names.ids == {"gray": 0, "grey": 0, "multi colored": 1}
     with pytest.raises(DataError, match="it is empty"):
         Names.read(write(tmp_path / "none.txt", "\n"))
 
