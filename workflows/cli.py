@@ -64,6 +64,7 @@ def _parse(args: list[str]) -> Any:
     )
     if args[:1] and args[0] in TRANSFER_COMMANDS:
         return _tyro(transfer, args)
+    from workflows.compare import Compare
     from workflows.data import Data
     from workflows.demo import Demo
     from workflows.doctor import Doctor
@@ -82,6 +83,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Scenes, tyro.conf.subcommand("scenes")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | StoreCommand
         | transfer
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from extractors import ExtractorConfig
+from extractors import ExtractorConfig, PixelConfig
 from extractors.base import ConvConfig
 from extractors.patches import PatchConfig
 from trainers.codebook import CodebookConfig
@@ -81,6 +81,8 @@ def _tiny_model(config: Any) -> Any:
 
 
 def _tiny_extractor(config: ExtractorConfig | None) -> ExtractorConfig | None:
+    if isinstance(config, PixelConfig):
+        return replace(config, shorter=SIDE)
     if not isinstance(config, ConvConfig):
         return config
     small = {"width_divisor": NARROWER, "shorter": SIDE, "longer": SIDE * 5 // 3}

@@ -1,0 +1,142 @@
+"""The cells of a comparison: each line of its table once a seed, known by a hash of all that decides what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from extractors import ConfigError
+from storage.spec import canonical_json
+from trainers.models.grid_vlp import GridVLPConfig
+from trainers.models.meter import MeterConfig
+from trainers.models.vilt import ViLTConfig
+from trainers.models.vl_bert import VLBertConfig
+from workflows.comparing.features import features_of
+from workflows.recipes import Recipe, recipe_of
+from workflows.train import Train
+
+FORMAT = 1  # of what is measured, and how; another one makes all cells new
+MODELS: dict[type, str] = {VLBertConfig: "VL-BERT", GridVLPConfig: "Grid-VLP", ViLTConfig: "ViLT", MeterConfig: "METER"}
+# What a recipe only says of itself, and settings that change no number.
+SAID = {"summary", "expected", "source", "starts"}
+HOW = {"out", "device", "log_every", "save_every", "evaluate_every", "keep", "workers"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison's table.
+
+    label   as the tables call it
+    name    of the recipe that it comes from
+    recipe  with what the comparison changes; `visual` says where images come from
+    before  what is pre-trained first, for the recipe to start from; None: nothing
+    """
+
+    label: str
+    name: str
+    recipe: Recipe
+    before: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What is compared.
+
+    title   in a few words
+    source  the paper's table, for a published comparison
+    rows    the lines of the tables
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison, to be trained, scored and measured.
+
+    label   of its row
+    name    of the recipe
+    recipe  as it is run: twin, seed and settings chosen
+    tiny    whether it is the tiny twin
+    data    hash of the data sets, and of the words of the texts
+    device  "cpu" or "cuda"
+    before  the cell that is pre-trained first, and whose weights this one starts from
+    """
+
+    label: str
+    name: str
+    recipe: Recipe
+    tiny: bool
+    data: str
+    device: str
+    before: Cell | None = None
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits: equal ones mean equal results, on machines alike."""
+        before = self.before and self.before.id
+        facts = [FORMAT, plain(self.recipe), self.tiny, self.data, self.device, before]
+        return hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
+
+    @property
+    def model(self) -> str:
+        return model_name(self.recipe)
+
+
+def model_name(recipe: Recipe) -> str:
+    """What a recipe's model is called. PixelBERT is a Grid-VLP whose network learns, too."""
+    return "PixelBERT" if getattr(recipe.model, "tuned", False) else MODELS[type(recipe.model)]
+
+
+def plain(value: Any) -> Any:
+    """A recipe, or a part of one, as JSON values, without what decides nothing."""
+    if is_dataclass(value) and not isinstance(value, type):
+        skipped = SAID if isinstance(value, Recipe) else HOW
+        content = {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.name not in skipped}
+        return {"": type(value).__name__, **content}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def of_recipes(names: Sequence[str], visuals: Sequence[str]) -> Matrix:
+    """Recipes by name, each with every source of images.
+
+    Raises:
+        ConfigError: there is no such recipe, or its images cannot come from there.
+    """
+    rows = []
+    for name in names:
+        recipe = recipe_of(name)
+        if recipe.task in ("pretraining", "text-classes", "image-classes", "captions"):
+            raise ConfigError(f"{name} ({recipe.task}) has no score to be compared by; choose a recipe that answers.")
+        for visual in visuals:
+            seen = replace(recipe, visual=visual)
+            rows.append(Row(f"{model_name(seen)}, {_seen(seen)}", name, seen))
+    return Matrix("Recipes side by side", tuple(rows))
+
+
+def _seen(recipe: Recipe) -> str:
+    features = features_of(recipe)
+    return "pixels" if recipe.visual == "pixels" else f"cached {features.view if features else 'features'}"
+
+
+def cells_of(row: Row, seeds: Sequence[int], flags: Train, data: str) -> list[Cell]:
+    """A row's cells, a seed each.
+
+    Args:
+        flags: settings of all runs, as of `triptych train`; `device` is one that is there.
+        data: as of `Cell`.
+    """
+    found = []
+    for seed in seeds:
+        mine = replace(flags, recipe=row.name, seed=seed)
+        same = {"tiny": flags.tiny, "data": data, "device": str(flags.device).partition(":")[0]}
+        before = row.before and Cell(f"{row.label}: pre-training", row.name, mine.settled(row.before), **same)
+        found.append(Cell(row.label, row.name, mine.settled(row.recipe), before=before, **same))
+    return found

@@ -1,0 +1,221 @@
+"""One cell from its config to its row: build, train or go on, score, measure. A finished cell is read, not run.
+
+OUT/cells/<cell>/run           the run, as of `triptych train`
+OUT/cells/<cell>/result.json   its row, written last
+OUT/cells/<cell>/error.txt     where it went wrong, if it did
+"""
+
+from __future__ import annotations
+
+import statistics
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from extractors import make_extractor
+from extractors.base import Extractor, NetworkConfig
+from storage.places import open_place
+from trainers import machine
+from trainers.checkpoint import Checkpoints
+from trainers.comparison.blind import blind_score
+from trainers.comparison.latency import Extracted, Latency, latency
+from trainers.comparison.result import CellResult, save, saved
+from trainers.config import TrainConfig
+from trainers.evaluate import FILE as PREDICTIONS
+from trainers.loop import RunSummary, resume
+from trainers.progress import read_metrics
+from trainers.tasks.common import SplitTask
+from workflows.comparing.cells import Cell
+from workflows.comparing.features import cost_of, features_of
+from workflows.recipes.building import LEAST, Run
+from workflows.recipes.sources import Places, find_images, group_of
+from workflows.train import built, kept_answers
+
+CELLS = "cells"
+POINTS, EVALUATIONS = 100, 5  # of the learning curves
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a comparison's data lies, and where it writes; all as on the command line, for any process."""
+
+    out: str
+    images: str
+    annotations: str
+    tokenizer: str | None = None
+
+    def folder(self, cell: Cell) -> Path:
+        return Path(self.out) / CELLS / cell.id
+
+    def run_of(self, cell: Cell) -> Run:
+        """The run of a cell, in its folder."""
+        features = features_of(cell.recipe)
+        store = None if features is None else str(features.folder(self.out))
+        out = str(self.folder(cell) / "run")
+        recipe = replace(cell.recipe, train=replace(cell.recipe.train, out=out, device=cell.device))
+        least = 1 if cell.tiny else LEAST
+        return Run(recipe, Places(store, self.images, self.annotations, self.tokenizer), least, kept_answers(out))
+
+
+def run_cell(cell: Cell, setting: Setting) -> CellResult:
+    """A cell's row, by whatever is left to do for it; what goes wrong is told in the row.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop; what is trained is kept.
+    """
+    folder = setting.folder(cell)
+    known = saved(folder)
+    if known is not None:
+        return replace(known, label=cell.label)
+    try:
+        result = _finished(cell, setting)
+    except Exception as error:  # whatever it is, it is one cell's; the others go on
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return replace(_head(cell), error=_line(error))
+    save(result, folder)
+    (folder / "error.txt").unlink(missing_ok=True)
+    return result
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _head(cell: Cell) -> CellResult:
+    """What is known of a cell before it runs."""
+    recipe, features = cell.recipe, features_of(cell.recipe)
+    train = recipe.train
+    return CellResult(
+        cell=cell.id,
+        label=cell.label,
+        recipe=cell.name,
+        model=cell.model,
+        task=recipe.task,
+        data="+".join(recipe.data),
+        visual=recipe.visual,
+        view=features.view if features and recipe.visual == "store" else "pixels",
+        seed=train.seed,
+        tiny=cell.tiny,
+        steps=train.steps or 0,
+        batch_size=train.batch_size,
+        before=cell.before and cell.before.id,
+        device=cell.device,
+    )
+
+
+def _finished(cell: Cell, setting: Setting) -> CellResult:
+    """Train a cell to its end and measure it."""
+    start = None if cell.before is None else str(setting.folder(cell.before) / "run")
+    device = torch.device(cell.device)
+    machine.give_back(device)
+    held = machine.held_gib(device)
+    machine.reset_peak(device)
+    run = setting.run_of(cell)
+    resumed = bool(Checkpoints(run.recipe.train.out).steps())
+    model, task, validation = run.build() if resumed else built(run, start)
+    config = told_often(run.recipe.train, len(task))
+    summary = resume(config, model, task, validation, {"cell": cell.id, "label": cell.label})
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    peak = machine.peak_gib(device) - held
+    result = replace(
+        _head(cell),
+        steps=summary.total,
+        parameters=_parameters([model]),
+        peak_bytes=round(max(0.0, peak) * 2**30),
+        hardware=machine.hardware(),
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        **_trained(config, validation),
+        **_before(cell, setting),
+    )
+    if not isinstance(validation, SplitTask):
+        return result
+    result = replace(result, **_scored(summary, config, task, validation))
+    return replace(result, **_cached(cell, run, model, validation, setting))
+
+
+def told_often(config: TrainConfig, examples: int) -> TrainConfig:
+    """A run's settings with enough lines of metrics, evaluations and checkpoints for curves, and for going on."""
+    total = config.total_steps(examples)
+    part = max(1, total // EVALUATIONS)
+    return replace(config, log_every=max(1, total // POINTS), evaluate_every=part, save_every=min(part, 1000))
+
+
+def _trained(config: TrainConfig, validation: Any) -> dict[str, Any]:
+    """Time of training and its curve, from the lines of metrics: of all parts of a run that was gone on with."""
+    lines = read_metrics(open_place(config.out))
+    steps, seconds, curve, before = list[float](), 0.0, list[dict[str, Any]](), 0
+    for line in lines:
+        if "loss" in line:
+            took = config.batch_size / line["images_per_s"]
+            seconds += took * (line["step"] - before)
+            before = line["step"]
+            steps.append(1e3 * took)
+            curve.append({"step": line["step"], "loss": line["loss"], "score": None})
+        elif validation is not None:
+            curve.append({"step": line["step"], "loss": None, "score": line["scores"][validation.metric]})
+    return {"step_ms": statistics.median(steps), "training_hours": seconds / 3600, "curve": curve}
+
+
+def _before(cell: Cell, setting: Setting) -> dict[str, Any]:
+    before = cell.before and saved(setting.folder(cell.before))
+    return {"pretraining_hours": before.training_hours if before else 0.0}
+
+
+def _scored(summary: RunSummary, config: TrainConfig, task: Any, validation: SplitTask) -> dict[str, Any]:
+    predictions = predictions_of(config.out)
+    return {
+        "metric": validation.metric,
+        "score": summary.scores[validation.metric],
+        "scores": summary.scores,
+        "examples": len(validation),
+        "blind": blind_score(validation, task.split.examples, predictions),
+    }
+
+
+def predictions_of(out: str) -> list[Mapping[str, Any]]:
+    """The predictions that a run ended with."""
+    import json
+
+    found: list[Mapping[str, Any]] = json.loads(open_place(out).read(PREDICTIONS))
+    return found
+
+
+def _cached(cell: Cell, run: Run, model: nn.Module, validation: SplitTask, setting: Setting) -> dict[str, Any]:
+    """What the cache costs, and how long an example takes with it and without."""
+    config, features = run.recipe.train, features_of(cell.recipe)
+    found: dict[str, Any] = {"extraction_ms": 0.0, "extraction_hours": 0.0, "feature_bytes": 0}
+    if features is not None:
+        cost = cost_of(features.stores(setting.out))
+        found |= {"images": cost.images, "extraction_ms": cost.ms, "extraction_hours": cost.hours}
+        found |= {"feature_bytes": cost.bytes, "specs": cost.specs}
+    if features is None or cell.recipe.visual == "pixels":
+        return found | _parts("pixels", latency(model, validation, config))
+    extractor = _extractor(features.config, cell.device)
+    found["extractor_parameters"] = _parameters(vars(extractor).values())
+    images = find_images(run.places, group_of(run.recipe.data[0])).called(validation.split.images())
+    fresh = Extracted(images, extractor, run.recipe.boxes)
+    found |= _parts("cache", latency(model, validation, config))
+    return found | _parts("pixels", latency(model, validation, config, fresh))
+
+
+def _extractor(config: Any, device: str) -> Extractor:
+    return make_extractor(replace(config, device=device) if isinstance(config, NetworkConfig) else config)
+
+
+def _parts(source: str, found: Latency) -> dict[str, float]:
+    return {f"{source}_{part}_ms": value for part, value in asdict(found).items()}
+
+
+def _parameters(parts: Iterable[Any]) -> int:
+    """Numbers of all networks among some things, each once."""
+    networks = [each for each in parts if isinstance(each, nn.Module)]
+    return sum(each.numel() for each in {id(each): each for net in networks for each in net.parameters()}.values())
