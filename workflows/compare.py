@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from extractors import ConfigError
@@ -13,12 +14,11 @@ from extractors.base import pick_device
 from trainers.comparison.lines import markdown
 from trainers.comparison.report import Report, facts_of, render
 from trainers.comparison.result import CellResult, write_table
-from workflows.comparing.cells import Cell, Matrix, cells_of, of_recipes
+from workflows.comparing.cells import Cell, Matrix, cells_of, in_order, of_recipes
 from workflows.comparing.data import Data, texts_digest
 from workflows.comparing.examples import disagreements
-from workflows.comparing.features import extract, features_of
-from workflows.comparing.running import Setting, run_cell
-from workflows.progress import TerminalProgress
+from workflows.comparing.named import listed, named
+from workflows.comparing.running import Setting, extract_all, run_cell
 from workflows.train import Train, _absolute
 
 FAILED = 1
@@ -38,6 +38,10 @@ class Compare:
     """Folder with images and annotations, as `triptych scenes make` writes it."""
     out: str | None = None
     """Folder for stores, runs and the report; the same command goes on where it stopped."""
+    list: bool = False
+    """Show the papers' analyses that can be run by their names."""
+    name: str | None = None
+    """One of these, instead of --recipes and --visuals."""
     recipes: tuple[str, ...] = FIVE
     """Runs, as of `triptych train --list`."""
     visuals: tuple[str, ...] = ("store", "pixels")
@@ -57,23 +61,33 @@ class Compare:
 
     def run(self) -> int:
         """Compare; returns the exit status, 1 where a cell failed."""
+        if self.list:
+            print("\n".join(listed()))
+            return 0
         if self.data is None or self.out is None:
             raise ConfigError("a comparison needs data and a folder; name them with --data and --out.")
-        data, out = Data(str(_absolute(self.data))), str(Path(self.out).absolute())
+        data, out = Data(str(Path(self.data).absolute())), str(Path(self.out).absolute())
+        matrix = named(self.name) if self.name else of_recipes(self.recipes, self.visuals)
+        matrix = matrix.at_hand(data.has, print)
         flags = self._flags(data, out)
-        matrix = of_recipes(self.recipes, self.visuals)
         cells = self._cells(matrix, data, flags)
         setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer)
-        self._extract(cells, setting, data)
-        results = []
+        todo = in_order(cells)
+        extract_all(todo, setting, str(flags.device))
+        results = self._run(todo, setting)
+        self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
+        failed = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
+        print("\n".join([f"{len(failed)} of {len(todo)} cells failed:", *failed] if failed else [f"{len(todo)} cells"]))
+        return FAILED if failed else 0
+
+    def _run(self, cells: Sequence[Cell], setting: Setting) -> dict[str, CellResult]:
+        """Every cell's row, by its id."""
+        found = {}
         for number, cell in enumerate(cells, 1):
             print(f"--- {number} of {len(cells)}: {cell.label}, seed {cell.recipe.train.seed}", flush=True)
-            results.append(run_cell(cell, setting))
-            print(told(results[-1]), flush=True)
-        self._write(matrix, cells, results, setting)
-        failed = [f"{each.label}, seed {each.seed}: {each.error}" for each in results if each.error]
-        print("\n".join([f"{len(failed)} of {len(cells)} cells failed:", *failed] if failed else []))
-        return FAILED if failed else 0
+            found[cell.id] = run_cell(cell, setting)
+            print(told(found[cell.id]), flush=True)
+        return found
 
     def _write(self, matrix: Matrix, cells: Sequence[Cell], results: Sequence[CellResult], setting: Setting) -> None:
         """The table, the Markdown and the page."""
@@ -95,28 +109,20 @@ class Compare:
         device = str(pick_device(self.device))
         return Train(tiny=self.tiny, steps=self.steps, batch_size=self.batch_size, device=device, tokenizer=tokenizer)
 
-    def _cells(self, matrix: Matrix, data: Data, flags: Train) -> list[Cell]:
-        words, found = texts_digest(flags.tokenizer), list[Cell]()
-        digests: dict[tuple[str, ...], str] = {}
-        for row in matrix.rows:
-            names = tuple(dict.fromkeys([*row.recipe.data, *(row.before.data if row.before else ())]))
-            if names not in digests:
-                digests[names] = f"{data.digest(names)} {words}"
-            found += cells_of(row, self.seeds, flags, digests[names])
-        return found
+    def _cells(self, matrix: Matrix, data: Data, flags: Train) -> Sequence[Cell]:
+        words = texts_digest(flags.tokenizer)
 
-    def _extract(self, cells: Sequence[Cell], setting: Setting, data: Data) -> None:
-        needed = {}
-        for cell in cells:
-            features = features_of(cell.recipe)
-            if features is not None and not (setting.folder(cell) / "result.json").exists():
-                needed[features.name, features.groups] = features
-        for features in needed.values():
-            extract(features, data.images, setting.out, self.device, TerminalProgress())
+        @cache
+        def digest(names: tuple[str, ...]) -> str:
+            return f"{data.digest(names)} {words}"
+
+        return [cell for row in matrix.rows for cell in cells_of(row, self.seeds, flags, digest)]
 
 
 def told(result: CellResult) -> str:
     """How a cell ended, in a line."""
     if result.error:
         return f"failed: {result.error}"
+    if result.metric is None:
+        return "pre-trained"
     return f"{result.metric} {result.score:.2f}, without looking {result.blind:.2f}"

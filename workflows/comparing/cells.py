@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,20 @@ class Row:
     recipe: Recipe
     before: Recipe | None = None
 
+    @property
+    def data(self) -> tuple[str, ...]:
+        """All data sets that it reads."""
+        return tuple(dict.fromkeys([*self.recipe.data, *(self.before.data if self.before else ())]))
+
+    def without(self, lost: Sequence[str], whole: bool) -> Row | None:
+        """The same, pre-trained on less; None where that will not do."""
+        if not lost:
+            return self
+        left = tuple(name for name in self.before.data if name not in lost) if self.before else ()
+        if whole or not left or set(lost) & set(self.recipe.data) or self.before is None:
+            return None
+        return replace(self, before=replace(self.before, data=left))
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -48,11 +62,36 @@ class Matrix:
     title   in a few words
     source  the paper's table, for a published comparison
     rows    the lines of the tables
+    whole   whether a line is pre-trained on all of its data sets or not at all; else on those that are at hand
     """
 
     title: str
     rows: tuple[Row, ...]
     source: str = ""
+    whole: bool = False
+
+    def at_hand(self, there: Callable[[str], bool], tell: Callable[[str], None]) -> Matrix:
+        """The same with what can be run on the data sets that are there; what is left out is told.
+
+        Raises:
+            ConfigError: nothing is left.
+        """
+        rows, known = [], dict[tuple[str, ...], None]()
+        for row in self.rows:
+            lost = tuple(name for name in row.data if not there(name))
+            kept = row.without(lost, self.whole)
+            if lost:
+                known[lost] = None
+            if kept is None:
+                tell(f"{row.label} is left out: {', '.join(lost)} not at hand")
+            else:
+                rows.append(kept)
+        for lost in known:
+            if not self.whole:
+                tell(f"pre-training goes without {', '.join(lost)}: not at hand")
+        if not rows:
+            raise ConfigError("no line of the comparison has its data; `triptych data list` shows how it should lie.")
+        return replace(self, rows=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -126,17 +165,26 @@ def _seen(recipe: Recipe) -> str:
     return "pixels" if recipe.visual == "pixels" else f"cached {features.view if features else 'features'}"
 
 
-def cells_of(row: Row, seeds: Sequence[int], flags: Train, data: str) -> list[Cell]:
+def cells_of(row: Row, seeds: Sequence[int], flags: Train, digest: Callable[[tuple[str, ...]], str]) -> list[Cell]:
     """A row's cells, a seed each.
 
     Args:
         flags: settings of all runs, as of `triptych train`; `device` is one that is there.
-        data: as of `Cell`.
+        digest: of the data sets of a run.
     """
     found = []
     for seed in seeds:
         mine = replace(flags, recipe=row.name, seed=seed)
-        same = {"tiny": flags.tiny, "data": data, "device": str(flags.device).partition(":")[0]}
-        before = row.before and Cell(f"{row.label}: pre-training", row.name, mine.settled(row.before), **same)
-        found.append(Cell(row.label, row.name, mine.settled(row.recipe), before=before, **same))
+
+        def cell(recipe: Recipe, more: str = "", before: Cell | None = None, mine: Train = mine) -> Cell:
+            settled, device = mine.settled(recipe), str(mine.device).partition(":")[0]
+            return Cell(row.label + more, row.name, settled, mine.tiny, digest(recipe.data), device, before)
+
+        found.append(cell(row.recipe, before=row.before and cell(row.before, ", pre-training")))
     return found
+
+
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells to run, each once: those that others start from first."""
+    befores = {each.before.id: each.before for each in cells if each.before}
+    return [*befores.values(), *{each.id: each for each in cells}.values()]

@@ -44,6 +44,10 @@ class Data:
     def annotations(self) -> Path:
         return Path(self.root) / "annotations"
 
+    def has(self, name: str) -> bool:
+        """Whether the training split of a data set is there."""
+        return all(find(name, file, self.annotations) for file in data_set(name).files["train"])
+
     def digest(self, names: Sequence[str]) -> str:
         """Hash of some data sets: the bytes of their annotations, and the keys of their images."""
         found = xxhash.xxh3_128()

@@ -1,15 +1,17 @@
 """One cell from its config to its row: build, train or go on, score, measure. A finished cell is read, not run.
 
-OUT/cells/<cell>/run           the run, as of `triptych train`
-OUT/cells/<cell>/result.json   its row, written last
-OUT/cells/<cell>/error.txt     where it went wrong, if it did
+    OUT/cells/<cell>/run           the run, as of `triptych train`
+    OUT/cells/<cell>/result.json   its row, written last
+    OUT/cells/<cell>/error.txt     where it went wrong, if it did
+
+Where a cell was interrupted, its run goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
 
 import statistics
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import nn
 
 from extractors import make_extractor
 from extractors.base import Extractor, NetworkConfig
+from storage import TriptychError
 from storage.places import open_place
 from trainers import machine
 from trainers.checkpoint import Checkpoints
@@ -32,7 +35,8 @@ from trainers.loop import RunSummary, resume
 from trainers.progress import read_metrics
 from trainers.tasks.common import SplitTask
 from workflows.comparing.cells import Cell
-from workflows.comparing.features import cost_of, features_of
+from workflows.comparing.features import cost_of, extract, features_of
+from workflows.progress import TerminalProgress
 from workflows.recipes.building import LEAST, Run
 from workflows.recipes.sources import Places, find_images, group_of
 from workflows.train import built, kept_answers
@@ -61,6 +65,21 @@ class Setting:
         recipe = replace(cell.recipe, train=replace(cell.recipe.train, out=out, device=cell.device))
         least = 1 if cell.tiny else LEAST
         return Run(recipe, Places(store, self.images, self.annotations, self.tokenizer), least, kept_answers(out))
+
+
+def extract_all(cells: Sequence[Cell], setting: Setting, device: str) -> None:
+    """Fill the stores that unfinished cells read.
+
+    Raises:
+        TriptychError: a store cannot be filled; nothing was trained.
+    """
+    needed = {}
+    for cell in cells:
+        features = features_of(cell.recipe)
+        if features is not None and saved(setting.folder(cell)) is None:
+            needed[features.name, features.groups] = features
+    for features in needed.values():
+        extract(features, Path(setting.images), setting.out, device, TerminalProgress())
 
 
 def run_cell(cell: Cell, setting: Setting) -> CellResult:
@@ -112,8 +131,12 @@ def _head(cell: Cell) -> CellResult:
 
 
 def _finished(cell: Cell, setting: Setting) -> CellResult:
-    """Train a cell to its end and measure it."""
-    start = None if cell.before is None else str(setting.folder(cell.before) / "run")
+    """Train a cell to its end and measure it.
+
+    Raises:
+        TriptychError: what `triptych train` raises, or its pre-training has not come to its end.
+    """
+    start = None if cell.before is None else _start(cell.before, setting)
     device = torch.device(cell.device)
     machine.give_back(device)
     held = machine.held_gib(device)
@@ -140,6 +163,13 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
         return result
     result = replace(result, **_scored(summary, config, task, validation))
     return replace(result, **_cached(cell, run, model, validation, setting))
+
+
+def _start(before: Cell, setting: Setting) -> str:
+    """Where the weights of a pre-training lie."""
+    if saved(setting.folder(before)) is None:
+        raise TriptychError(f"what it starts from ({before.label}, seed {before.recipe.train.seed}) is not finished.")
+    return str(setting.folder(before) / "run")
 
 
 def told_often(config: TrainConfig, examples: int) -> TrainConfig:
