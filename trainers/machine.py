@@ -34,7 +34,7 @@ def wait(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -42,7 +42,7 @@ def reset_peak(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -52,7 +52,7 @@ def peak_gib(device: torch.device) -> float:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     return _status_gib("VmHWM")
 
 
@@ -66,7 +66,7 @@ def held_gib(device: torch.device) -> float:
     """The memory held now, as of `peak_gib`."""
     import torch
 
-    return torch.cuda.memory_allocated() / 2**30 if device.type == "cuda" else _status_gib("VmRSS")
+    return torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else _status_gib("VmRSS")
 
 
 def _status_gib(name: str) -> float:

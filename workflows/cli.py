@@ -89,6 +89,8 @@ def _parse(args: list[str]) -> Any:
     )
     if args[:1] in (["extract"], ["plan"]) and len(args) > 1:
         args = [*args[:2], *with_config_file(args[2:])]
+    if args[:1] == ["compare"]:
+        args = ["compare", *with_config_file(args[1:], lists=True)]
     return _tyro(command, args)
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 from extractors import ConfigError
 from extractors.base import pick_device
+from pipeline.config import EngineConfig
 from trainers.comparison.lines import markdown
 from trainers.comparison.report import Report, facts_of, render
 from trainers.comparison.result import CellResult, write_table
-from workflows.comparing.cells import Cell, Matrix, cells_of, in_order, of_recipes
-from workflows.comparing.data import Data, texts_digest
+from workflows.comparing.cells import Cell, Common, Matrix, cells_of, file_digest, in_order, of_recipes
+from workflows.comparing.data import Data
 from workflows.comparing.examples import disagreements
 from workflows.comparing.named import listed, named
-from workflows.comparing.running import Setting, extract_all, run_cell
-from workflows.train import Train, _absolute
+from workflows.comparing.running import Setting, extract_all, failed, run_cell
+from workflows.recipes import recipe_of
+from workflows.train import Train, absolute_place
 
 FAILED = 1
 FIVE = ("vl_bert_vqa", "grid_vlp_vqa", "pixel_bert_vqa", "vilt_vqa", "meter_vqa")
@@ -56,6 +59,18 @@ class Compare:
     """Examples an update. Default: the recipe's."""
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
+    starts: tuple[str, ...] = ()
+    """Weights to start from, RECIPE=WEIGHTS, as of `triptych train --start`. Default: what was pre-trained here, or
+    random ones."""
+    networks: tuple[str, ...] = ()
+    """Weights of the convolutional network that sees the pixels or fills the store, RECIPE=WEIGHTS. Default: published
+    ones for a store, random ones for pixels."""
+    engine: Literal["local", "ray"] = "local"
+    """One cell after the other in this process, or spread over a Ray cluster, a GPU or a CPU each."""
+    address: str | None = None
+    """Ray: the cluster's address. Default: the one at hand, or a local one."""
+    config: str | None = None
+    """YAML file with any of these settings, by the same names; flags win over it."""
     tiny: bool = False
     """The recipes' tiny twins, with random weights, and tiny extractors: minutes on a CPU."""
 
@@ -70,24 +85,32 @@ class Compare:
         matrix = named(self.name) if self.name else of_recipes(self.recipes, self.visuals)
         matrix = matrix.at_hand(data.has, print)
         flags = self._flags(data, out)
+        setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer, str(flags.device))
         cells = self._cells(matrix, data, flags)
-        setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer)
-        todo = in_order(cells)
-        extract_all(todo, setting, str(flags.device))
-        results = self._run(todo, setting)
+        befores, todo = in_order(cells)
+        extract_all([*befores, *todo], setting, EngineConfig(out, engine=self.engine, address=self.address))
+        results = self._run(befores, setting) | self._run(todo, setting)
         self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
-        failed = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
-        print("\n".join([f"{len(failed)} of {len(todo)} cells failed:", *failed] if failed else [f"{len(todo)} cells"]))
-        return FAILED if failed else 0
+        lost = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
+        print("\n".join([f"{len(lost)} of {len(results)} cells failed:", *lost] if lost else []), file=sys.stderr)
+        return FAILED if lost else 0
 
     def _run(self, cells: Sequence[Cell], setting: Setting) -> dict[str, CellResult]:
-        """Every cell's row, by its id."""
+        """Every cell's row, by its id, told as they come."""
         found = {}
-        for number, cell in enumerate(cells, 1):
-            print(f"--- {number} of {len(cells)}: {cell.label}, seed {cell.recipe.train.seed}", flush=True)
-            found[cell.id] = run_cell(cell, setting)
-            print(told(found[cell.id]), flush=True)
+        for cell, result in self._results(cells, setting):
+            found[cell.id] = result
+            print(f"{len(found)} of {len(cells)}  {cell.label}, seed {result.seed}: {told(result)}", flush=True)
         return found
+
+    def _results(self, cells: Sequence[Cell], setting: Setting) -> Iterator[tuple[Cell, CellResult]]:
+        if self.engine == "local":
+            yield from ((cell, run_cell(cell, setting)) for cell in cells)
+            return
+        from pipeline.spread import spread
+
+        for number, result in spread(partial(run_cell, setting=setting), cells, setting.device, self.address):
+            yield cells[number], result if isinstance(result, CellResult) else failed(cells[number], result)
 
     def _write(self, matrix: Matrix, cells: Sequence[Cell], results: Sequence[CellResult], setting: Setting) -> None:
         """The table, the Markdown and the page."""
@@ -102,21 +125,48 @@ class Compare:
 
     def _flags(self, data: Data, out: str) -> Train:
         """What all runs share, as `triptych train` has it."""
-        tokenizer = _absolute(self.tokenizer)
+        tokenizer = absolute_place(self.tokenizer)
         if self.tiny and tokenizer is None:
             tokenizer = str(Path(out) / "vocab.txt")
             data.write_words(Path(tokenizer))
-        device = str(pick_device(self.device))
-        return Train(tiny=self.tiny, steps=self.steps, batch_size=self.batch_size, device=device, tokenizer=tokenizer)
+        settled = Train(tiny=self.tiny, tokenizer=tokenizer, device=self._device())
+        return replace(settled, steps=self.steps, batch_size=self.batch_size)
+
+    def _device(self) -> str:
+        """The device of all cells: of this machine, or of the cluster's nodes."""
+        if self.engine == "local":
+            return str(pick_device(self.device))
+        from pipeline.cluster import cluster_device, connect
+
+        connect(self.address)
+        return cluster_device(self.device)
 
     def _cells(self, matrix: Matrix, data: Data, flags: Train) -> Sequence[Cell]:
-        words = texts_digest(flags.tokenizer)
+        words = file_digest(flags.tokenizer)
 
         @cache
         def digest(names: tuple[str, ...]) -> str:
             return f"{data.digest(names)} {words}"
 
-        return [cell for row in matrix.rows for cell in cells_of(row, self.seeds, flags, digest)]
+        starts, networks = (_by_recipe(each) for each in (self.starts, self.networks))
+        common = Common(flags, self.seeds, starts, networks)
+        return [cell for row in matrix.rows for cell in cells_of(row, common, digest)]
+
+
+def _by_recipe(given: Sequence[str]) -> dict[str, str]:
+    """What flags say of recipes: NAME=SOURCE.
+
+    Raises:
+        ConfigError: one says something else, or there is no such recipe.
+    """
+    found = {}
+    for each in given:
+        name, equals, source = each.partition("=")
+        if not equals or not source:
+            raise ConfigError(f"{each!r} names no weights of a recipe; write RECIPE=WEIGHTS.")
+        recipe_of(name)
+        found[name] = str(absolute_place(source))
+    return found
 
 
 def told(result: CellResult) -> str:

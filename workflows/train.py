@@ -228,7 +228,7 @@ def about_of(name: str, run: Run, flags: Train) -> dict[str, Any]:
     """What `RUN/config.json` keeps beside the settings of the loop, so that `evaluate` finds all again."""
     begun = {"start": flags.start, "start_network": flags.start_network}
     facts = {"expected": run.recipe.expected, "source": run.recipe.source, **begun}
-    places = {key: _absolute(value) for key, value in asdict(run.places).items()}
+    places = {key: absolute_place(value) for key, value in asdict(run.places).items()}
     return {"recipe": name, "tiny": flags.tiny, "visual": run.recipe.visual, "places": places, **facts}
 
 
@@ -301,6 +301,6 @@ def _scores(step: int, scores: Mapping[str, float], recipe: Recipe) -> str:
     return "\n".join([f"step {step}", *lines, f"paper: {recipe.expected}"])
 
 
-def _absolute(place: str | None) -> str | None:
+def absolute_place(place: str | None) -> str | None:
     """A path that means the same wherever it is read; addresses, names and lists as they are."""
     return str(Path(place).absolute()) if place is not None and Path(place).exists() else place

@@ -12,7 +12,7 @@ from trainers.data.base import Example
 from trainers.data.snli_ve import LABELS
 from trainers.tasks.answers import Answers
 from trainers.tasks.base import Prediction
-from trainers.tasks.common import SplitTask
+from trainers.tasks.common import OnSplit
 from trainers.tasks.entailment import Entailment
 from trainers.tasks.reasoning import Reasoning
 
@@ -20,7 +20,7 @@ DEALS = 20
 BEGINNINGS = (4, 3, 2, 1, 0)  # first words that two texts share, where all of them are shared by none
 
 
-def blind_score(task: SplitTask, known: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+def blind_score(task: OnSplit, known: Sequence[Example], predictions: Sequence[Prediction]) -> float:
     """The task's metric of whoever does not see the images.
 
     Where an example has one answer (VQA, GQA, NLVR2, SNLI-VE), it is the one most frequent in training among those
@@ -42,7 +42,7 @@ def blind_score(task: SplitTask, known: Sequence[Example], predictions: Sequence
     return task.score([{"id": id, name: answer} for id, answer in zip(ids, said, strict=True)])[task.metric]
 
 
-def _key_of(task: SplitTask) -> tuple[str, str] | None:
+def _key_of(task: OnSplit) -> tuple[str, str] | None:
     """What a prediction calls its answer, and an example's truth; None where there is no one answer."""
     if isinstance(task, Answers):
         return "answer", "answer" if task.kind == "gqa" else "multiple_choice_answer"
@@ -69,7 +69,7 @@ def _beginnings(text: str) -> Iterator[tuple[str, ...]]:
         yield words[:count]
 
 
-def deal(task: SplitTask, predictions: Sequence[Prediction], seed: int) -> list[Prediction]:
+def deal(task: OnSplit, predictions: Sequence[Prediction], seed: int) -> list[Prediction]:
     """Each example another one's prediction, out of those that ask the same question."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number, example in enumerate(task.split.examples):

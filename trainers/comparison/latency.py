@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -31,11 +31,12 @@ from trainers.device import Mover
 from trainers.evaluate import autocast
 from trainers.machine import wait
 from trainers.models.meter import Meter
-from trainers.tasks.common import SplitTask
+from trainers.tasks.common import OnSplit
 from trainers.tasks.retrieval import Retrieval
 from trainers.visual import Chances, Images, Looked, Visual, read
 
 EXAMPLES, WARMUP, SECONDS = 20, 3, 60.0  # that are timed, that come before, and after which no more are
+Spent = dict[str, float]  # seconds by part
 POOLERS = ("pooler", "text_pooler", "image_pooler")
 
 
@@ -76,7 +77,7 @@ class Extracted:
 class _Timed:
     """A visual input whose looks are timed."""
 
-    def __init__(self, visual: Visual, spent: Counter[str], device: torch.device) -> None:
+    def __init__(self, visual: Visual, spent: Spent, device: torch.device) -> None:
         self.visual, self.spent, self.device = visual, spent, device
 
     def missing(self, keys: Sequence[str]) -> list[str]:
@@ -87,7 +88,7 @@ class _Timed:
             return self.visual.look(keys, chances)
 
 
-def latency(model: nn.Module, task: SplitTask, config: TrainConfig, visual: Visual | None = None) -> Latency:
+def latency(model: nn.Module, task: OnSplit, config: TrainConfig, visual: Visual | None = None) -> Latency:
     """The median over the first examples of a split, one at a time, each part by itself; images are read before.
 
     An image of a retrieval task goes with one of its texts. Of `config`, the number type counts; the model stays where
@@ -97,7 +98,7 @@ def latency(model: nn.Module, task: SplitTask, config: TrainConfig, visual: Visu
         visual: where images come from, instead of where the task has them from.
     """
     device = next(model.parameters()).device
-    found: list[Counter[str]] = []
+    found: list[Spent] = []
     began, training = time.perf_counter(), model.training
     model.eval()
     try:
@@ -113,7 +114,7 @@ def latency(model: nn.Module, task: SplitTask, config: TrainConfig, visual: Visu
     return Latency(*(1e3 * statistics.median(each[part.name] for each in found) for part in fields(Latency)))
 
 
-def alone(task: SplitTask, number: int, visual: Visual | None = None) -> SplitTask:
+def alone(task: OnSplit, number: int, visual: Visual | None = None) -> OnSplit:
     """A task with one of its examples; of a retrieval task, with one of its texts."""
     only, example = copy.copy(task), task.split.examples[number]
     if isinstance(task, Retrieval):
@@ -124,9 +125,9 @@ def alone(task: SplitTask, number: int, visual: Visual | None = None) -> SplitTa
     return only
 
 
-def _once(model: nn.Module, task: SplitTask, device: torch.device) -> Counter[str]:
-    """Seconds by part of one example."""
-    spent: Counter[str] = Counter()
+def _once(model: nn.Module, task: OnSplit, device: torch.device) -> Spent:
+    """What one example took."""
+    spent: Spent = defaultdict(float)
     task = copy.copy(task)
     task.visual = _Timed(task.visual, spent, device)
     with _hooked(model, spent, device):
@@ -135,11 +136,11 @@ def _once(model: nn.Module, task: SplitTask, device: torch.device) -> Counter[st
         with _timing(spent, "model", device):
             task.predict(model, batches)
     embedding = spent["model"] - spent["transformer"] - spent["heads"]
-    return Counter(spent, visual=spent["look"] + embedding, rest=spent["before"] - spent["look"])
+    return spent | {"visual": spent["look"] + embedding, "rest": spent["before"] - spent["look"]}
 
 
 @contextmanager
-def _hooked(model: nn.Module, spent: Counter[str], device: torch.device) -> Iterator[None]:
+def _hooked(model: nn.Module, spent: Spent, device: torch.device) -> Iterator[None]:
     """Time a model's parts while the block runs."""
     handles, starts = [], dict[nn.Module, float]()
 
@@ -172,7 +173,7 @@ def parts_of(model: Any) -> dict[str, list[nn.Module]]:
 
 
 @contextmanager
-def _timing(spent: Counter[str], name: str, device: torch.device) -> Iterator[None]:
+def _timing(spent: Spent, name: str, device: torch.device) -> Iterator[None]:
     wait(device)
     began = time.perf_counter()
     yield

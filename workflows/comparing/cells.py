@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from extractors import ConfigError
+from extractors.base import ConvConfig
 from storage.spec import canonical_json
 from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig
@@ -104,6 +106,9 @@ class Cell:
     tiny    whether it is the tiny twin
     data    hash of the data sets, and of the words of the texts
     device  "cpu" or "cuda"
+    start   weights to start from, as of `triptych train --start`
+    network  weights of the network that sees the pixels, or fills the store
+    weights  hash of the two
     before  the cell that is pre-trained first, and whose weights this one starts from
     """
 
@@ -113,13 +118,16 @@ class Cell:
     tiny: bool
     data: str
     device: str
+    start: str | None = None
+    network: str | None = None
+    weights: str = ""
     before: Cell | None = None
 
     @cached_property
     def id(self) -> str:
         """16 hex digits: equal ones mean equal results, on machines alike."""
         before = self.before and self.before.id
-        facts = [FORMAT, plain(self.recipe), self.tiny, self.data, self.device, before]
+        facts = [FORMAT, plain(self.recipe), self.tiny, self.data, self.device, self.weights, before]
         return hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
 
     @property
@@ -165,26 +173,76 @@ def _seen(recipe: Recipe) -> str:
     return "pixels" if recipe.visual == "pixels" else f"cached {features.view if features else 'features'}"
 
 
-def cells_of(row: Row, seeds: Sequence[int], flags: Train, digest: Callable[[tuple[str, ...]], str]) -> list[Cell]:
+@dataclass(frozen=True)
+class Common:
+    """What all cells of a comparison share.
+
+    flags     settings of all runs, as of `triptych train`; `device` is one that is there
+    seeds     of each row
+    starts    weights to start from, by recipe
+    networks  weights of the networks that see, by recipe
+    """
+
+    flags: Train
+    seeds: tuple[int, ...]
+    starts: Mapping[str, str] = field(default_factory=dict)
+    networks: Mapping[str, str] = field(default_factory=dict)
+
+
+def cells_of(row: Row, common: Common, digest: Callable[[tuple[str, ...]], str]) -> list[Cell]:
     """A row's cells, a seed each.
 
     Args:
-        flags: settings of all runs, as of `triptych train`; `device` is one that is there.
-        digest: of the data sets of a run.
+        digest: hash of the data sets of a run, by their names.
+
+    Raises:
+        ConfigError: the recipe has no network for the weights that are given for it.
     """
+    start, network = common.starts.get(row.name), common.networks.get(row.name)
+    recipe = row.recipe if network is None else seeing_with(row.recipe, network)
+    first = Cell(
+        row.label,
+        row.name,
+        recipe,
+        common.flags.tiny,
+        digest(recipe.data),
+        str(common.flags.device).partition(":")[0],
+        start,
+        network,
+        f"{file_digest(start)} {file_digest(network)}",
+    )
     found = []
-    for seed in seeds:
-        mine = replace(flags, recipe=row.name, seed=seed)
-
-        def cell(recipe: Recipe, more: str = "", before: Cell | None = None, mine: Train = mine) -> Cell:
-            settled, device = mine.settled(recipe), str(mine.device).partition(":")[0]
-            return Cell(row.label + more, row.name, settled, mine.tiny, digest(recipe.data), device, before)
-
-        found.append(cell(row.recipe, before=row.before and cell(row.before, ", pre-training")))
+    for seed in common.seeds:
+        flags = replace(common.flags, recipe=row.name, seed=seed)
+        cell = replace(first, recipe=flags.settled(recipe))
+        if row.before is not None:
+            before = flags.settled(row.before)
+            label = f"{row.label}, pre-training"
+            cell = replace(cell, before=replace(cell, label=label, recipe=before, data=digest(before.data)))
+        found.append(cell)
     return found
 
 
-def in_order(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells to run, each once: those that others start from first."""
+def seeing_with(recipe: Recipe, network: str) -> Recipe:
+    """A recipe whose store is filled by a network with these weights.
+
+    Raises:
+        ConfigError: it has no such network.
+    """
+    if not isinstance(recipe.extractor, ConvConfig):
+        raise ConfigError(f"--networks: {recipe.summary!r} sees by no convolutional network; leave out {network}.")
+    return replace(recipe, extractor=replace(recipe.extractor, weights=network))
+
+
+def file_digest(name: str | None) -> str:
+    """Hash of a file's bytes; of whatever is no file its name."""
+    if name is None or not Path(name).is_file():
+        return str(name)
+    with Path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_order(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """What is pre-trained first, and the cells themselves; each once, whatever its labels."""
     befores = {each.before.id: each.before for each in cells if each.before}
-    return [*befores.values(), *{each.id: each for each in cells}.values()]
+    return list(befores.values()), list({each.id: each for each in cells}.values())

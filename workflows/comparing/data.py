@@ -79,9 +79,3 @@ class Data:
                 if all(find(name, file, self.annotations) for file in files):
                     for example in load(name, split, self.annotations).examples:
                         yield from example.texts
-
-
-def texts_digest(tokenizer: str | None) -> str:
-    """Hash of a vocabulary file, or a tokenizer's name."""
-    path = Path(tokenizer or "")
-    return xxhash.xxh3_128_hexdigest(path.read_bytes()) if path.is_file() else str(tokenizer)

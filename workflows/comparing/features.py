@@ -16,7 +16,7 @@ from typing import Any
 from extractors import ConfigError, ExtractorConfig, view_of
 from extractors.base import NetworkConfig
 from pipeline.config import EngineConfig, ExtractJob
-from pipeline.job import FINISHED, JobResult, Progress, run_job
+from pipeline.job import INTERRUPTED, Progress, run_job
 from pipeline.sources import SourceConfig
 from storage import FeatureStore, TriptychError, open_store
 from storage.spec import canonical_json
@@ -88,27 +88,25 @@ def extractor_of(recipe: Recipe) -> ExtractorConfig | None:
     return recipe.extractor
 
 
-def extract(features: Features, images: Path, out: str, device: str, progress: Progress) -> list[JobResult]:
-    """Fill what stores lack, on this machine.
+def extract(features: Features, images: Path, device: str, engine: EngineConfig, progress: Progress) -> None:
+    """Fill what stores lack.
 
     Args:
         images: the folder with a folder of images for each group, or of all images.
+        engine: how; its `out` is the comparison's.
 
     Raises:
-        TriptychError: the extractor or the images are not to be had, or the job was interrupted.
+        TriptychError: the extractor or the images are not to be had.
+        KeyboardInterrupt: it was asked to stop; what is committed is kept.
     """
     config: Any = features.config
     if isinstance(config, NetworkConfig):
         config = replace(config, device=device)
-    found = []
     for group, source in _sources(features.groups, images).items():
-        target = features.folder(out) / group
-        result = run_job(ExtractJob(SourceConfig(str(source)), config, EngineConfig(str(target))), progress)
-        if result.status != FINISHED:
+        target = replace(engine, out=str(features.folder(engine.out) / group))
+        if run_job(ExtractJob(SourceConfig(str(source)), config, target), progress).status == INTERRUPTED:
             raise KeyboardInterrupt
-        found.append(result)
-    _link(features, images, out)
-    return found
+    _link(features, images, engine.out)
 
 
 def _sources(groups: Sequence[str], images: Path) -> dict[str, Path]:

@@ -19,6 +19,7 @@ from trainers.models.image_towers import IMAGE_TOWERS
 from trainers.models.text_towers import TextTowerConfig
 from workflows.comparing.cells import Matrix, Row
 from workflows.recipes import Recipe, meter, recipe_of
+from workflows.recipes.base import Prepared
 
 CLIP16, CLIP32, SWIN = (IMAGE_TOWERS[name] for name in ("clip-b16-224", "clip-b32-224", "swin-b-384"))
 TOKENIZERS = {
@@ -114,7 +115,9 @@ def objectives() -> Matrix:
 def learning_rate_ratio() -> Matrix:
     """METER table 6: learning rates of the encoders (bottom) and of what is new (top) in pre-training."""
     base = recipe_of("meter_pretrain_ablation")
-    rates = {f"{rate}e-5, {rate}e-5": (meter.NOT_DECAYED, Rule(r"", lr=rate)) for rate in (1, 2, 3, 5)}
+    rates: dict[str, tuple[Rule, ...]] = {
+        f"{rate}e-5, {rate}e-5": (meter.NOT_DECAYED, Rule(r"", lr=rate)) for rate in (1, 2, 3, 5)
+    }
     rates["1e-5, 5e-5"] = base.train.rules
     rows = (_then_vqa(label, replace(base, train=replace(base.train, rules=rules))) for label, rules in rates.items())
     return Matrix("How much faster should new layers learn?", tuple(rows), "METER table 6")
@@ -167,15 +170,15 @@ def _grid_rows(label: str, config: ConvConfig, names: tuple[str, ...]) -> list[R
 
 def _then_vqa(label: str, before: Recipe) -> Row:
     """A METER as it is pre-trained, and fine-tuned on VQA at the same size."""
-    same = {"tokenizer": before.tokenizer, "side": before.side, "prepared": before.prepared}
-    model = replace(before.model, heads=("vqa",))
-    return Row(label, "meter_vqa", replace(recipe_of("meter_vqa"), model=model, **same), before)
+    recipe = replace(recipe_of("meter_vqa"), model=replace(before.model, heads=("vqa",)))
+    recipe = replace(recipe, tokenizer=before.tokenizer, side=before.side, prepared=before.prepared)
+    return Row(label, "meter_vqa", recipe, before)
 
 
 def _seen_by(name: str) -> Recipe:
     """METER with RoBERTa and one of the vision encoders, fine-tuned on VQA without pre-training."""
     side = int(name.rpartition("-")[2])
-    prepared = "clip" if name.startswith("clip") else "imagenet"
+    prepared: Prepared = "clip" if name.startswith("clip") else "imagenet"
     model = replace(meter.BASE, image=IMAGE_TOWERS[name], heads=("vqa",))
     return _without_pretraining(replace(recipe_of("meter_vqa"), model=model, side=side, prepared=prepared))
 

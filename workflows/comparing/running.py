@@ -22,6 +22,7 @@ from torch import nn
 
 from extractors import make_extractor
 from extractors.base import Extractor, NetworkConfig
+from pipeline.config import EngineConfig
 from storage import TriptychError
 from storage.places import open_place
 from trainers import machine
@@ -33,10 +34,12 @@ from trainers.config import TrainConfig
 from trainers.evaluate import FILE as PREDICTIONS
 from trainers.loop import RunSummary, resume
 from trainers.progress import read_metrics
-from trainers.tasks.common import SplitTask
+from trainers.tasks.common import OnSplit, SplitTask
+from trainers.visual import Images, RegionPixels, Visual
 from workflows.comparing.cells import Cell
 from workflows.comparing.features import cost_of, extract, features_of
 from workflows.progress import TerminalProgress
+from workflows.recipes import Recipe
 from workflows.recipes.building import LEAST, Run
 from workflows.recipes.sources import Places, find_images, group_of
 from workflows.train import built, kept_answers
@@ -53,6 +56,7 @@ class Setting:
     images: str
     annotations: str
     tokenizer: str | None = None
+    device: str = "cpu"
 
     def folder(self, cell: Cell) -> Path:
         return Path(self.out) / CELLS / cell.id
@@ -62,13 +66,16 @@ class Setting:
         features = features_of(cell.recipe)
         store = None if features is None else str(features.folder(self.out))
         out = str(self.folder(cell) / "run")
-        recipe = replace(cell.recipe, train=replace(cell.recipe.train, out=out, device=cell.device))
+        recipe = replace(cell.recipe, train=replace(cell.recipe.train, out=out, device=self.device))
         least = 1 if cell.tiny else LEAST
         return Run(recipe, Places(store, self.images, self.annotations, self.tokenizer), least, kept_answers(out))
 
 
-def extract_all(cells: Sequence[Cell], setting: Setting, device: str) -> None:
+def extract_all(cells: Sequence[Cell], setting: Setting, engine: EngineConfig) -> None:
     """Fill the stores that unfinished cells read.
+
+    Args:
+        engine: how; its `out` is the comparison's.
 
     Raises:
         TriptychError: a store cannot be filled; nothing was trained.
@@ -79,7 +86,7 @@ def extract_all(cells: Sequence[Cell], setting: Setting, device: str) -> None:
         if features is not None and saved(setting.folder(cell)) is None:
             needed[features.name, features.groups] = features
     for features in needed.values():
-        extract(features, Path(setting.images), setting.out, device, TerminalProgress())
+        extract(features, Path(setting.images), setting.device, engine, TerminalProgress())
 
 
 def run_cell(cell: Cell, setting: Setting) -> CellResult:
@@ -97,10 +104,15 @@ def run_cell(cell: Cell, setting: Setting) -> CellResult:
     except Exception as error:  # whatever it is, it is one cell's; the others go on
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return replace(_head(cell), error=_line(error))
+        return failed(cell, _line(error))
     save(result, folder)
     (folder / "error.txt").unlink(missing_ok=True)
     return result
+
+
+def failed(cell: Cell, error: str) -> CellResult:
+    """The row of a cell that did not come to its end."""
+    return replace(_head(cell), error=error)
 
 
 def _line(error: Exception) -> str:
@@ -125,7 +137,7 @@ def _head(cell: Cell) -> CellResult:
         tiny=cell.tiny,
         steps=train.steps or 0,
         batch_size=train.batch_size,
-        before=cell.before and cell.before.id,
+        before=cell.before.id if cell.before else None,
         device=cell.device,
     )
 
@@ -136,14 +148,15 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
     Raises:
         TriptychError: what `triptych train` raises, or its pre-training has not come to its end.
     """
-    start = None if cell.before is None else _start(cell.before, setting)
-    device = torch.device(cell.device)
+    start = cell.start if cell.before is None else _start(cell.before, setting)
+    network = cell.network if cell.recipe.visual == "pixels" else None
+    device = torch.device(setting.device)
     machine.give_back(device)
     held = machine.held_gib(device)
     machine.reset_peak(device)
     run = setting.run_of(cell)
     resumed = bool(Checkpoints(run.recipe.train.out).steps())
-    model, task, validation = run.build() if resumed else built(run, start)
+    model, task, validation = run.build() if resumed else built(run, start, network)
     config = told_often(run.recipe.train, len(task))
     summary = resume(config, model, task, validation, {"cell": cell.id, "label": cell.label})
     if summary.interrupted:
@@ -161,8 +174,9 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
     )
     if not isinstance(validation, SplitTask):
         return result
-    result = replace(result, **_scored(summary, config, task, validation))
-    return replace(result, **_cached(cell, run, model, validation, setting))
+    asked: Any = validation
+    result = replace(result, **_scored(summary, config, task, asked))
+    return replace(result, **_cached(cell, run, model, asked, setting))
 
 
 def _start(before: Cell, setting: Setting) -> str:
@@ -200,7 +214,7 @@ def _before(cell: Cell, setting: Setting) -> dict[str, Any]:
     return {"pretraining_hours": before.training_hours if before else 0.0}
 
 
-def _scored(summary: RunSummary, config: TrainConfig, task: Any, validation: SplitTask) -> dict[str, Any]:
+def _scored(summary: RunSummary, config: TrainConfig, task: Any, validation: OnSplit) -> dict[str, Any]:
     predictions = predictions_of(config.out)
     return {
         "metric": validation.metric,
@@ -219,7 +233,7 @@ def predictions_of(out: str) -> list[Mapping[str, Any]]:
     return found
 
 
-def _cached(cell: Cell, run: Run, model: nn.Module, validation: SplitTask, setting: Setting) -> dict[str, Any]:
+def _cached(cell: Cell, run: Run, model: nn.Module, validation: OnSplit, setting: Setting) -> dict[str, Any]:
     """What the cache costs, and how long an example takes with it and without."""
     config, features = run.recipe.train, features_of(cell.recipe)
     found: dict[str, Any] = {"extraction_ms": 0.0, "extraction_hours": 0.0, "feature_bytes": 0}
@@ -227,14 +241,20 @@ def _cached(cell: Cell, run: Run, model: nn.Module, validation: SplitTask, setti
         cost = cost_of(features.stores(setting.out))
         found |= {"images": cost.images, "extraction_ms": cost.ms, "extraction_hours": cost.hours}
         found |= {"feature_bytes": cost.bytes, "specs": cost.specs}
-    if features is None or cell.recipe.visual == "pixels":
+    if features is None:
         return found | _parts("pixels", latency(model, validation, config))
-    extractor = _extractor(features.config, cell.device)
+    extractor = _extractor(features.config, setting.device)
     found["extractor_parameters"] = _parameters(vars(extractor).values())
+    if cell.recipe.visual == "store":
+        found |= _parts("cache", latency(model, validation, config))
     images = find_images(run.places, group_of(run.recipe.data[0])).called(validation.split.images())
-    fresh = Extracted(images, extractor, run.recipe.boxes)
-    found |= _parts("cache", latency(model, validation, config))
-    return found | _parts("pixels", latency(model, validation, config, fresh))
+    return found | _parts("pixels", latency(model, validation, config, _unseen(run.recipe, images, extractor)))
+
+
+def _unseen(recipe: Recipe, images: Images, extractor: Extractor) -> Visual:
+    """Images of which nothing is cached: features are extracted as they are asked for, or VL-BERT's boxes are."""
+    found = Extracted(images, extractor, recipe.boxes)
+    return found if recipe.visual == "store" else RegionPixels(images, found, recipe.side, recipe.side * 5 // 3)
 
 
 def _extractor(config: Any, device: str) -> Extractor:

@@ -92,19 +92,19 @@ def _tiny_extractor(config: ExtractorConfig | None) -> ExtractorConfig | None:
     if not isinstance(config, ResizedConfig):
         return config
     usual = 384 if isinstance(config, PixelConfig) else 600
-    small = {"shorter": config.shorter * SIDE // usual, "longer": config.longer * SIDE // usual}
-    if not isinstance(config, ConvConfig):
-        return replace(config, **small)
-    return replace(config, weights="random:0", device="cpu", width_divisor=NARROWER, **small)
+    small = replace(config, shorter=config.shorter * SIDE // usual, longer=config.longer * SIDE // usual)
+    if not isinstance(small, ConvConfig):
+        return small
+    return replace(small, weights="random:0", device="cpu", width_divisor=NARROWER)
 
 
 def _tower(config: MeterConfig) -> PatchConfig:
     """A tower like the one of a METER, with about a quarter of its patches a side, two at least."""
-    name = "" if config.image is None else config.image.model
+    name, size = ("", None) if config.image is None else (config.image.model, config.image.size)
     model = next((small for start, small in TOWERS.items() if name.startswith(start)), VIT)
     if model == SWIN:
         return PatchConfig(model=model, weights="random:0", size=2 * 32)
-    patches = _side(name, config.image and config.image.size) // (32 if "patch32" in name else 16)
+    patches = _side(name, size) // (32 if "patch32" in name else 16)
     return PatchConfig(model=model, weights="random:0", size=16 * max(2, patches // 4))
 
 
