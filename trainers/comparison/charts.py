@@ -50,7 +50,8 @@ class Axis:
         self.start, self.stop, self.log = start, stop, log
         low, high = min(values), max(values)
         if log:
-            self.low, self.high = low / 1.5, high * 1.5
+            room = 1.5 if high > 2 * low else 2.6  # always two ticks
+            self.low, self.high = low / room, high * room
         else:
             room = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
             self.low, self.high = low - room, high + room

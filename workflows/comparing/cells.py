@@ -157,6 +157,9 @@ def of_recipes(names: Sequence[str], visuals: Sequence[str]) -> Matrix:
     Raises:
         ConfigError: there is no such recipe, or its images cannot come from there.
     """
+    unknown = [each for each in visuals if each not in ("store", "pixels")]
+    if unknown:
+        raise ConfigError(f"--visuals {unknown[0]} is not known; choose store, pixels, or both.")
     rows = []
     for name in names:
         recipe = recipe_of(name)
