@@ -81,7 +81,7 @@ def test_a_named_comparison_comes_from_a_file(tmp_path: Path, capsys: pytest.Cap
     assert [each["label"] for each in rows] == ["co-attention", "merged attention", "decoder"]
     assert all(each["pretraining_hours"] > 0 and each["before"] for each in rows)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "How should text and image meet?" in page and "It follows METER table 7." in page
+    assert "How should text and image meet?" in page and "This follows METER table 7." in page
 
 
 def test_the_papers_analyses_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 38  # room around the frame
 FONT, LETTER = 10, 5.4  # size of text, and width of one of its letters
 COLOURS = 10
 Place = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,14 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, floor: tuple[str,
             low, high = y.at(each.y - each.sd), y.at(each.y + each.sd)
             parts.append(f'<line class="{colour}" x1="{left:.1f}" x2="{left:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(f'<circle class="{colour}" cx="{left:.1f}" cy="{top:.1f}" r="4"/>')
-    parts += _names([each.name for each in points], places)
+    taken = [] if floor is None else [(LEFT, height - FONT - 3, LEFT + 4 + LETTER * len(floor[0]), height)]
+    parts += _names([each.name for each in points], places, taken)
     return _svg(parts, f"{y_name} against {x_name}: " + "; ".join(f"{e.name} {e.x:.3g}, {e.y:.3g}" for e in points))
 
 
-def _names(names: Sequence[str], places: Sequence[Place]) -> list[str]:
+def _names(names: Sequence[str], places: Sequence[Place], taken: Sequence[Box]) -> list[str]:
     """Each point's name beside it, where it covers neither a name nor a point; a thin line leads to one further off."""
-    taken = [(left - 5, top - 5, left + 5, top + 5) for left, top in places]
+    taken = [*taken, *((left - 5, top - 5, left + 5, top + 5) for left, top in places)]
     parts = []
     for name, (left, top) in sorted(zip(names, places, strict=True), key=lambda each: each[1][1]):
         width = LETTER * len(name)
@@ -117,7 +119,7 @@ def _names(names: Sequence[str], places: Sequence[Place]) -> list[str]:
     return parts
 
 
-def _spots(left: float, top: float, width: float) -> list[tuple[float, float, float, float]]:
+def _spots(left: float, top: float, width: float) -> list[Box]:
     """Boxes for a name inside the frame, the nearest first."""
     found = []
     for step in range(40):
@@ -129,7 +131,7 @@ def _spots(left: float, top: float, width: float) -> list[tuple[float, float, fl
     return found
 
 
-def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

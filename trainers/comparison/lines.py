@@ -9,6 +9,16 @@ from dataclasses import dataclass
 from trainers.comparison.result import PARTS, CellResult
 
 MIB = 2**20
+TASKS = {
+    "vqa": "Visual question answering",
+    "gqa": "Visual question answering",
+    "nlvr2": "Statements about two images",
+    "snli-ve": "Visual entailment",
+    "refcoco": "Referring expressions",
+    "retrieval": "Image and text retrieval",
+    "vcr-answer": "Commonsense: which answer",
+    "vcr-rationale": "Commonsense: why that answer",
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,12 @@ class Table:
 
     @property
     def name(self) -> str:
-        return f"{self.task} on {self.data}"
+        return table_name(self.task, self.data)
+
+
+def table_name(task: str, data: str) -> str:
+    """What the table of a task on a data set is called."""
+    return f"{TASKS.get(task, task)} ({data})"
 
 
 def tables_of(results: Sequence[CellResult]) -> list[Table]:
@@ -152,11 +167,17 @@ COLUMNS: tuple[tuple[str, Callable[[Line], str]], ...] = (
     ("features, MiB", _mean("feature_bytes", 1 / MIB)),
     ("a training step, ms", _mean("step_ms")),
     ("training", _hours("training_hours")),
+    ("pre-training", _hours("pretraining_hours")),
     ("all together", _hours("cost_hours")),
     ("memory in training, MiB", _mean("peak_bytes", 1 / MIB)),
     ("parameters, millions", _mean("parameters", 1e-6)),
     ("of the extractor", _mean("extractor_parameters", 1e-6)),
 )
+
+
+def columns_of(table: Table) -> list[tuple[str, Callable[[Line], str]]]:
+    """The columns in which a table says something: those of caches are left out where there are none."""
+    return [(head, text) for head, text in COLUMNS if {text(line) for line in table.lines} - {"–", "0", "0 s"}]
 
 
 def markdown(title: str, results: Sequence[CellResult], about: Sequence[str]) -> str:
@@ -167,8 +188,9 @@ def markdown(title: str, results: Sequence[CellResult], about: Sequence[str]) ->
     """
     parts = [f"# {title}"]
     for table in tables_of(results):
-        head = ["", *(head for head, _ in COLUMNS)]
-        rows = [[line.label, *(text(line) for _, text in COLUMNS)] for line in table.lines]
+        columns = columns_of(table)
+        head = ["", *(head for head, _ in columns)]
+        rows = [[line.label, *(text(line) for _, text in columns)] for line in table.lines]
         lines = [head, ["---"] * len(head), *rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         blind = f"Score: {table.metric}. Without looking at images: {table.blind:.1f} %."

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainers.comparison.charts import Curve, Point, curves, scatter
 from trainers.comparison.examples import Shown
-from trainers.comparison.lines import COLUMNS, Line, Table, duration, number, tables_of
+from trainers.comparison.lines import Line, Table, columns_of, duration, number, tables_of
 from trainers.comparison.result import PARTS, CellResult
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -45,7 +45,6 @@ def render(report: Report) -> str:
     results = report.results
     return environment.get_template(TEMPLATE.name).render(
         report=report,
-        columns=[head for head, _ in COLUMNS],
         tables=[_table(table) for table in tables_of(results)],
         failed=[each for each in results if each.error],
         tiny=any(each.tiny for each in results),
@@ -69,7 +68,8 @@ def _table(table: Table) -> dict[str, Any]:
     """A table and its charts, as the template takes them."""
     return {
         "table": table,
-        "rows": [(line.label, [text(line) for _, text in COLUMNS]) for line in table.lines],
+        "columns": [head for head, _ in columns_of(table)],
+        "rows": [(line.label, [text(line) for _, text in columns_of(table)]) for line in table.lines],
         "latency": _scatter(table, _latency, "milliseconds to an answer", table.metric),
         "cost": _scatter(table, _cost, "seconds of extraction and training", table.metric),
         "bars": bars(table),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from storage import RegionRecord, open_store
 from trainers.comparison.examples import Picture, Shown, disagreeing, picture_of, shown
+from trainers.comparison.lines import table_name
 from trainers.comparison.result import CellResult
 from trainers.data import load
 from trainers.data.keys import matched
@@ -24,7 +25,7 @@ def disagreements(cells: Sequence[Cell], results: Sequence[CellResult], setting:
     tables: dict[str, dict[str, Cell]] = {}
     for cell, result in zip(cells, results, strict=True):
         if result.error is None and result.metric is not None:
-            tables.setdefault(f"{result.task} on {result.data}", {}).setdefault(cell.label, cell)
+            tables.setdefault(table_name(result.task, result.data), {}).setdefault(cell.label, cell)
     return [each for name, lines in tables.items() if len(lines) >= LINES for each in _of_table(name, lines, setting)]
 
 

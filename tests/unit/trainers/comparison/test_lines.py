@@ -34,7 +34,7 @@ def test_cells_are_put_together_by_what_was_scored_and_by_label() -> None:
     assert [len(line.cells) for line in vqa.lines] == [2, 1]
     assert vqa.lines[0].of("score") == Spread(52.0, pytest.approx(8**0.5), 2)
     assert vqa.blind == pytest.approx((40 + 42 + 40) / 3)
-    assert (nlvr2.name, nlvr2.lines[0].first.score) == ("nlvr2 on nlvr2", 70.0)
+    assert (nlvr2.name, nlvr2.lines[0].first.score) == ("Statements about two images (nlvr2)", 70.0)
 
 
 def test_latency_is_there_only_where_all_of_it_was_measured() -> None:

@@ -54,7 +54,7 @@ def page() -> str:
     image = np.zeros((40, 60, 3), np.uint8)
     example = Example("1", ("k",), ("Is it <red>?",), {"multiple_choice_answer": "yes"})
     answers = {"ViLT, pixels": {"answer": "no"}, "VL-BERT, cached regions": {"answer": "yes"}}
-    told = shown("vqa on vqav2", example, answers, lambda key: picture_of(image, None, {}))
+    told = shown("Visual question answering (vqav2)", example, answers, lambda key: picture_of(image, None, {}))
     return render(replace(REPORT, examples=[told]))
 
 
@@ -68,7 +68,7 @@ def test_the_page_loads_nothing_from_anywhere(page: str) -> None:
 
 def test_the_page_says_what_was_found_where_and_by_what_command(page: str) -> None:
     words = " ".join(Page(page).words.split())
-    assert "Side by <side>" in words and "It follows a table." in words
+    assert "Side by <side>" in words and "This follows a table." in words
     assert "Best score: VL-BERT, cached regions, 62.0 %." in words
     assert "62.0 ± 1.4" in words and "51.0 ± 1.4" in words
     assert "gets 40.0 %" in words
