@@ -149,6 +149,8 @@ class Compare:
             return f"{data.digest(names)} {words}"
 
         starts, networks = (_by_recipe(each) for each in (self.starts, self.networks))
+        if self.tiny and networks:
+            raise ConfigError("tiny twins see by small random networks of their own; leave out --networks, or --tiny.")
         common = Common(flags, self.seeds, starts, networks)
         return [cell for row in matrix.rows for cell in cells_of(row, common, digest)]
 

@@ -93,18 +93,20 @@ def test_the_papers_analyses_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     ("args", "message"),
     [
         ([], "name them with --data and --out"),
-        (["--data", "nowhere", "--out", "x"], "nowhere has no folder images"),
-        (["--data", "DATA", "--out", "x", "--recipes", "vilt"], "there is no recipe 'vilt'"),
-        (["--data", "DATA", "--out", "x", "--name", "depth"], "there is no comparison 'depth'"),
-        (["--data", "DATA", "--out", "x", "--visuals", "boxes"], "--visuals boxes is not known"),
-        (["--data", "DATA", "--out", "x", "--recipes", "grid_vlp_gqa"], "no line of the comparison has its data"),
-        (["--data", "DATA", "--out", "x", "--starts", "vilt_vqa"], "write RECIPE=WEIGHTS"),
+        (["--data", "nowhere", "--out", "OUT"], "nowhere has no folder images"),
+        (["--data", "DATA", "--out", "OUT", "--recipes", "vilt"], "there is no recipe 'vilt'"),
+        (["--data", "DATA", "--out", "OUT", "--name", "depth"], "there is no comparison 'depth'"),
+        (["--data", "DATA", "--out", "OUT", "--visuals", "boxes"], "--visuals boxes is not known"),
+        (["--data", "DATA", "--out", "OUT", "--recipes", "grid_vlp_gqa"], "no line of the comparison has its data"),
+        (["--data", "DATA", "--out", "OUT", "--starts", "vilt_vqa"], "write RECIPE=WEIGHTS"),
+        (["--data", "DATA", "--out", "OUT", "--tiny", "--networks", "vl_bert_vqa=x.pth"], "leave out --networks"),
     ],
 )
 def test_a_wrong_comparison_is_one_line(
-    args: list[str], message: str, data: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", *(str(data) if each == "DATA" else each for each in args)]) == 2
+    places = {"DATA": str(data), "OUT": str(tmp_path)}
+    assert main(["compare", *(places.get(each, each) for each in args)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

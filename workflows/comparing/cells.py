@@ -202,7 +202,10 @@ def cells_of(row: Row, common: Common, digest: Callable[[tuple[str, ...]], str])
         ConfigError: the recipe has no network for the weights that are given for it.
     """
     start, network = common.starts.get(row.name), common.networks.get(row.name)
-    recipe = row.recipe if network is None else seeing_with(row.recipe, network)
+    if network is not None:
+        before = row.before and seeing_with(row.before, network)
+        row = replace(row, recipe=seeing_with(row.recipe, network), before=before)
+    recipe = row.recipe
     first = Cell(
         row.label,
         row.name,
@@ -217,13 +220,19 @@ def cells_of(row: Row, common: Common, digest: Callable[[tuple[str, ...]], str])
     found = []
     for seed in common.seeds:
         flags = replace(common.flags, recipe=row.name, seed=seed)
-        cell = replace(first, recipe=flags.settled(recipe))
+        cell = replace(first, recipe=flags.settled(held_out(recipe)))
         if row.before is not None:
             before = flags.settled(row.before)
             label = f"{row.label}, pre-training"
             cell = replace(cell, before=replace(cell, label=label, recipe=before, data=digest(before.data)))
         found.append(cell)
     return found
+
+
+def held_out(recipe: Recipe) -> Recipe:
+    """A recipe that does not train on what it is scored on, as METER does on VQA for the test server."""
+    parts = [each for each in recipe.split.split("+") if each != recipe.validation]
+    return replace(recipe, split="+".join(parts))
 
 
 def seeing_with(recipe: Recipe, network: str) -> Recipe:

@@ -14,7 +14,8 @@ from trainers.data.keys import matched
 from trainers.tasks.base import Prediction
 from workflows.comparing.cells import Cell
 from workflows.comparing.features import features_of
-from workflows.comparing.running import Setting, predictions_of
+from workflows.comparing.measuring import predictions_of
+from workflows.comparing.running import Setting
 from workflows.recipes.sources import SourceImages, find_images, group_of
 
 LINES = 2  # of a table, at least, for a disagreement

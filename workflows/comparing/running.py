@@ -9,39 +9,29 @@ Where a cell was interrupted, its run goes on from the newest checkpoint.
 
 from __future__ import annotations
 
-import statistics
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from extractors import make_extractor
-from extractors.base import Extractor, NetworkConfig
 from pipeline.config import EngineConfig
 from storage import TriptychError
-from storage.places import open_place
 from trainers import machine
 from trainers.checkpoint import Checkpoints
-from trainers.comparison.blind import blind_score
-from trainers.comparison.latency import Extracted, Latency, latency
 from trainers.comparison.result import CellResult, save, saved
 from trainers.config import TrainConfig
-from trainers.evaluate import FILE as PREDICTIONS
-from trainers.loop import RunSummary, resume
-from trainers.progress import read_metrics
-from trainers.tasks.common import OnSplit, SplitTask
-from trainers.visual import Images, RegionPixels, Visual
+from trainers.loop import resume
+from trainers.tasks.common import SplitTask
 from workflows.comparing.cells import Cell
-from workflows.comparing.features import cost_of, extract, features_of
+from workflows.comparing.features import extract, features_of
+from workflows.comparing.measuring import cached, parameters_of, scored, trained
 from workflows.progress import TerminalProgress
-from workflows.recipes import Recipe
 from workflows.recipes.building import LEAST, Run
-from workflows.recipes.sources import Places, find_images, group_of
+from workflows.recipes.sources import Places
 from workflows.train import built, kept_answers
 
 CELLS = "cells"
@@ -165,18 +155,18 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
     result = replace(
         _head(cell),
         steps=summary.total,
-        parameters=_parameters([model]),
+        parameters=parameters_of([model]),
         peak_bytes=round(max(0.0, peak) * 2**30),
         hardware=machine.hardware(),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
-        **_trained(config, validation),
-        **_before(cell, setting),
+        **trained(config, validation),
+        pretraining_hours=_pretraining(cell, setting),
     )
     if not isinstance(validation, SplitTask):
         return result
     asked: Any = validation
-    result = replace(result, **_scored(summary, config, task, asked))
-    return replace(result, **_cached(cell, run, model, asked, setting))
+    result = replace(result, **scored(summary, config, task, asked))
+    return replace(result, **cached(cell, run, model, asked, setting.out))
 
 
 def _start(before: Cell, setting: Setting) -> str:
@@ -193,79 +183,7 @@ def told_often(config: TrainConfig, examples: int) -> TrainConfig:
     return replace(config, log_every=max(1, total // POINTS), evaluate_every=part, save_every=min(part, 1000))
 
 
-def _trained(config: TrainConfig, validation: Any) -> dict[str, Any]:
-    """Time of training and its curve, from the lines of metrics: of all parts of a run that was gone on with."""
-    lines = read_metrics(open_place(config.out))
-    steps, seconds, curve, before = list[float](), 0.0, list[dict[str, Any]](), 0
-    for line in lines:
-        if "loss" in line:
-            took = config.batch_size / line["images_per_s"]
-            seconds += took * (line["step"] - before)
-            before = line["step"]
-            steps.append(1e3 * took)
-            curve.append({"step": line["step"], "loss": line["loss"], "score": None})
-        elif validation is not None:
-            curve.append({"step": line["step"], "loss": None, "score": line["scores"][validation.metric]})
-    return {"step_ms": statistics.median(steps), "training_hours": seconds / 3600, "curve": curve}
-
-
-def _before(cell: Cell, setting: Setting) -> dict[str, Any]:
+def _pretraining(cell: Cell, setting: Setting) -> float | None:
+    """Hours of what a cell starts from; 0 where nothing was pre-trained."""
     before = cell.before and saved(setting.folder(cell.before))
-    return {"pretraining_hours": before.training_hours if before else 0.0}
-
-
-def _scored(summary: RunSummary, config: TrainConfig, task: Any, validation: OnSplit) -> dict[str, Any]:
-    predictions = predictions_of(config.out)
-    return {
-        "metric": validation.metric,
-        "score": summary.scores[validation.metric],
-        "scores": summary.scores,
-        "examples": len(validation),
-        "blind": blind_score(validation, task.split.examples, predictions),
-    }
-
-
-def predictions_of(out: str) -> list[Mapping[str, Any]]:
-    """The predictions that a run ended with."""
-    import json
-
-    found: list[Mapping[str, Any]] = json.loads(open_place(out).read(PREDICTIONS))
-    return found
-
-
-def _cached(cell: Cell, run: Run, model: nn.Module, validation: OnSplit, setting: Setting) -> dict[str, Any]:
-    """What the cache costs, and how long an example takes with it and without."""
-    config, features = run.recipe.train, features_of(cell.recipe)
-    found: dict[str, Any] = {"extraction_ms": 0.0, "extraction_hours": 0.0, "feature_bytes": 0}
-    if features is not None:
-        cost = cost_of(features.stores(setting.out))
-        found |= {"images": cost.images, "extraction_ms": cost.ms, "extraction_hours": cost.hours}
-        found |= {"feature_bytes": cost.bytes, "specs": cost.specs}
-    if features is None:
-        return found | _parts("pixels", latency(model, validation, config))
-    extractor = _extractor(features.config, setting.device)
-    found["extractor_parameters"] = _parameters(vars(extractor).values())
-    if cell.recipe.visual == "store":
-        found |= _parts("cache", latency(model, validation, config))
-    images = find_images(run.places, group_of(run.recipe.data[0])).called(validation.split.images())
-    return found | _parts("pixels", latency(model, validation, config, _unseen(run.recipe, images, extractor)))
-
-
-def _unseen(recipe: Recipe, images: Images, extractor: Extractor) -> Visual:
-    """Images of which nothing is cached: features are extracted as they are asked for, or VL-BERT's boxes are."""
-    found = Extracted(images, extractor, recipe.boxes)
-    return found if recipe.visual == "store" else RegionPixels(images, found, recipe.side, recipe.side * 5 // 3)
-
-
-def _extractor(config: Any, device: str) -> Extractor:
-    return make_extractor(replace(config, device=device) if isinstance(config, NetworkConfig) else config)
-
-
-def _parts(source: str, found: Latency) -> dict[str, float]:
-    return {f"{source}_{part}_ms": value for part, value in asdict(found).items()}
-
-
-def _parameters(parts: Iterable[Any]) -> int:
-    """Numbers of all networks among some things, each once."""
-    networks = [each for each in parts if isinstance(each, nn.Module)]
-    return sum(each.numel() for each in {id(each): each for net in networks for each in net.parameters()}.values())
+    return before.training_hours if before else 0.0

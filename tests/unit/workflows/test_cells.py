@@ -85,10 +85,12 @@ def test_what_changes_no_number_makes_no_other_cell() -> None:
 
 
 def test_weights_of_networks_go_to_what_fills_the_store() -> None:
-    found = cell(common=replace(COMMON, networks={"grid_vlp_vqa": "random:7"}))
-    assert isinstance(found.recipe.extractor, GridConfig) and found.network == "random:7"
-    full = cell(common=replace(COMMON, flags=Train(device="cpu"), networks={"grid_vlp_vqa": "file"}))
-    assert isinstance(full.recipe.extractor, GridConfig) and full.recipe.extractor.weights == "file"
+    common = Common(Train(device="cpu"), (0,), networks={"grid_vlp_vqa": "file"})
+    found = cells(named("input_size"), common)[0]
+    assert found.name == "grid_vlp_vqa" and found.network == "file" and found.before is not None
+    for recipe in (found.recipe, found.before.recipe):
+        assert isinstance(recipe.extractor, GridConfig)
+        assert (recipe.extractor.weights, recipe.extractor.longer) == ("file", 448)
     with pytest.raises(ConfigError, match="sees by no convolutional network"):
         cell("vilt_vqa", replace(COMMON, networks={"vilt_vqa": "random:7"}))
 
@@ -142,3 +144,10 @@ def test_a_row_without_pre_training_reads_its_task_s_data_alone() -> None:
     recipe = recipe_of("vilt_vqa")
     assert Row("a", "vilt_vqa", recipe).data == ("vqav2",)
     assert Row("a", "vilt_vqa", recipe, recipe_of("vilt_pretrain")).data[:2] == ("vqav2", "coco_captions")
+
+
+def test_no_cell_trains_on_what_it_is_scored_on() -> None:
+    assert recipe_of("meter_vqa").split == "train+val"  # for the test server
+    assert cell("meter_vqa").recipe.split == "train" and cell("vilt_vqa").recipe.split == "train"
+    for name in NAMED:
+        assert all(each.recipe.validation not in each.recipe.split.split("+") for each in cells(named(name)))

@@ -16,7 +16,7 @@ from tests.compare_data import compare_data
 from trainers import loop
 from trainers.comparison.result import CellResult, saved
 from trainers.config import TrainConfig
-from workflows.comparing import running
+from workflows.comparing import measuring, running
 from workflows.comparing.cells import Cell, Common, cells_of, of_recipes
 from workflows.comparing.data import Data
 from workflows.comparing.features import Features, features_of
@@ -120,7 +120,7 @@ def test_a_cell_that_was_lost_after_training_is_only_measured(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "latency", lost)
+        patch.setattr(measuring, "latency", lost)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell(), mine)
     with monkeypatch.context() as patch:
