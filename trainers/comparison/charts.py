@@ -13,7 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 38  # room around the frame
-FONT, LETTER = 10, 5.4  # size of text, and width of one of its letters
+FONT, LETTER = 10, 6.0  # size of text, and width of one of its letters, in wide fonts
 COLOURS = 10
 Place = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -106,7 +106,8 @@ def _names(names: Sequence[str], places: Sequence[Place], taken: Sequence[Box]) 
     """Each point's name beside it, where it covers neither a name nor a point; a thin line leads to one further off."""
     taken = [*taken, *((left - 5, top - 5, left + 5, top + 5) for left, top in places)]
     parts = []
-    for name, (left, top) in sorted(zip(names, places, strict=True), key=lambda each: each[1][1]):
+    for number, (left, top) in sorted(enumerate(places), key=lambda each: each[1][1]):
+        name, colour = names[number], f"c{number % COLOURS}"
         width = LETTER * len(name)
         spots = _spots(left, top, width)
         box = next((spot for spot in spots if not any(_meet(spot, other) for other in taken)), spots[0])
@@ -114,8 +115,10 @@ def _names(names: Sequence[str], places: Sequence[Place], taken: Sequence[Box]) 
         middle = (box[1] + box[3]) / 2
         if abs(middle - top) > FONT:
             near = min(max(left, box[0]), box[2])
-            parts.append(f'<line class="lead" x1="{left:.1f}" y1="{top:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>')
-        parts.append(_text(box[0], box[3] - 2, name))
+            parts.append(
+                f'<line class="lead {colour}" x1="{left:.1f}" y1="{top:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>'
+            )
+        parts.append(_text(box[0], box[3] - 2, name, colour))
     return parts
 
 

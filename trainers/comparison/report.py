@@ -80,8 +80,8 @@ def _table(table: Table) -> dict[str, Any]:
     }
 
 
-def _best(table: Table) -> dict[str, str]:
-    """What a hasty reader wants to know: which line has the best score, and which is the fastest."""
+def _best(table: Table) -> dict[str, Any]:
+    """What a hasty reader wants to know: which line has the best score, which is the fastest, which the cheapest."""
     best = max(table.lines, key=_score)
     quick = min(table.lines, key=lambda line: _latency(line) or float("inf"))
     cheap = min(table.lines, key=lambda line: _cost(line) or float("inf"))
@@ -89,6 +89,7 @@ def _best(table: Table) -> dict[str, str]:
     return {
         "best": best.label,
         "score": f"{_score(best):.1f}",
+        "seen": _score(best) > table.blind,
         "quick": quick.label,
         "ms": number(_latency(quick)),
         "cheap": cheap.label,

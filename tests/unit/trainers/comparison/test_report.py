@@ -92,6 +92,11 @@ def test_a_page_of_failures_names_them() -> None:
     assert "METER, seed 2: no <file>" in Page(page).words and "Best score" not in page
 
 
+def test_a_table_that_saw_nothing_says_so() -> None:
+    assert "no line is above it" not in render(REPORT)
+    assert "and no line is above it." in render(replace(REPORT, results=[result(score=40.0)]))
+
+
 def test_tiny_twins_are_said_to_be_such() -> None:
     assert "tiny twins" not in render(REPORT)
     assert "tiny twins" in render(replace(REPORT, results=[result(tiny=True)]))
