@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from trainers.comparison.result import CellResult, write_table
 from workflows.comparing.cells import Cell, Common, Matrix, cells_of, file_digest, in_order, of_recipes
 from workflows.comparing.data import Data
 from workflows.comparing.examples import disagreements
+from workflows.comparing.features import features_of
 from workflows.comparing.named import listed, named
 from workflows.comparing.running import Setting, extract_all, failed, run_cell
 from workflows.recipes import recipe_of
@@ -88,36 +89,51 @@ class Compare:
         setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer, str(flags.device))
         cells = self._cells(matrix, data, flags)
         befores, todo = in_order(cells)
-        extract_all([*befores, *todo], setting, EngineConfig(out, engine=self.engine, address=self.address))
-        results = self._run(befores, setting) | self._run(todo, setting)
+        lacking = extract_all([*befores, *todo], setting, EngineConfig(out, engine=self.engine, address=self.address))
+        results = self._run(befores, setting, lacking) | self._run(todo, setting, lacking)
         self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
         lost = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
-        print("\n".join([f"{len(lost)} of {len(results)} cells failed:", *lost] if lost else []), file=sys.stderr)
+        if lost:
+            print("\n".join([f"{len(lost)} of {len(results)} cells failed:", *lost]), file=sys.stderr)
         return FAILED if lost else 0
 
-    def _run(self, cells: Sequence[Cell], setting: Setting) -> dict[str, CellResult]:
-        """Every cell's row, by its id, told as they come."""
+    def _run(self, cells: Sequence[Cell], setting: Setting, lacking: Mapping[str, str]) -> dict[str, CellResult]:
+        """Every cell's row, by its id, told as they come.
+
+        Args:
+            lacking: features that are not there, by name, and why.
+        """
         found = {}
-        for cell, result in self._results(cells, setting):
+        for cell, result in self._results(cells, setting, lacking):
             found[cell.id] = result
             print(f"{len(found)} of {len(cells)}  {cell.label}, seed {result.seed}: {told(result)}", flush=True)
         return found
 
-    def _results(self, cells: Sequence[Cell], setting: Setting) -> Iterator[tuple[Cell, CellResult]]:
+    def _results(
+        self, cells: Sequence[Cell], setting: Setting, lacking: Mapping[str, str]
+    ) -> Iterator[tuple[Cell, CellResult]]:
+        left = []
+        for cell in cells:
+            features = features_of(cell.recipe)
+            if features is not None and features.name in lacking:
+                yield cell, failed(cell, lacking[features.name])
+            else:
+                left.append(cell)
         if self.engine == "local":
-            yield from ((cell, run_cell(cell, setting)) for cell in cells)
+            yield from ((cell, run_cell(cell, setting)) for cell in left)
             return
         from pipeline.spread import spread
 
-        for number, result in spread(partial(run_cell, setting=setting), cells, setting.device, self.address):
-            yield cells[number], result if isinstance(result, CellResult) else failed(cells[number], result)
+        for number, result in spread(partial(run_cell, setting=setting), left, setting.device, self.address):
+            yield left[number], result if isinstance(result, CellResult) else failed(left[number], result)
 
     def _write(self, matrix: Matrix, cells: Sequence[Cell], results: Sequence[CellResult], setting: Setting) -> None:
         """The table, the Markdown and the page."""
         out, command = Path(setting.out), shlex.join(["triptych", *sys.argv[1:]])
         write_table(results, out / "results.parquet")
         facts = facts_of(results)
-        about = [f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}.", f"Command: `{command}`"]
+        where = [f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}."] if facts["date"] else []
+        about = [*where, f"Command: `{command}`"]
         (out / "results.md").write_text(markdown(matrix.title, results, about), encoding="utf-8")
         report = Report(matrix.title, results, command, matrix.source, disagreements(cells, results, setting))
         (out / "report.html").write_text(render(report), encoding="utf-8")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from storage import TriptychError
 from tests.compare_data import compare_data
 from workflows.cli import main
+from workflows.comparing.features import Features, extract
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPES = ("grid_vlp_vqa", "vilt_vqa")
@@ -64,6 +67,18 @@ def test_a_failed_cell_is_named_and_the_others_go_on(
     assert rows["ViLT, pixels"]["error"] and rows["Grid-VLP, pixels"]["score"] is not None
     assert "nothing.ckpt is no file" in (tmp_path / "report.html").read_text()
     assert "nothing.ckpt is no file" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_features_that_cannot_be_extracted_fail_their_cells_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.comparing.running.extract", _all_but_regions)
+    args = ("--recipes", "vl_bert_vqa", "vilt_vqa", "--visuals", "store", "--seeds", "0")
+    assert compare(data, tmp_path, *args) == 1
+    told = capsys.readouterr()
+    assert "VL-BERT, cached regions, seed 0: its regions cannot be extracted: no weights" in told.err
+    assert "ViLT, cached pixels, seed 0: accuracy" in told.out
 
 
 @pytest.mark.slow
@@ -138,3 +153,9 @@ def _dies_of_odd_ones(number: int) -> int:
     if number % 2:
         os._exit(1)
     return 2 * number
+
+
+def _all_but_regions(features: Features, *given: Any) -> None:
+    if features.view == "regions":
+        raise TriptychError("no weights")
+    extract(features, *given)

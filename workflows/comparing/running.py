@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.config import EngineConfig
 from storage import TriptychError
@@ -61,22 +62,23 @@ class Setting:
         return Run(recipe, Places(store, self.images, self.annotations, self.tokenizer), least, kept_answers(out))
 
 
-def extract_all(cells: Sequence[Cell], setting: Setting, engine: EngineConfig) -> None:
-    """Fill the stores that unfinished cells read.
+def extract_all(cells: Sequence[Cell], setting: Setting, engine: EngineConfig) -> dict[str, str]:
+    """Fill the stores that unfinished cells read; those that cannot be filled, by name, with a line that says why.
 
     Args:
         engine: how; its `out` is the comparison's.
-
-    Raises:
-        TriptychError: a store cannot be filled; nothing was trained.
     """
-    needed = {}
+    needed, lost = {}, {}
     for cell in cells:
         features = features_of(cell.recipe)
         if features is not None and saved(setting.folder(cell)) is None:
             needed[features.name, features.groups] = features
     for features in needed.values():
-        extract(features, Path(setting.images), setting.device, engine, TerminalProgress())
+        try:
+            extract(features, Path(setting.images), setting.device, engine, TerminalProgress())
+        except TriptychError as error:
+            lost[features.name] = f"its {features.view} cannot be extracted: {error}"
+    return lost
 
 
 def run_cell(cell: Cell, setting: Setting) -> CellResult:
@@ -140,18 +142,15 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
     """
     start = cell.start if cell.before is None else _start(cell.before, setting)
     network = cell.network if cell.recipe.visual == "pixels" else None
-    device = torch.device(setting.device)
-    machine.give_back(device)
-    held = machine.held_gib(device)
-    machine.reset_peak(device)
     run = setting.run_of(cell)
     resumed = bool(Checkpoints(run.recipe.train.out).steps())
     model, task, validation = run.build() if resumed else built(run, start, network)
     config = told_often(run.recipe.train, len(task))
+    before = _held(model, setting.device)
     summary = resume(config, model, task, validation, {"cell": cell.id, "label": cell.label})
     if summary.interrupted:
         raise KeyboardInterrupt
-    peak = machine.peak_gib(device) - held
+    peak = machine.peak_gib(torch.device(setting.device)) - before
     result = replace(
         _head(cell),
         steps=summary.total,
@@ -167,6 +166,15 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
     asked: Any = validation
     result = replace(result, **scored(summary, config, task, asked))
     return replace(result, **cached(cell, run, model, asked, setting.out))
+
+
+def _held(model: nn.Module, name: str) -> float:
+    """GiB that are held before training, the model's weights left out; the peak is counted from now on."""
+    device = torch.device(name)
+    machine.give_back(device)
+    machine.reset_peak(device)
+    weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()) if each.device.type == device.type)
+    return machine.held_gib(device) - weights / 2**30
 
 
 def _start(before: Cell, setting: Setting) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import EngineConfig
+from storage import TriptychError
 from tests.compare_data import compare_data
 from trainers import loop
 from trainers.comparison.result import CellResult, saved
@@ -174,3 +175,21 @@ def test_a_cell_waits_for_what_it_starts_from(data: Path, tmp_path: Path) -> Non
 def test_curves_have_points_enough_and_not_too_many(steps: int, every: tuple[int, int, int]) -> None:
     found = told_often(TrainConfig(out="", steps=steps), 10)
     assert (found.log_every, found.evaluate_every, found.save_every) == every
+
+
+def test_features_that_cannot_be_had_do_not_keep_others_from_being_extracted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def extract(features: Features, *_: Any) -> None:
+        asked.append(features.view)
+        if features.view == "regions":
+            raise TriptychError("no such weights.")
+
+    monkeypatch.setattr(running, "extract", extract)
+    cells = [cell("vl_bert_vqa", "store"), cell("grid_vlp_vqa", "store")]
+    lost = extract_all(cells, setting(data, tmp_path), EngineConfig(str(tmp_path)))
+    features = features_of(cells[0].recipe)
+    assert features is not None and asked == ["regions", "grid"]
+    assert lost == {features.name: "its regions cannot be extracted: no such weights."}
