@@ -13,6 +13,7 @@ from PIL import Image
 
 from storage.records import RegionRecord
 from trainers.data.base import Example
+from trainers.data.snli_ve import LABELS
 from trainers.tasks.base import Prediction
 
 SIDE, QUALITY = 320, 80  # pixels of the longer side of a picture, and of its JPEG
@@ -61,7 +62,15 @@ def truth_of(example: Example) -> str | None:
     for name in ("multiple_choice_answer", "answer"):
         if isinstance(truth.get(name), str):
             return str(truth[name])
-    return said(truth["label"]) if isinstance(truth.get("label"), bool) else None
+    label = truth.get("label")
+    if isinstance(label, bool):
+        return said(label)
+    return LABELS[label] if isinstance(label, int) else None  # SNLI-VE's
+
+
+def answer_of(prediction: Prediction) -> str:
+    """What was answered, in words."""
+    return said(prediction.get("answer", prediction.get("label")))
 
 
 def said(answer: Any) -> str:
@@ -80,7 +89,7 @@ def disagreeing(
     found = []
     for number, example in enumerate(examples):
         truth = truth_of(example)
-        given = [said(predictions[number].get("answer")) for predictions in answers.values()]
+        given = [answer_of(predictions[number]) for predictions in answers.values()]
         right = sum(each == truth for each in given)
         if truth is not None and 0 < right < len(given):
             found.append((abs(2 * right - len(given)), -len(set(given)), number))
@@ -96,7 +105,7 @@ def shown(table: str, example: Example, answers: Mapping[str, Prediction], pictu
     """An example as the page shows it; `picture` gives that of an image's key."""
     truth = truth_of(example)
     assert truth is not None
-    given = ((label, said(each.get("answer"))) for label, each in answers.items())
+    given = ((label, answer_of(each)) for label, each in answers.items())
     told = tuple(Said(label, answer, answer == truth) for label, answer in given)
     return Shown(table, example.texts[0], truth, tuple(picture(key) for key in example.images), told)
 

@@ -18,7 +18,8 @@ from trainers.data import load
 from trainers.text import load_tokenizer
 from workflows.comparing.data import Data
 from workflows.comparing.features import Features, cost_of, extract, features_of
-from workflows.recipes import recipe_of
+from workflows.recipes import recipe_of, sources
+from workflows.recipes.sources import Places, find_images
 
 GRID = GridConfig(model="r50", weights="random:0", width_divisor=16, shorter=32, longer=64)
 
@@ -122,3 +123,16 @@ def test_what_is_there_and_what_is_not(data: Data, tmp_path: Path) -> None:
     assert data.has("vqav2") and data.has("nlvr2") and not data.has("gqa")
     with pytest.raises(ConfigError, match="has no folder images; name one with images and annotations"):
         Data(str(tmp_path))
+
+
+def test_images_lie_in_the_folder_of_their_group_or_in_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("coco/1.jpg", "vcr/vcr1images/movie/1.jpg", "alone/1.jpg"):
+        pictures((tmp_path / name).parent, 1)
+    assert find_images(Places(images=str(tmp_path)), "coco").keys == ["0"]
+    assert find_images(Places(images=str(tmp_path)), "vcr").keys == ["movie/0"]
+    assert find_images(Places(images=str(tmp_path / "vcr" / "vcr1images")), "vcr").keys == ["movie/0"]
+    assert find_images(Places(images=str(tmp_path / "alone")), "coco").keys == ["0"]
+    monkeypatch.setattr(sources, "SourceImages", str)
+    assert find_images(Places(images="s3://bucket/images"), "coco") == "s3://bucket/images"  # type: ignore[comparison-overlap]

@@ -45,7 +45,8 @@ def test_an_example_is_shown_with_its_truth_and_every_answer() -> None:
 def test_statements_are_true_or_false() -> None:
     assert truth_of(Example("1", (), ("s",), {"label": False})) == "false"
     assert truth_of(Example("1", (), ("s",), {"answer": "red"})) == "red"
-    assert truth_of(Example("1", (), ("s",), {"label": 2})) is None
+    assert truth_of(Example("1", (), ("s",), {"label": 2})) == "entailment"
+    assert truth_of(Example("1", (), ("s",), {"box": (1, 2, 3, 4)})) is None
 
 
 BLACK = np.zeros((480, 640, 3), np.uint8)
