@@ -97,7 +97,12 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, floor: tuple[str,
             low, high = y.at(each.y - each.sd), y.at(each.y + each.sd)
             parts.append(f'<line class="{colour}" x1="{left:.1f}" x2="{left:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(f'<circle class="{colour}" cx="{left:.1f}" cy="{top:.1f}" r="4"/>')
-    taken = [] if floor is None else [(LEFT, height - FONT - 3, LEFT + 4 + LETTER * len(floor[0]), height)]
+    taken: list[Box] = []
+    if floor:
+        taken += [
+            (LEFT, height - FONT - 3, LEFT + 4 + LETTER * len(floor[0]), height),
+            (LEFT, height, WIDTH, height + 1),
+        ]
     parts += _names([each.name for each in points], places, taken)
     return _svg(parts, f"{y_name} against {x_name}: " + "; ".join(f"{e.name} {e.x:.3g}, {e.y:.3g}" for e in points))
 

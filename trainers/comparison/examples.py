@@ -83,6 +83,8 @@ def disagreeing(
 ) -> list[int]:
     """Numbers of the examples on which lines differ most: as many right as wrong, each picture once.
 
+    Such as ask what another one asks, and are answered like it, come last.
+
     Args:
         answers: of each line, the predictions for these examples, in order.
     """
@@ -93,12 +95,19 @@ def disagreeing(
         right = sum(each == truth for each in given)
         if truth is not None and 0 < right < len(given):
             found.append((abs(2 * right - len(given)), -len(set(given)), number))
-    chosen, seen = list[int](), set[tuple[str, ...]]()
-    for *_, number in sorted(found):
-        if examples[number].images not in seen:
-            seen.add(examples[number].images)
-            chosen.append(number)
-    return chosen[:most]
+    numbers = [number for *_, number in sorted(found)]
+    new = _each_once(numbers, [(examples[number].texts, truth_of(examples[number])) for number in numbers])
+    rest = [number for number in numbers if number not in set(new)]
+    numbers = new + rest  # like questions with like answers come last
+    return _each_once(numbers, [examples[number].images for number in numbers])[:most]
+
+
+def _each_once(numbers: Sequence[int], of: Sequence[Any]) -> list[int]:
+    """The numbers whose thing did not come before."""
+    seen: dict[Any, int] = {}
+    for number, thing in zip(numbers, of, strict=True):
+        seen.setdefault(thing, number)
+    return list(seen.values())
 
 
 def shown(table: str, example: Example, answers: Mapping[str, Prediction], picture: Callable[[str], Picture]) -> Shown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -32,6 +33,14 @@ def test_examples_are_those_on_which_lines_differ_most_and_a_picture_comes_once(
     }
     assert disagreeing(examples, answers) == [2, 3]  # 0 and 1 are answered alike; 4 shows the image of 2
     assert disagreeing(examples, answers, most=1) == [2]
+
+
+def test_other_questions_come_before_the_same_one_again() -> None:
+    examples = [question(number) for number in (0, 0, 0, 1)]
+    examples = [replace(each, images=(str(at),)) for at, each in enumerate(examples)]
+    answers = {"a": said("yes", "yes", "yes", "yes"), "b": said("no", "no", "no", "no")}
+    assert disagreeing(examples, answers) == [0, 3, 1, 2]
+    assert disagreeing(examples, answers, most=2) == [0, 3]
 
 
 def test_an_example_is_shown_with_its_truth_and_every_answer() -> None:
