@@ -21,12 +21,13 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Point:
-    """One named point; `sd` is drawn as a bar up and down."""
+    """One named point; `sd` is drawn as a bar up and down, `colour` is its number."""
 
     name: str
     x: float
     y: float
     sd: float | None = None
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, floor: tuple[str,
         parts.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(_text(LEFT + 4, height - 3, floor[0], "soft"))
     places = [(x.at(each.x), y.at(each.y)) for each in points]
-    for number, (each, (left, top)) in enumerate(zip(points, places, strict=True)):
-        colour = f"c{number % COLOURS}"
+    for each, (left, top) in zip(points, places, strict=True):
+        colour = f"c{each.colour % COLOURS}"
         if each.sd:
             low, high = y.at(each.y - each.sd), y.at(each.y + each.sd)
             parts.append(f'<line class="{colour}" x1="{left:.1f}" x2="{left:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
@@ -103,16 +104,16 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, floor: tuple[str,
             (LEFT, height - FONT - 3, LEFT + 4 + LETTER * len(floor[0]), height),
             (LEFT, height, WIDTH, height + 1),
         ]
-    parts += _names([each.name for each in points], places, taken)
+    parts += _names(points, places, taken)
     return _svg(parts, f"{y_name} against {x_name}: " + "; ".join(f"{e.name} {e.x:.3g}, {e.y:.3g}" for e in points))
 
 
-def _names(names: Sequence[str], places: Sequence[Place], taken: Sequence[Box]) -> list[str]:
+def _names(points: Sequence[Point], places: Sequence[Place], taken: Sequence[Box]) -> list[str]:
     """Each point's name beside it, where it covers neither a name nor a point; a thin line leads to one further off."""
     taken = [*taken, *((left - 5, top - 5, left + 5, top + 5) for left, top in places)]
     parts = []
     for number, (left, top) in sorted(enumerate(places), key=lambda each: each[1][1]):
-        name, colour = names[number], f"c{number % COLOURS}"
+        name, colour = points[number].name, f"c{points[number].colour % COLOURS}"
         width = LETTER * len(name)
         spots = _spots(left, top, width)
         box = next((spot for spot in spots if not any(_meet(spot, other) for other in taken)), spots[0])

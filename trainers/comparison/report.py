@@ -115,10 +115,10 @@ def _cost(line: Line) -> float | None:
 
 def _scatter(table: Table, x_of: Any, x_name: str, metric: str) -> str:
     points = []
-    for line in table.lines:
+    for colour, line in enumerate(table.lines):
         x, score = x_of(line), line.of("score")
         if x and score:
-            points.append(Point(line.label, x, score.mean, score.sd))
+            points.append(Point(line.label, x, score.mean, score.sd, colour))
     return scatter(points, x_name, f"{metric}, %", ("without looking", table.blind)) if points else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -100,6 +101,15 @@ def test_a_table_that_saw_nothing_says_so() -> None:
 def test_tiny_twins_are_said_to_be_such() -> None:
     assert "tiny twins" not in render(REPORT)
     assert "tiny twins" in render(replace(REPORT, results=[result(tiny=True)]))
+
+
+def test_a_line_has_one_colour_in_all_charts() -> None:
+    cells = [result(pixels_visual_ms=None), *CELLS[2:]]  # the first line has no place in the chart of latencies
+    page = render(replace(REPORT, results=cells))
+    [latency, cost, loss, *_] = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert re.findall(r'circle class="(c\d)"', latency) == ["c1"]
+    assert re.findall(r'circle class="(c\d)"', cost) == ["c0", "c1"]
+    assert re.findall(r'polyline class="(c\d)"', loss) == ["c0", "c1", "c1"]
 
 
 def test_bars_are_shares_of_the_longest_time() -> None:
