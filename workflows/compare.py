@@ -16,8 +16,8 @@ from pipeline.config import EngineConfig
 from trainers.comparison.lines import markdown
 from trainers.comparison.report import Report, facts_of, render
 from trainers.comparison.result import CellResult, write_table
-from workflows.comparing.cells import Cell, Common, Matrix, cells_of, file_digest, in_order, of_recipes
-from workflows.comparing.data import Data
+from workflows.comparing.cells import Cell, Common, Matrix, cells_of, in_order, of_recipes
+from workflows.comparing.data import Data, file_digest
 from workflows.comparing.examples import disagreements
 from workflows.comparing.features import features_of
 from workflows.comparing.named import listed, named

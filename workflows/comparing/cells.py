@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from extractors import ConfigError
@@ -16,6 +15,7 @@ from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig
 from trainers.models.vilt import ViLTConfig
 from trainers.models.vl_bert import VLBertConfig
+from workflows.comparing.data import file_digest
 from workflows.comparing.features import features_of
 from workflows.recipes import Recipe, recipe_of
 from workflows.train import Train
@@ -244,14 +244,6 @@ def seeing_with(recipe: Recipe, network: str) -> Recipe:
     if not isinstance(recipe.extractor, ConvConfig):
         raise ConfigError(f"--networks: {recipe.summary!r} sees by no convolutional network; leave out {network}.")
     return replace(recipe, extractor=replace(recipe.extractor, weights=network))
-
-
-def file_digest(name: str | None) -> str:
-    """Hash of a file's bytes; of whatever is no file its name."""
-    if name is None or not Path(name).is_file():
-        return str(name)
-    with Path(name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_order(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:

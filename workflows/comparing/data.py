@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
 from extractors import ConfigError
 from pipeline.sources import SourceConfig, open_source
 from storage.atomic import write_whole
+from storage.spec import canonical_json
 from trainers.data.sets import DATASETS, data_set, find, load
 from workflows.recipes.sources import group_of
 
@@ -50,12 +50,11 @@ class Data:
 
     def digest(self, names: Sequence[str]) -> str:
         """Hash of some data sets: the bytes of their annotations, and the keys of their images."""
-        found = xxhash.xxh3_128()
+        facts = []
         for name in sorted(name for name in names if name in DATASETS):
-            for path in self._files(name):
-                found.update(path.name.encode() + path.read_bytes())
-            found.update("\n".join(sorted(self._keys(group_of(name)))).encode())
-        return found.hexdigest()
+            facts += [[path.name, file_digest(str(path))] for path in self._files(name)]
+            facts.append(sorted(self._keys(group_of(name))))
+        return hashlib.sha256(canonical_json(facts)).hexdigest()
 
     def _files(self, name: str) -> Iterator[Path]:
         files = sorted({file for split in data_set(name).files.values() for file in split})
@@ -79,3 +78,11 @@ class Data:
                 if all(find(name, file, self.annotations) for file in files):
                     for example in load(name, split, self.annotations).examples:
                         yield from example.texts
+
+
+def file_digest(name: str | None) -> str:
+    """Hash of a file's bytes; of whatever is no file its name."""
+    if name is None or not Path(name).is_file():
+        return str(name)
+    with Path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ import pytest
 
 from extractors import ConfigError, GridConfig
 from extractors.base import ConvConfig
-from workflows.comparing.cells import Cell, Common, Matrix, Row, cells_of, file_digest, in_order, of_recipes
+from workflows.comparing.cells import Cell, Common, Matrix, Row, cells_of, in_order, of_recipes
+from workflows.comparing.data import file_digest
 from workflows.comparing.named import NAMED, listed, named
 from workflows.recipes import recipe_of
 from workflows.train import Train
