@@ -89,7 +89,7 @@ class Compare:
         setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer, str(flags.device))
         cells = self._cells(matrix, data, flags)
         befores, todo = in_order(cells)
-        lacking = extract_all([*befores, *todo], setting, EngineConfig(out, engine=self.engine, address=self.address))
+        lacking = extract_all([*befores, *todo], setting, self._extraction(out))
         results = self._run(befores, setting, lacking) | self._run(todo, setting, lacking)
         self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
         lost = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
@@ -156,6 +156,12 @@ class Compare:
 
         connect(self.address)
         return cluster_device(self.device)
+
+    def _extraction(self, out: str) -> EngineConfig:
+        """How stores are filled: by one device, whose time is then what it costs."""
+        if self.engine == "local":
+            return EngineConfig(out)
+        return EngineConfig(out, engine="ray", address=self.address, workers=1)
 
     def _cells(self, matrix: Matrix, data: Data, flags: Train) -> Sequence[Cell]:
         words = file_digest(flags.tokenizer)
