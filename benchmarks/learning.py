@@ -23,7 +23,6 @@ import re
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
@@ -37,12 +36,11 @@ import torch
 
 from benchmarks.machine import Facts, hardware, table, write_results
 from tests.recipe_data import Data, Size
-from trainers.tasks.base import Prediction, Task
+from trainers.comparison.blind import DEALS, deal
 from workflows.cli import main as triptych
 from workflows.recipes import RECIPES
 from workflows.train import kept
 
-DEALS = 20
 SETTINGS = ("--batch-size", "32", "--log-every", "1")
 PAIRS = 24  # pictures of a split, for retrieval
 AFTER = {"vl_bert_vcr_answer": "vl_bert_pretrain", "vl_bert_vcr_rationale": "vl_bert_pretrain"}
@@ -97,24 +95,11 @@ def scored(run: Path) -> dict[str, Any]:
     if not (run / "predictions.json").is_file():
         return {}
     recipe = kept(str(run))
+    task: Any
     _, task = recipe.build_for(recipe.recipe.validation)
     predictions = json.loads((run / "predictions.json").read_text())
     dealt = [task.score(deal(task, predictions, seed))[task.metric] for seed in range(DEALS)]
     return {"metric": task.metric, "score": task.score(predictions)[task.metric], "blind": float(np.mean(dealt))}
-
-
-def deal(task: Task, predictions: Sequence[Prediction], seed: int) -> list[Prediction]:
-    """Each example another one's prediction, out of those that ask the same question."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    examples = getattr(task, "split").examples  # noqa: B009  the protocol does not ask for it
-    asked = getattr(task, "kind", "") in ("vqa", "gqa")
-    for number, example in enumerate(examples):
-        groups[example.texts[0] if asked else ""].append(number)
-    rng, found = np.random.default_rng(seed), list(predictions)
-    for members in groups.values():
-        for number, other in zip(members, rng.permutation(members), strict=True):
-            found[number] = {**predictions[other], "id": predictions[number]["id"]}
-    return found
 
 
 def main() -> None:

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
-import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainers.machine import give_back, hardware, held_gib, peak_gib, reset_peak, wait
+
 if TYPE_CHECKING:  # a benchmark of memory must not load it
     import torch
 
-
-def hardware() -> str:
-    """Processor, threads, memory and versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = match[1]
-    import torch
-
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}, {torch.get_num_threads()} threads, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done all that it was given."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+__all__ = ["Facts", "give_back", "hardware", "held_gib", "matmul_flops", "peak_gib", "reset_peak", "table", "wait"]
+__all__ += ["write_results"]
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
@@ -51,43 +32,6 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
         wait(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let `peak_gib` start again from what is held now."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory held since `reset_peak`: of a GPU what torch allocated, else resident of this process."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return _status_gib("VmHWM")
-
-
-def give_back(device: torch.device) -> None:
-    """Return what the C library keeps of freed memory, so that resident memory is what is in use; nothing on a GPU."""
-    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def held_gib(device: torch.device) -> float:
-    """The memory held now, as of `peak_gib`."""
-    import torch
-
-    return torch.cuda.memory_allocated() / 2**30 if device.type == "cuda" else _status_gib("VmRSS")
-
-
-def _status_gib(name: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1]) / 2**20
 
 
 def write_results(folder: Path, what: str, report: str, facts: Any) -> Path:

@@ -201,7 +201,16 @@ def _device(job: ExtractJob) -> str:
     networks = [config for config in job.views.values() if isinstance(config, NetworkConfig)]
     if not networks:
         return "cpu"
-    wanted, gpus = networks[0].device, int(ray.cluster_resources().get("GPU", 0))
+    return cluster_device(networks[0].device)
+
+
+def cluster_device(wanted: str) -> str:
+    """The device that a name means on the cluster that was joined.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     if wanted == "auto":
         return "cuda" if gpus else "cpu"
     if wanted.startswith("cuda") and not gpus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from typing import overload
 
 import numpy as np
@@ -106,7 +106,8 @@ def bytes_per_image(spec: Spec) -> int:
     if spec.view == "patches":
         cells = (spec.preprocess["size"] // spec.model["stride"]) ** 2 + len(spec.carried)
     else:
-        shorter, longer = spec.preprocess["shorter"], spec.preprocess["longer"]
+        shorter = spec.preprocess["shorter"]
+        longer = spec.preprocess.get("longer", inf)  # ViLT's rule for pixels has a limit of its own, above 4:3
         cell = 1 if spec.view == "pixels" else spec.model.get("stride", 32)
         cells = ceil(shorter / cell) * ceil(min(longer, shorter * 4 / 3) / cell)
     return int(cells * spec.layout.dim * value)

@@ -64,6 +64,7 @@ def _parse(args: list[str]) -> Any:
     )
     if args[:1] and args[0] in TRANSFER_COMMANDS:
         return _tyro(transfer, args)
+    from workflows.compare import Compare
     from workflows.data import Data
     from workflows.demo import Demo
     from workflows.doctor import Doctor
@@ -86,11 +87,14 @@ def _parse(args: list[str]) -> Any:
         | Annotated[TrainDetector, tyro.conf.subcommand("train-detector")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | StoreCommand
         | transfer
     )
     if args[:1] in (["extract"], ["plan"]) and len(args) > 1:
         args = [*args[:2], *with_config_file(args[2:])]
+    if args[:1] == ["compare"]:
+        args = ["compare", *with_config_file(args[1:], lists=True)]
     return _tyro(command, args)
 
 

@@ -124,17 +124,20 @@ class Train:
 
     def described(self) -> Run:
         """What the flags ask for."""
-        recipe = recipe_of(self.recipe)
-        visual, _, path = (self.visual or recipe.visual).partition(":")
+        recipe = self.settled(recipe_of(self.recipe))
+        store = (self.visual or "").partition(":")[2] or self.store
+        places = Places(store, self.images, self.annotations, self.tokenizer, self.answers, self.corpus)
+        return Run(recipe, places, 1 if self.tiny else LEAST)
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        """A recipe as the flags change it."""
+        visual = (self.visual or recipe.visual).partition(":")[0]
         if visual not in VISUALS:
             raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}.")
         recipe = replace(recipe, visual=visual)
         recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
         recipe = extracting_with(recipe, self.start_network)
-        recipe = replace(recipe, train=self._settings(recipe.train))
-        store = path or self.store
-        places = Places(store, self.images, self.annotations, self.tokenizer, self.answers, self.corpus)
-        return Run(recipe, places, 1 if self.tiny else LEAST)
+        return replace(recipe, train=self._settings(recipe.train))
 
     def _settings(self, config: TrainConfig) -> TrainConfig:
         given = ("batch_size", "micro_batch", "lr", "dtype", "device", "save_every", "evaluate_every", "log_every")

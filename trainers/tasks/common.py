@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ from trainers.visual import Looked, Visual
 
 FLIPPED = 0.5
 ONE = "pairs"  # the name of the batch of tasks that have one
+
+
+class OnSplit(Task, Protocol):
+    """A task whose examples are known, and where their images come from: whatever is a `SplitTask`, whole."""
+
+    split: Split
+    visual: Visual
 
 
 class SplitTask:

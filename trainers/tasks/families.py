@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.batch import Batch, Pixels, Regions, VisualInput
+from trainers.batch import Batch, Cells, Pixels, Regions, VisualInput
 from trainers.models import grid_vlp, meter, vilt, vl_bert
 from trainers.models.heads import IGNORED
 from trainers.tasks.rows import Row, enclosed, labels_of, text_of
@@ -196,7 +196,19 @@ def _cut(targets: dict[str, Tensor], rows: int, lengths: Sequence[int] | None) -
 
 
 class GridFamily(Family):
-    """Grid-VLP and PixelBERT."""
+    """Grid-VLP and PixelBERT. Regions are read as cells, by their features alone (Grid-VLP table 2)."""
+
+    def batch(
+        self,
+        rows: Sequence[Row],
+        visual: VisualInput | None,
+        targets: dict[str, Tensor],
+        image_of: Sequence[int] | None = None,
+        chances: Chances = (),
+    ) -> Batch:
+        if isinstance(visual, Regions) and visual.features is not None:
+            visual = Cells(visual.features, visual.mask, lengths=visual.lengths)
+        return super().batch(rows, visual, targets, image_of, chances)
 
     def layout(self, batch: Batch, chances: Chances = ()) -> grid_vlp.Layout:
         kept = None

@@ -127,6 +127,7 @@ def pixel_bert_pretrain() -> Recipe:
         starts="BERT base, uncased; ResNet-50 of ImageNet",
         longest=20,
         visual="pixels",
+        extractor=GridConfig(model="r50"),
         side=600,
         objectives=("itm", "mlm"),
     )

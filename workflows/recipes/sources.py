@@ -27,6 +27,7 @@ from trainers.object_pixels import ObjectPixels
 from trainers.visual import PixelVisual, RegionPixels, Renamed, StoreVisual, Visual
 from workflows.recipes.base import Recipe
 
+VCR_IMAGES = "vcr1images"  # VCR's keys are paths below this folder
 VISUALS = ("store", "pixels", "cache-through")
 _GROUPS = dict.fromkeys(("coco_captions", "vqav2", "coco", "refcoco", "refcoco+", "refcocog"), "coco")
 _GROUPS |= {"visual_genome_qa": "visual_genome"}
@@ -106,8 +107,10 @@ def find_images(places: Places, group: str) -> SourceImages:
 
 
 def _image_root(places: Places, group: str) -> str:
-    below = Path(str(places.images)) / group
-    return str(below if below.is_dir() else places.images)
+    root = str(places.images)  # a folder, or an address
+    for below in (group, VCR_IMAGES):
+        root = str(Path(root) / below) if (Path(root) / below).is_dir() else root
+    return root
 
 
 def known_keys(recipe: Recipe, places: Places, group: str) -> list[str]:

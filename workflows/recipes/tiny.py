@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from extractors import ExtractorConfig
-from extractors.base import ConvConfig
+from extractors import ExtractorConfig, PixelConfig
+from extractors.base import ConvConfig, ResizedConfig
 from extractors.patches import PatchConfig
 from trainers.codebook import CodebookConfig
 from trainers.config import Rule
@@ -20,8 +20,16 @@ DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 128, 4, 256, 2, 16, 64
 STEPS, BATCH = 20, 8
 # A random network without normalisation runs off, or dies, at a higher rate, and by AdamW.
 NETWORK = Rule(r"^network\.", lr=10, optimiser="sgd", optional=True)
-TOWER = PatchConfig(model="timm:test_vit", weights="random:0", size=32)
-SWIN = PatchConfig(model="timm:swin_tiny_patch4_window7_224", weights="random:0", size=64)
+VIT, SWIN = "timm:test_vit", "timm:swin_tiny_patch4_window7_224"
+# The smallest models of timm like the towers of METER's comparisons, by the beginning of their names.
+TOWERS = {
+    "timm:deit_base_distilled": "timm:deit_tiny_distilled_patch16_224",
+    "timm:deit": "timm:deit_tiny_patch16_224",
+    "timm:cait": "timm:cait_xxs24_224",
+    "timm:volo": "timm:volo_d1_224",
+    "timm:beit": "timm:beit_base_patch16_224",
+    "timm:swin": SWIN,
+}
 CODEBOOK = CodebookConfig("random:0", {"hidden_size": 4})
 TEXT = {
     "hidden_size": DIM,
@@ -43,7 +51,7 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         batch_size=BATCH,
         micro_batch=None,
         optimiser="adamw",  # a transformer with random weights does not get going by SGD
-        lr=1e-3,
+        lr=_rate(recipe),
         rules=(NETWORK,) if seeing else recipe.train.rules,
         warmup=0.1,
         dtype="float32",
@@ -51,7 +59,7 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         save_every=steps,
         device="cpu",
     )
-    side = recipe.side if recipe.prepared not in ("clip", "imagenet") else _tower(recipe.model).size or SIDE
+    side = min(recipe.side, SIDE) if recipe.prepared not in ("clip", "imagenet") else _tower(recipe.model).size or SIDE
     return replace(
         recipe,
         summary=f"{recipe.summary}; tiny",
@@ -59,12 +67,18 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         train=train,
         expected="none: it only shows that the recipe learns",
         starts="random weights",
-        side=min(side, SIDE),
+        side=side,
         patch=recipe.patch and 16,
         codebook=recipe.codebook and CODEBOOK,
         boxes=recipe.boxes and min(recipe.boxes, 10),
         extractor=_tiny_extractor(recipe.extractor),
     )
+
+
+def _rate(recipe: Recipe) -> float:
+    """The largest rate. The heads of METER's tasks learn 10 to 50 times as fast as the rest, and run off at 1e-3."""
+    answers = recipe.task not in ("pretraining", "image-classes", "text-classes")
+    return 1e-4 if isinstance(recipe.model, MeterConfig) and answers else 1e-3
 
 
 def _tiny_model(config: Any) -> Any:
@@ -81,11 +95,26 @@ def _tiny_model(config: Any) -> Any:
 
 
 def _tiny_extractor(config: ExtractorConfig | None) -> ExtractorConfig | None:
-    if not isinstance(config, ConvConfig):
+    if not isinstance(config, ResizedConfig):
         return config
-    small = {"width_divisor": NARROWER, "shorter": SIDE, "longer": SIDE * 5 // 3}
-    return replace(config, weights="random:0", device="cpu", **small)  # type: ignore[arg-type]
+    usual = 384 if isinstance(config, PixelConfig) else 600
+    small = replace(config, shorter=config.shorter * SIDE // usual, longer=config.longer * SIDE // usual)
+    if not isinstance(small, ConvConfig):
+        return small
+    return replace(small, weights="random:0", device="cpu", width_divisor=NARROWER)
 
 
 def _tower(config: MeterConfig) -> PatchConfig:
-    return SWIN if config.image is not None and "swin" in config.image.model else TOWER
+    """A tower like the one of a METER, with about a quarter of its patches a side, two at least."""
+    name, size = ("", None) if config.image is None else (config.image.model, config.image.size)
+    model = next((small for start, small in TOWERS.items() if name.startswith(start)), VIT)
+    if model == SWIN:
+        return PatchConfig(model=model, weights="random:0", size=2 * 32)
+    patches = _side(name, size) // (32 if "patch32" in name else 16)
+    return PatchConfig(model=model, weights="random:0", size=16 * max(2, patches // 4))
+
+
+def _side(name: str, size: int | None) -> int:
+    """Pixels a side of what a tower sees, by its name where the config does not say."""
+    last = name.rpartition("_")[2]
+    return size or (int(last) if last.isdigit() else 224)

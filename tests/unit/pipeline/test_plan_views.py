@@ -16,4 +16,6 @@ def test_patches_of_an_image_are_a_square_and_a_class_token() -> None:
 
 def test_pixels_of_an_image_are_bytes_and_no_network_makes_their_units_small() -> None:
     assert bytes_per_image(PIXELS) == 384 * 512 * 3
+    by_vilt = Spec("pixels", FeatureLayout(3, "bytes"), preprocess={"shorter": 384})
+    assert bytes_per_image(by_vilt) == 384 * 512 * 3
     assert 400 < images_per_unit(PIXELS, on_cpu=True) == images_per_unit(PIXELS, on_cpu=False) < 500

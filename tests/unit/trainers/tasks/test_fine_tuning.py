@@ -145,6 +145,7 @@ CASES = {
     "vl_bert vcr answer": Case("vl_bert_all", choices, Commonsense, VCR, {"object_classes": 81}, 120, pictures=4),
     "vl_bert vcr rationale": Case("vl_bert_all", choices, rationale, VCR, {"object_classes": 81}, 120, pictures=4),
     "grid_vlp vqa": Case("grid_vlp", lambda: questions("vqa"), vqa, ("vqa",), GRIDS),
+    "grid_vlp regions vqa": Case("grid_vlp_regions", lambda: questions("vqa"), vqa, ("vqa",), GRIDS),
     "grid_vlp gqa": Case("grid_vlp", lambda: questions("gqa"), gqa, ("gqa",), GRIDS),
     "grid_vlp nlvr2": Case("grid_vlp", pairs, Reasoning, ("nlvr2",), steps=60),
     "pixel_bert vqa": Case("pixel_bert", lambda: questions("vqa"), vqa, ("vqa",), GRIDS),

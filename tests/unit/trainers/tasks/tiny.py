@@ -188,6 +188,7 @@ SETTINGS: Mapping[str, Setting] = {
     "vl_bert_all": Setting(VL_BERT, lambda: StoreVisual(store("regions"))),
     "vl_bert_e2e": Setting(replace(VL_BERT, feature_dim=32, body=ResNetConfig(50).narrowed(64)), _vl_bert_pixels),
     "grid_vlp": Setting(GRID, lambda: StoreVisual(store("grid"))),
+    "grid_vlp_regions": Setting(GRID, lambda: StoreVisual(store("regions"), 3)),
     "pixel_bert": Setting(PIXEL_BERT, lambda: PixelVisual(Pictures(), lambda images: vilt_pixels(images, 64))),
     "vilt": Setting(VILT, lambda: PixelVisual(Pictures(), lambda images: vilt_pixels(images, 64))),
     "meter_cached": Setting(METER, lambda: StoreVisual(store("patches"))),

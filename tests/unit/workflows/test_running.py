@@ -1,0 +1,195 @@
+"""A cell from its config to its row: run once, gone on with, and told of where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import EngineConfig
+from storage import TriptychError
+from tests.compare_data import compare_data
+from trainers import loop
+from trainers.comparison.result import CellResult, saved
+from trainers.config import TrainConfig
+from workflows.comparing import measuring, running
+from workflows.comparing.cells import Cell, Common, cells_of, of_recipes
+from workflows.comparing.data import Data
+from workflows.comparing.features import Features, features_of
+from workflows.comparing.running import Setting, extract_all, run_cell, told_often
+from workflows.train import Train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = compare_data(tmp_path_factory.mktemp("data"))
+    Data(str(root)).write_words(root / "vocab.txt")
+    return root
+
+
+def setting(data: Path, out: Path) -> Setting:
+    return Setting(str(out), str(data / "images"), str(data / "annotations"), str(data / "vocab.txt"))
+
+
+def cell(name: str = "vilt_vqa", visual: str = "pixels", seed: int = 0) -> Cell:
+    common = Common(Train(tiny=True, steps=STEPS, device="cpu"), (seed,))
+    [row] = of_recipes([name], [visual]).rows
+    [found] = cells_of(row, common, lambda names: "data")
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[CellResult, Path]:
+    """A cell that was run without any trouble, and the comparison's folder."""
+    out = tmp_path_factory.mktemp("done")
+    return run_cell(cell(), setting(data, out)), out
+
+
+def test_a_cell_is_scored_and_measured(done: tuple[CellResult, Path]) -> None:
+    row, out = done
+    assert row.error is None
+    assert (row.model, row.view, row.steps, row.metric) == ("ViLT", "pixels", STEPS, "accuracy")
+    assert row.score is not None and 0 <= row.score <= 100
+    assert row.blind == pytest.approx(37.5)  # by the question alone: two shapes, four colours
+    assert (
+        row.score
+        == json.loads((out / "cells" / row.cell / "run" / "metrics.jsonl").read_text().splitlines()[-1])["scores"][
+            "accuracy"
+        ]
+    )
+    assert row.cache_visual_ms is None and (row.pixels_visual_ms or 0) > 0
+    assert (row.extraction_hours, row.feature_bytes, row.specs) == (0.0, 0, ())
+    assert 100_000 < (row.parameters or 0) < 2_000_000 and (row.peak_bytes or 0) > 0
+    assert row.training_hours == pytest.approx(STEPS * (row.step_ms or 0) / 3.6e6, rel=0.9)
+    assert [each["step"] for each in row.curve if each["score"] is not None] == [2, 4, 6, 8, 10]
+    assert len([each for each in row.curve if each["loss"] is not None]) == STEPS
+
+
+def test_a_finished_cell_is_never_run_again(
+    done: tuple[CellResult, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, out = done
+    monkeypatch.setattr(running, "_finished", lambda *_: pytest.fail("it ran again"))
+    again = run_cell(cell(), setting(data, out))
+    assert (again.cell, again.score, again.label) == (row.cell, row.score, "ViLT, pixels")
+
+
+def test_a_stopped_cell_goes_on_where_it_was(
+    done: tuple[CellResult, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked to stop in its sixth update; its losses are those of one that was let alone."""
+    row, out = done
+    update = loop._Run._update
+
+    def stopping(self: Any, *given: Any) -> Any:
+        if self.done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, *given)
+
+    mine = setting(data, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_update", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(cell(), mine)
+    folder = tmp_path / "cells" / row.cell
+    assert saved(folder) is None and 5 <= len(losses(folder)) < STEPS
+    again = run_cell(cell(), mine)
+    assert losses(folder) == losses(out / "cells" / row.cell)
+    assert (again.score, again.error, len(again.curve)) == (row.score, None, len(row.curve))
+    assert (again.training_hours or 0) > 0
+
+
+def test_a_cell_that_was_lost_after_training_is_only_measured(
+    done: tuple[CellResult, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = setting(data, tmp_path)
+
+    def lost(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "latency", lost)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(cell(), mine)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_update", lambda *_: pytest.fail("it trained again"))
+        assert run_cell(cell(), mine).score == done[0].score
+
+
+def test_what_goes_wrong_is_one_line_and_is_tried_again(data: Path, tmp_path: Path) -> None:
+    mine, lost = setting(data, tmp_path), cell("grid_vlp_vqa", "store")
+    row = run_cell(lost, mine)
+    assert row.error is not None and "\n" not in row.error and "grid-" in row.error
+    assert (row.score, row.model, row.view) == (None, "Grid-VLP", "grid")
+    folder = mine.folder(lost)
+    assert saved(folder) is None and "Traceback" in (folder / "error.txt").read_text()
+    extract_all([lost], mine, EngineConfig(str(tmp_path)))
+    again = run_cell(lost, mine)
+    assert again.error is None and not (folder / "error.txt").exists()
+    features = features_of(lost.recipe)
+    assert isinstance(features, Features)
+    [store] = features.stores(str(tmp_path))
+    assert again.images == len(store) and again.specs == (store.spec.id,) and (again.feature_bytes or 0) > 1000
+    assert (again.extraction_ms or 0) == pytest.approx(1e3 / store.run["images_per_second"])
+    assert (again.extraction_hours or 0) == pytest.approx((again.extraction_ms or 0) * len(store) / 3.6e6)
+    assert (again.pixels_visual_ms or 0) > (again.cache_visual_ms or 0) > 0
+    assert (again.extractor_parameters or 0) > 100_000
+
+
+def test_cells_of_equal_extractors_share_a_store_and_finished_ones_ask_for_none(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Features] = []
+    monkeypatch.setattr(running, "extract", lambda features, *_: asked.append(features))
+    mine = setting(data, tmp_path)
+    cells = [cell("grid_vlp_vqa", "store", seed) for seed in (0, 1)] + [cell("vl_bert_vqa", "store"), cell()]
+    extract_all(cells, mine, EngineConfig(str(tmp_path)))
+    assert [each.view for each in asked] == ["grid", "regions"]
+    assert features_of(cell("vl_bert_vqa", "pixels").recipe) == features_of(cell("vl_bert_vqa", "store").recipe)
+    asked.clear()
+    monkeypatch.setattr(running, "saved", lambda folder: "finished")
+    extract_all(cells, mine, EngineConfig(str(tmp_path)))
+    assert not asked
+
+
+def test_a_cell_waits_for_what_it_starts_from(data: Path, tmp_path: Path) -> None:
+    before = replace(cell(seed=1), label="ViLT, pre-training")
+    row = run_cell(replace(cell(), before=before), setting(data, tmp_path))
+    assert row.error == "TriptychError: what it starts from (ViLT, pre-training, seed 1) is not finished."
+
+
+@pytest.mark.parametrize(("steps", "every"), [(3, (1, 1, 1)), (100, (1, 20, 20)), (10_000, (100, 2000, 1000))])
+def test_curves_have_points_enough_and_not_too_many(steps: int, every: tuple[int, int, int]) -> None:
+    found = told_often(TrainConfig(out="", steps=steps), 10)
+    assert (found.log_every, found.evaluate_every, found.save_every) == every
+
+
+def test_features_that_cannot_be_had_do_not_keep_others_from_being_extracted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def extract(features: Features, *_: Any) -> None:
+        asked.append(features.view)
+        if features.view == "regions":
+            raise TriptychError("no such weights.")
+
+    monkeypatch.setattr(running, "extract", extract)
+    cells = [cell("vl_bert_vqa", "store"), cell("grid_vlp_vqa", "store")]
+    lost = extract_all(cells, setting(data, tmp_path), EngineConfig(str(tmp_path)))
+    features = features_of(cells[0].recipe)
+    assert features is not None and asked == ["regions", "grid"]
+    assert lost == {features.name: "its regions cannot be extracted: no such weights."}

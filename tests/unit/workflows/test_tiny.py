@@ -1,0 +1,65 @@
+"""Tiny twins keep what recipes differ in: sizes of images, kinds of towers, boxes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from extractors import ConfigError, GridConfig, PixelConfig
+from trainers.models.image_towers import IMAGE_TOWERS
+from workflows.comparing.named import named
+from workflows.extract import with_config_file
+from workflows.recipes import recipe_of
+from workflows.recipes.tiny import tiny
+
+
+def test_images_of_convolutional_networks_shrink_alike() -> None:
+    recipe = recipe_of("grid_vlp_vqa")
+    sizes = [(448, 448), (448, 746), (600, 1000)]
+    small = [tiny(replace(recipe, extractor=GridConfig(shorter=a, longer=b))).extractor for a, b in sizes]
+    assert [(each.shorter, each.longer) for each in small] == [(47, 47), (47, 79), (64, 106)]  # type: ignore[union-attr]
+
+
+def test_cached_pixels_have_the_size_that_the_tiny_model_sees() -> None:
+    recipe = tiny(recipe_of("vilt_vqa"))
+    assert isinstance(recipe.extractor, PixelConfig) and recipe.extractor.shorter == recipe.side == 64
+
+
+def test_towers_have_a_quarter_of_their_patches_a_side() -> None:
+    sides = {row.label: tiny(row.recipe).side for row in named("fine_tuning_resolution").rows}
+    assert sides == {
+        "CLIP B/32, 224": 32,
+        "CLIP B/32, 384": 48,
+        "CLIP B/32, 576": 64,
+        "CLIP B/16, 224": 48,
+        "CLIP B/16, 384": 96,
+        "CLIP B/16, 576": 144,
+    }
+
+
+def test_every_tower_s_twin_is_the_smallest_of_its_family() -> None:
+    models = {row.label: tiny(row.recipe).model.image.model for row in named("vision_encoders").rows}
+    assert models.keys() == IMAGE_TOWERS.keys() - {"swin-l-384"}
+    assert models["clip-b16-224"] == models["vit-b16-384"] == "timm:test_vit"
+    assert models["distilled-deit-b16-384"] != models["deit-b16-384"]
+    for name in ("deit", "cait", "volo", "beit", "swin"):
+        assert all(name in model for label, model in models.items() if name in label)
+
+
+def test_tasks_of_meter_learn_slowly_for_their_heads_are_fast() -> None:
+    rates = {name: tiny(recipe_of(name)).train.lr for name in ("meter_vqa", "meter_pretrain", "vilt_vqa")}
+    assert rates == {"meter_vqa": 1e-4, "meter_pretrain": 1e-3, "vilt_vqa": 1e-3}
+
+
+def test_lists_in_a_config_file_are_for_commands_that_take_them(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("config") / "job.yaml"
+    path.write_text("seeds: [0, 1]\ntiny: true\nrecipes: [vilt_vqa]\nsteps: 3\n")
+    args = ["--config", str(path), "--steps", "4"]
+    found = with_config_file(args, lists=True)
+    assert found == ["--seeds", "0", "1", "--tiny", "--recipes", "vilt_vqa", *args]
+    with pytest.raises(ConfigError, match="must be a flat mapping"):
+        with_config_file(args)
+    path.write_text("seeds: {a: 1}")
+    with pytest.raises(ConfigError, match="must be a flat mapping"):
+        with_config_file(args, lists=True)
