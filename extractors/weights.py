@@ -65,9 +65,9 @@ PUBLISHED = {
     ),
 }
 
-SHIPPED = ("scenes-regions", "scenes-grid")  # small detectors of generated scenes, that come with the package
 VOCABULARY_KEY = "vocabulary"  # in a safetensors file's metadata: {"classes": [...], "attributes": [...]} as JSON
-SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+SAFETENSORS = ".safetensors"
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"  # small detectors that come with the package, known by their names
 
 # MILVLG/bottom-up-attention.pytorch names three layers otherwise than airsplay/py-bottom-up-attention.
 _RENAMES = {
@@ -126,7 +126,7 @@ def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Che
         raise WeightsError(f"the weights {weights!r} are of another network; this one takes {' or '.join(fitting)}.")
     path = _file_of(weights)
     if not path.is_file():
-        names = ", ".join(sorted([*PUBLISHED, *SHIPPED]))
+        names = ", ".join(sorted([*PUBLISHED, *(file.stem for file in SHIPPED_FOLDER.glob(f"*{SAFETENSORS}"))]))
         raise WeightsError(
             f"--weights {weights}: no such file, and not a published name ({names}); "
             "give a file, one of those names, or random:SEED for trying things out."
@@ -135,8 +135,9 @@ def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Che
 
 
 def _file_of(weights: str) -> Path:
-    if weights in SHIPPED:
-        return SHIPPED_FOLDER / f"{weights}.safetensors"
+    shipped = SHIPPED_FOLDER / f"{weights}{SAFETENSORS}"
+    if "/" not in weights and shipped.is_file():
+        return shipped
     return _published_file(weights) if weights in PUBLISHED else Path(weights).expanduser()
 
 
@@ -157,7 +158,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         WeightsError: the file is of another kind, damaged, or holds objects that only code could rebuild.
     """
     by_suffix, vocabulary = False, None
-    if path.suffix == ".safetensors":
+    if path.suffix == SAFETENSORS:
         tensors, vocabulary = _read_safetensors(path), read_vocabulary(path)
     elif path.suffix in (".pth", ".pt", ".bin"):
         tensors = _read_torch(path, load_plain)
