@@ -107,7 +107,9 @@ def test_a_stopped_cell_goes_on_where_it_was(
     folder = tmp_path / "cells" / row.cell
     assert saved(folder) is None and 5 <= len(losses(folder)) < STEPS
     again = run_cell(cell(), mine)
-    assert losses(folder) == losses(out / "cells" / row.cell)
+    # Not to the last bit: a library sums in another order where memory lies otherwise. tests/unit/trainers/test_loop.py
+    # holds a run to it.
+    assert losses(folder) == pytest.approx(losses(out / "cells" / row.cell), rel=1e-5)
     assert (again.score, again.error, len(again.curve)) == (row.score, None, len(row.curve))
     assert (again.training_hours or 0) > 0
 
