@@ -73,7 +73,10 @@ def test_a_cell_is_scored_and_measured(done: tuple[CellResult, Path]) -> None:
     assert row.cache_visual_ms is None and (row.pixels_visual_ms or 0) > 0
     assert (row.extraction_hours, row.feature_bytes, row.specs) == (0.0, 0, ())
     assert 100_000 < (row.parameters or 0) < 2_000_000 and (row.peak_bytes or 0) > 0
-    assert row.training_hours == pytest.approx(STEPS * (row.step_ms or 0) / 3.6e6, rel=0.9)
+    told = map(json.loads, (out / "cells" / row.cell / "run" / "metrics.jsonl").read_text().splitlines())
+    seconds = sorted(row.batch_size / line["images_per_s"] for line in told if "loss" in line)
+    assert row.training_hours == pytest.approx(sum(seconds) / 3600)
+    assert seconds[STEPS // 2 - 1] <= (row.step_ms or 0) / 1e3 <= seconds[STEPS // 2]
     assert [each["step"] for each in row.curve if each["score"] is not None] == [2, 4, 6, 8, 10]
     assert len([each for each in row.curve if each["loss"] is not None]) == STEPS
 
