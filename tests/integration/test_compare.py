@@ -130,7 +130,7 @@ def test_a_wrong_comparison_is_one_line(
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_cells_spread_over_ray_give_the_same_scores(data: Path, tmp_path: Path) -> None:
-    args = ("--recipes", "vilt_vqa", "--visuals", "store", "pixels", "--seeds", "0", "1")
+    args = ("--recipes", "vilt_vqa", "--visuals", "store", "--seeds", "0", "1")
     assert compare(data, tmp_path / "ray", *args, "--engine", "ray") == 0
     assert compare(data, tmp_path / "here", *args) == 0
     spread, here = (pq.read_table(tmp_path / each / "results.parquet").to_pylist() for each in ("ray", "here"))

@@ -19,11 +19,11 @@ generator = torch.Generator().manual_seed(0)
 padded = torch.randn(2, 5, 12, 14, generator=generator).to(memory_format=torch.channels_last)
 cells = padded[1:, :, :11, :9]
 boxes = torch.tensor([[0.0, 0, 144, 176], [8, 24, 8, 24], [-30, -20, -5, -3], [100, 90, 60, 50], [130, 30, 400, 90.5]])
-for side in (3, 1):
+for side in (2, 1):
     found = pool(cells, boxes, side, 1 / 16)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, roi_pool(cells.contiguous(), [boxes], side, 1 / 16)), side
-assert pool(cells, boxes[:0], 3, 1 / 16).shape == (0, 5, 3, 3)
+assert pool(cells, boxes[:0], 2, 1 / 16).shape == (0, 5, 2, 2)
 """
 
 
