@@ -151,7 +151,7 @@ class RegionExtractor(TrunkExtractor):
             selected.class_scores,
             ids.int(),
             scores,
-            found.class_probs[selected.rows].half(),
+            found.class_probs[selected.rows].half() if self.config.class_probs else None,
         )
 
     def _input_boxes(self, boxes: Tensor, frame: rules.Frame) -> Tensor:
@@ -199,7 +199,7 @@ class _Kept(NamedTuple):
     class_scores: Tensor
     attribute_ids: Tensor
     attribute_scores: Tensor
-    class_probs: Tensor
+    class_probs: Tensor | None  # where they are asked for
 
 
 def _record(image: Prepared, features: np.ndarray, fields: Sequence[np.ndarray]) -> RegionRecord:

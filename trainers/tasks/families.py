@@ -72,8 +72,12 @@ class Family(ABC):
             labels = labels_of(rows)
             targets = {**targets, "words": labels, "word_places": (labels != IGNORED).flatten().nonzero()[:, 0]}
         of = None if image_of is None else tuple(image_of)
-        batch = Batch(text_of(rows, self.tokenizer.padding), visual, of, targets)
+        batch = Batch(text_of(rows, self.tokenizer.padding), self.seen(visual), of, targets)
         return replace(batch, layout=self.layout(batch, chances))
+
+    def seen(self, visual: VisualInput | None) -> VisualInput | None:
+        """Images as the model reads them."""
+        return visual
 
     @abstractmethod
     def layout(self, batch: Batch, chances: Chances = ()) -> Any:
@@ -198,17 +202,10 @@ def _cut(targets: dict[str, Tensor], rows: int, lengths: Sequence[int] | None) -
 class GridFamily(Family):
     """Grid-VLP and PixelBERT. Regions are read as cells, by their features alone (Grid-VLP table 2)."""
 
-    def batch(
-        self,
-        rows: Sequence[Row],
-        visual: VisualInput | None,
-        targets: dict[str, Tensor],
-        image_of: Sequence[int] | None = None,
-        chances: Chances = (),
-    ) -> Batch:
+    def seen(self, visual: VisualInput | None) -> VisualInput | None:
         if isinstance(visual, Regions) and visual.features is not None:
-            visual = Cells(visual.features, visual.mask, lengths=visual.lengths)
-        return super().batch(rows, visual, targets, image_of, chances)
+            return Cells(visual.features, visual.mask, lengths=visual.lengths)
+        return visual
 
     def layout(self, batch: Batch, chances: Chances = ()) -> grid_vlp.Layout:
         kept = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from extractors import GridConfig, RegionConfig, make_extractor
-from extractors.base import float32_multiplied
+from extractors import GridConfig, ImageError, RegionConfig, make_extractor
+from extractors.base import ConvConfig, float32_multiplied
 from extractors.boxes import class_survivors, nms_each, nms_within_classes
 from extractors.fused import convolve
 from extractors.resnet import ConvNorm
@@ -24,7 +25,7 @@ from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobStart, run_job
 from pipeline.sources import SourceConfig
 from pipeline.unit import UnitReport
-from storage import RegionRecord, open_store
+from storage import Record, RegionRecord, open_store
 from tests.unit.extractors.test_suppression import random_lists
 
 pytestmark = [
@@ -82,18 +83,23 @@ def test_the_kernel_leaves_what_settles(lists: int, count: int, plus: int) -> No
         assert torch.equal(found.cpu(), wanted)
 
 
+def beside_a_cpu(config: ConvConfig) -> Iterator[tuple[Record | ImageError, Record | ImageError]]:
+    """What a GPU gives of each image, all together and then one by one, and what a CPU gives."""
+    there = make_extractor(replace(config, device="cuda"))
+    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
+    wanted = make_extractor(config).extract(prepared)
+    yield from zip(there.extract(prepared), wanted, strict=True)
+    for image, other in zip(prepared, wanted, strict=True):
+        yield there.extract([image])[0], other
+
+
 GRIDS = [GridConfig(model=name, **TINY) for name in ("r50", "x101", "x152pp")]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("config", GRIDS, ids=lambda config: config.model)
 def test_grids_are_those_of_a_cpu_whatever_the_batch(config: GridConfig) -> None:
-    there = make_extractor(replace(config, device="cuda"))
-    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
-    wanted, together = make_extractor(config).extract(prepared), there.extract(prepared)
-    alone = [there.extract([each])[0] for each in prepared]
-    for found in (together, alone):
-        for one, other in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(one.features, other.features, rtol=2e-3, atol=2e-4)  # type: ignore[union-attr]
+    for one, other in beside_a_cpu(config):
+        np.testing.assert_allclose(one.features, other.features, rtol=2e-3, atol=2e-4)  # type: ignore[union-attr]
 
 
 def test_regions_of_given_boxes_are_those_of_a_cpu_whatever_the_batch(tmp_path: Path) -> None:
@@ -101,15 +107,10 @@ def test_regions_of_given_boxes_are_those_of_a_cpu_whatever_the_batch(tmp_path: 
     boxes = {str(row): [[0, 0, 90, 50], [10, 5, 40, 45], [3, 3, 9, 9]] for row in range(len(SIZES))}
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     config = RegionConfig(boxes=str(tmp_path / "boxes.json"), box_format="xyxy", box_units="pixels", **TINY)  # type: ignore[arg-type]
-    there = make_extractor(replace(config, device="cuda"))
-    prepared = [there.prepare(str(row), image) for row, image in enumerate(images())]
-    wanted, together = make_extractor(config).extract(prepared), there.extract(prepared)
-    alone = [there.extract([each])[0] for each in prepared]
-    for found in (together, alone):
-        for one, other in zip(found, wanted, strict=True):
-            assert isinstance(one, RegionRecord) and isinstance(other, RegionRecord)
-            for name in ("features", "whole_image", "class_scores", "attribute_scores"):
-                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-3, atol=2e-4)
+    for one, other in beside_a_cpu(config):
+        assert isinstance(one, RegionRecord) and isinstance(other, RegionRecord)
+        for name in ("features", "whole_image", "class_scores", "attribute_scores"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("plus", [0, 1])
