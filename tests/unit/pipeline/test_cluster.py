@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    """What other tests of this process share is left: a Ray that runs is the one to use, whatever address is given."""
+    cluster.ray.shutdown()
+    yield
+    assert not cluster.ray.is_initialized()
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     address, began = f"127.0.0.1:{closed_port()}", time.monotonic()
     with pytest.raises(ConfigError, match=f"no Ray cluster can be reached at {address} .*start one or change"):
@@ -32,6 +42,7 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(("address", "words"), [("ray://head:10001", "Ray Client"), ("head:port", "no Ray cluster")])
 def test_addresses_that_cannot_be_right_are_refused(address: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
