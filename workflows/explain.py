@@ -135,6 +135,11 @@ class Seen:
         return paths
 
 
+def of_one_image(task: str) -> bool:
+    """Whether a task answers about one text and one image, which is what maps can be made of."""
+    return not (task == "nlvr2" or task.startswith("vcr") or task.endswith("-classes"))
+
+
 class Opened:
     """A run, to be asked about words of texts; its model has random weights until it is given others.
 
@@ -147,7 +152,7 @@ class Opened:
 
     def __init__(self, run: Run, split: str | None = None) -> None:
         task = run.recipe.task
-        if task == "nlvr2" or task.startswith("vcr") or task.endswith("-classes"):
+        if not of_one_image(task):
             raise ConfigError(f"a run of {task} does not answer about one image and one text; explain another run.")
         if run.places.images is None:
             raise ConfigError("the run names no images to draw on; name their folder with --images.")
