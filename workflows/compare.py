@@ -31,7 +31,7 @@ FIVE = ("vl_bert_vqa", "grid_vlp_vqa", "pixel_bert_vqa", "vilt_vqa", "meter_vqa"
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare models and visual inputs: extract what is missing, train, score, measure, and write a report.
+    """Compare models and visual inputs: extract, train, score, measure, report.
 
     triptych compare --data scenes --out comparison --tiny
 
