@@ -17,6 +17,7 @@ from extractors.configs import (
     RegionConfig,
     view_of,
 )
+from storage.errors import did_you_mean
 
 if TYPE_CHECKING:
     from extractors.base import Extractor, Prepared
@@ -62,7 +63,8 @@ def load_extractor(view: str, **settings: Any) -> "Extractor":
         ConfigError, WeightsError: the settings, or the weights, do not fit.
     """
     if view not in CONFIGS:
-        raise ConfigError(f"view {view!r} is not known; choose one of {', '.join(CONFIGS)}.")
+        near = did_you_mean(view, CONFIGS)
+        raise ConfigError(f"view {view!r} is not known; choose one of {', '.join(CONFIGS)}{near}")
     return make_extractor(CONFIGS[view](**settings))
 
 

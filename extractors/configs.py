@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from storage.errors import TriptychError
+from storage.errors import TriptychError, did_you_mean
 
 BUTD = "butd-r101"
 GRID_PREFIX = "grid-"  # of a grid network used as the detector it was trained as
@@ -79,7 +79,8 @@ def _check_choices(config: ExtractorConfig) -> None:
         value = getattr(config, name)
         if choices and value not in choices and not (value is None and type(None) in parts):
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} {value!r} is not known; choose one of {', '.join(choices)}.")
+            near = did_you_mean(str(value), map(str, choices))
+            raise ConfigError(f"{option} {value!r} is not known; choose one of {', '.join(map(str, choices))}{near}")
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ class RegionConfig(ConvConfig):
         super().__post_init__()
         foreign = self.model.startswith(DETECTRON2) and self.model.endswith((".yaml", ".yml"))
         if self.model not in DETECTORS and not foreign:
-            names = ", ".join(DETECTORS)
-            raise ConfigError(f"--model {self.model!r} is not known; choose one of {names}, detectron2:CONFIG.yaml.")
+            names, near = ", ".join(DETECTORS), did_you_mean(self.model, DETECTORS)
+            raise ConfigError(
+                f"--model {self.model!r} is not known; choose one of {names}, detectron2:CONFIG.yaml{near}"
+            )
         if self.boxes is not None and (self.box_format is None or self.box_units is None):
             raise ConfigError(
                 "--boxes needs --box-format xyxy|xywh and --box-units pixels|normalized: they differ silently."

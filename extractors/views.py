@@ -19,6 +19,7 @@ from extractors.images import ImageError
 from extractors.networks import LoadedDetector
 from extractors.regions import RegionExtractor
 from extractors.trunk import TrunkExtractor, extract_together
+from storage.errors import did_you_mean
 from storage.records import Record
 from storage.spec import Spec, canonical_json
 
@@ -179,7 +180,8 @@ def configs_beside(main: ExtractorConfig, views: Sequence[str]) -> dict[str, Ext
     configs: dict[str, ExtractorConfig] = {}
     for view in views:
         if view not in CONFIGS:
-            raise ConfigError(f"view {view!r} is not known; choose from {', '.join(CONFIGS)}.")
+            near = did_you_mean(view, CONFIGS)
+            raise ConfigError(f"view {view!r} is not known; choose from {', '.join(CONFIGS)}{near}")
         kind = CONFIGS[view]
         if isinstance(main, kind):
             configs[view] = main

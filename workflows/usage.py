@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import tyro
 from storage.errors import TriptychError, did_you_mean
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)")
 RULE = "───"  # tyro draws one between what is wrong and what it shows besides
 
 
@@ -41,13 +41,13 @@ def wrong_options(name: str, kind: type[Any], args: Sequence[str], printed: str)
     flags = options_of(kind)
     given = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
     strange = next((flag for flag in given if flag not in flags), None)
-    what = f"{plain(printed)}." if strange is None else f"there is no option {strange}{did_you_mean(strange, flags)}"
+    what = plain(printed) if strange is None else f"there is no option {strange}{did_you_mean(strange, flags)}"
     return UsageError(f"{what} `triptych {name} --help` shows all.")
 
 
 def options_of(kind: type[Any]) -> list[str]:
     """All options of a command's class, as they are written."""
-    parser: argparse.ArgumentParser = tyro.extras.get_parser(kind, config=FLAT)
+    parser = tyro.extras.get_parser(kind, config=FLAT)
     return [flag for action in parser._actions for flag in action.option_strings]
 
 
@@ -56,4 +56,9 @@ def plain(box: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rule = next((at for at, line in enumerate(lines) if line.startswith(RULE)), len(lines))
     text = re.sub(r"\s+", " ", " ".join(lines[:rule])).strip().rstrip(".")
-    return text[:1].lower() + text[1:]
+    choice = CHOICE.fullmatch(text)
+    if choice:
+        given, name, listed = choice.groups()
+        known = [each for each in re.findall(r"'([^']*)'", listed) if each != "None"]
+        return f"{name} {given!r} is not known; choose one of {', '.join(sorted(known))}{did_you_mean(given, known)}"
+    return f"{text[:1].lower()}{text[1:]}."

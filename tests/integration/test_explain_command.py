@@ -13,7 +13,7 @@ from PIL import Image
 from tests.recipe_data import Data
 from trainers.text import load_tokenizer
 from workflows.cli import main
-from workflows.explain import cached_frame, places_of
+from workflows.looking import cached_frame, places_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ASKED = {  # recipe: where its images come from, an image and a word, the shape of the maps, and the head
