@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -12,7 +13,7 @@ from storage.errors import TriptychError, did_you_mean
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)")
-RULE = "───"  # tyro draws one between what is wrong and what it shows besides
+RULES = ("───", "---", "╰─")  # below them tyro says more than what is wrong
 
 
 class UsageError(TriptychError):
@@ -46,15 +47,20 @@ def wrong_options(name: str, kind: type[Any], args: Sequence[str], printed: str)
 
 
 def options_of(kind: type[Any]) -> list[str]:
-    """All options of a command's class, as they are written."""
-    parser = tyro.extras.get_parser(kind, config=FLAT)
-    return [flag for action in parser._actions for flag in action.option_strings]
+    """All options of a command's class, as they are written: its fields, and those of the settings in it."""
+    found = ["--help"]
+    for name, hint in get_type_hints(kind).items():
+        flag = name.strip("_").replace("_", "-")
+        found += options_of(hint) if is_dataclass(hint) and isinstance(hint, type) else [f"--{flag}"]
+        found += [f"--no-{flag}"] * (hint is bool)
+    return found
 
 
 def plain(box: str) -> str:
     """The sentence in a box that tyro draws around an error."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rule = next((at for at, line in enumerate(lines) if line.startswith(RULE)), len(lines))
+    framed = [line.strip("│ ") for line in box.splitlines() if line.strip()]
+    lines = framed[1:] if box.startswith("╭") else framed[2:]  # without its title; that of ASCII has a rule
+    rule = next((at for at, line in enumerate(lines) if line.startswith(RULES)), len(lines))
     text = re.sub(r"\s+", " ", " ".join(lines[:rule])).strip().rstrip(".")
     choice = CHOICE.fullmatch(text)
     if choice:
