@@ -1,6 +1,6 @@
 """What every extractor is: pixels in, records out. It opens no file but its weights and prints nothing.
 
-Adding one is one file and one line in `extractors/__init__.py`.
+Adding one is a config in `extractors/configs.py`, one file, and one line in `extractors/__init__.py`.
 """
 
 from __future__ import annotations

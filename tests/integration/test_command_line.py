@@ -189,3 +189,14 @@ def test_quiet_leaves_errors_and_what_json_prints(
     told = capfd.readouterr()
     assert told.err == "" and json_lines(told.out)[-1]["event"] == "end"
     assert len(open_store(tmp_path / "s")) == 3
+
+
+def test_without_ray_a_line_says_how_to_get_it(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pipeline.cluster", raising=False)
+    assert main([*command_line("extract pixels", places, tmp_path / "s"), "--engine", "ray"]) == 2
+    told = capsys.readouterr().err
+    assert told == "triptych: Ray is not installed; `pip install 'triptych[ray]'`, or use --engine local.\n"
+    assert not (tmp_path / "s").exists()
