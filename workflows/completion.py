@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, make_dataclass
@@ -35,8 +36,12 @@ class Completion(Command):
         kinds = {name: resolve_name(f"workflows.{place}") for name, (place, _) in COMMANDS.items()}
         with suppress(SystemExit), redirect_stdout(printed):  # tyro prints it, and ends the program
             tyro.cli(together(kinds), prog="triptych", args=["--tyro-write-completion", self.shell, "-"], config=FLAT)
-        emit({"shell": self.shell, "script": printed.getvalue()})
-        print(printed.getvalue(), end="")
+        # Shells take each line that is printed for a completion: help texts of several lines become one.
+        script = re.sub(
+            r"^COMPLETION_SPEC = .*", lambda spec: re.sub(r"\\+n", " ", spec[0]), printed.getvalue(), flags=re.M
+        )
+        emit({"shell": self.shell, "script": script})
+        print(script, end="")
         return 0
 
 

@@ -116,6 +116,23 @@ def test_completion_knows_all_commands(shell: str, capsys: pytest.CaptureFixture
     assert "--decode-workers" in script
 
 
+def test_bash_completes_what_was_begun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the program in the script, as its shell function calls it."""
+    assert main(["completion", "bash"]) == 0
+    program = capsys.readouterr().out.split("PYTHON_EOF")[1].partition("\n")[2]
+    for line, wanted in {
+        "ex": ["explain", "export", "extract"],
+        "extract grid --de": ["--decode-on", "--decode-workers", "--device"],
+        "extract grid --model x152": ["x152", "x152pp"],
+        "train --start-": ["--start-network"],
+    }.items():
+        words = line.split()
+        monkeypatch.setattr(sys, "argv", ["-", "triptych", *words, str(len(words))])
+        exec(program, {"__name__": "__main__"})
+        found = [each.partition("\t")[0] for each in capsys.readouterr().out.splitlines()]
+        assert sorted(found) == wanted, line
+
+
 # Every command with little to do: `{s}` is a store with an error row, `{t}` another one, `{o}` a new folder.
 CHEAP = {
     "extract pixels": "--images {photos} --out {o} --shorter 16 --longer 24",
