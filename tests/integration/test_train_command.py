@@ -202,7 +202,7 @@ def test_the_list_names_every_recipe_and_its_score(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("args", "message"),
     (
-        (["no_such"], "there is no recipe 'no_such'; `triptych train --list` shows them all"),
+        (["no_such"], "there is no recipe 'no_such'. `triptych train --list` shows them all"),
         (["vilt_vqa", "--visual", "ears"], "--visual 'ears' is not known; choose one of store, pixels, cache-through"),
         (["vilt_vqa"], "this run reads annotations; name their folder with --annotations"),
     ),
