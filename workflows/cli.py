@@ -126,8 +126,10 @@ def parse(args: Sequence[str]) -> Command | None:
     Raises:
         TriptychError: there is no such command, or it does not take these arguments.
     """
+    import tyro
+
     from workflows.config_file import with_config_file
-    from workflows.usage import FLAT, tyro, unknown_command, wrong_options
+    from workflows.usage import FLAT, unknown_command, wrong_options
 
     name = next((each for each in (" ".join(args[:2]), *args[:1]) if each in COMMANDS), None)
     if name is None:
