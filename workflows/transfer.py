@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import tyro
@@ -13,7 +13,8 @@ from storage.interop.base import ImportOptions
 from storage.interop.transfer import FORMATS, export_store, import_store, read_sizes
 from storage.secrets import shown
 from storage.store import open_store
-from workflows.stores import difference_text
+from workflows.output import Command, emit
+from workflows.stores import difference_facts, difference_text
 from workflows.text import byte_progress, size
 
 StoreDtype = Literal["float16", "float32", "bfloat16", "uint8"]
@@ -21,8 +22,8 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Convert:
-    """Copy a store into another shard format or number type, and compare the two.
+class Convert(Command):
+    """Copy a store into another shard format or number type, and compare.
 
     triptych convert features/regions --to hdf5 --out features/regions-h5
     """
@@ -43,6 +44,8 @@ class Convert:
             raise StoreError("--archive goes with --to arrow; h5py reads zstd only with a plugin.")
         with byte_progress("converting") as on_records:
             done = convert(self.store, self.out, "arrow-zstd" if self.archive else self.to, self.dtype, on_records)
+        sizes = {"bytes_before": done.bytes_before, "bytes_after": done.bytes_after}
+        emit({"out": shown(self.out), **sizes, "difference": difference_facts(done.difference)})
         print(difference_text(done.difference))
         print(
             f"{shown(self.out)}: {size(done.bytes_after)}, "
@@ -52,7 +55,7 @@ class Convert:
 
 
 @dataclass(frozen=True)
-class Import:
+class Import(Command):
     """Take other projects' feature files into a store. Rows that cannot be read are listed, and become error rows.
 
     triptych import --from lxmert-tsv train2014_obj36.tsv --out features/lxmert --dtype float32
@@ -73,6 +76,7 @@ class Import:
     def run(self) -> int:
         options = ImportOptions(read_sizes(self.sizes)) if self.sizes else ImportOptions()
         done = import_store(self.source, self.out, self.from_, self.dtype, format=self.format, options=options)
+        emit({"out": shown(self.out), "dtype": self.dtype, **asdict(done)})
         for note in done.notes:
             print(f"note: {note}")
         for bad in done.bad[:SHOWN]:
@@ -96,7 +100,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Command):
     """Write a store as another project's feature file.
 
     triptych export features/regions --to lxmert-tsv --out train2014_obj36.tsv
@@ -111,9 +115,11 @@ class Export:
     def run(self) -> int:
         if self.to == "webdataset":
             written = open_store(self.store).to_webdataset(self.out)
+            emit({"out": shown(self.out), "files": len(written)})
             print(f"{len(written)} tar files in {shown(self.out)}")
             return 0
         done = export_store(self.store, self.out, self.to)
+        emit({"out": shown(self.out), **asdict(done)})
         for note in done.notes:
             print(f"note: {note}")
         print(f"{done.records} records written to {shown(self.out)}, {done.files} files")

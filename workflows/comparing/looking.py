@@ -11,7 +11,7 @@ from trainers.comparison.examples import LOOK, Look, Shown, telling_word, uri_of
 from trainers.data.base import Example
 from workflows.comparing.cells import Cell
 from workflows.comparing.running import Setting
-from workflows.explain import Opened, of_one_image
+from workflows.looking import Opened, of_one_image
 
 LOOKED = 3  # examples of a table: a model of each line is loaded and asked
 
