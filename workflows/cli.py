@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from storage import TriptychError
+from workflows.card import Card
 from workflows.stores import Compact, Diff, Errors, Info, Repair, Verify
 
 WRONG_JOB, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
@@ -22,8 +23,9 @@ StoreCommand = (
     | Annotated[Repair, tyro.conf.subcommand("repair")]
     | Annotated[Compact, tyro.conf.subcommand("compact")]
     | Annotated[Diff, tyro.conf.subcommand("diff")]
+    | Annotated[Card, tyro.conf.subcommand("card")]
 )
-STORE_COMMANDS = ("info", "errors", "verify", "repair", "compact", "diff")
+STORE_COMMANDS = ("info", "errors", "verify", "repair", "compact", "diff", "card")
 TRANSFER_COMMANDS = ("convert", "import", "export")
 
 

@@ -67,8 +67,7 @@ def write_parquet(store: FeatureStore, out: Path) -> ExportReport:
     """
     if not len(store):
         raise StoreError(f"{store.place.name} has no record yet; there is nothing to export.")
-    if store.spec.layout.dtype == "bfloat16":  # Parquet has none; every value of it is one of float32
-        store = FeatureStore(store.place.address, "float32")
+    store = FeatureStore(store.place.address, _dtype(store))
     plan, folder = _Plan.of(store), out / FOLDER
     paths = plan.paths(folder)
     with writing(folder):
@@ -104,6 +103,25 @@ def _is_written(path: Path, unit: str) -> bool:
     return True
 
 
+def exported(store: FeatureStore, out: Path) -> bool:
+    """Whether a whole Parquet export of this store lies in a folder.
+
+    Raises:
+        StoreError: one of something else does, or a part of one.
+    """
+    paths = sorted((out / FOLDER).glob("*.parquet"))
+    rows = 0
+    for path in paths:
+        found = pq.read_metadata(path)
+        made = (found.metadata or {}).get(SPEC.encode(), b"")
+        if made != canonical_json(store.spec.to_dict()):
+            raise StoreError(f"{path} is no export of {store.place.name}; write the card into another folder.")
+        rows += found.num_rows
+    if paths and rows != len(store):
+        raise StoreError(f"{out / FOLDER} has {rows} of {len(store)} records; run the export once more, then this.")
+    return bool(paths)
+
+
 def _write(plan: _Plan, positions: range, path: Path, unit: str) -> None:
     schema = _schema(plan.store, unit)
     partial = partial_path(path)
@@ -126,7 +144,7 @@ def features_of(store: FeatureStore) -> dict[str, Feature]:
     found = {"key": _value("string"), "height": _value("int32"), "width": _value("int32")}
     if store.spec.view == "pixels":
         return {**found, "image": {"_type": "Image"}}
-    row = _list(_value(store.dtype), layout.dim)
+    row = _list(_value(_dtype(store)), layout.dim)
     found["features"] = _list(row) if store.spec.view == "regions" else _list(_list(row))
     if store.spec.view == "regions":
         found["boxes"] = _list(_list(_value("float32"), 4))
@@ -135,6 +153,11 @@ def features_of(store: FeatureStore) -> dict[str, Feature]:
     if layout.class_probs:
         found["class_probs"] = _list(_list(_value(layout.probs_dtype), layout.class_probs))
     return found
+
+
+def _dtype(store: FeatureStore) -> str:
+    """Of the features in Parquet, which has no bfloat16; each of its values is one of float32."""
+    return "float32" if store.dtype == "bfloat16" else store.dtype
 
 
 def _per_box(store: FeatureStore, name: str) -> Feature:
