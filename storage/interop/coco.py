@@ -2,8 +2,8 @@
 
 Two files in a folder (cocodataset/cocoapi `PythonAPI/pycocotools/coco.py`, and the "format" pages of its site):
 
-    instances.json   images, categories and annotations, each with its `score`: FiftyOne, CVAT, Label Studio and
-                     `pycocotools.coco.COCO` read it without anything else
+    instances.json   images, categories and annotations, each with its `score`: `pycocotools.coco.COCO` and viewers that
+                     import COCO's instances (FiftyOne, CVAT) read it without anything else
     detections.json  the "results" list, for `COCO(ground_truth).loadRes`: image_id, category_id, bbox, score
 """
 
@@ -78,7 +78,7 @@ def _info(store: FeatureStore) -> Row:
 def _categories(store: FeatureStore) -> list[Row]:
     """Ids from 1: COCO's tools keep 0 for the background."""
     names = store.vocabulary.get("classes")
-    if names is None:
+    if not names:
         seen = (each.class_ids for each in regions_of(store, NAME) if each.class_ids is not None)
         count = max((int(ids.max()) + 1 for ids in seen if len(ids)), default=0)
         names = [f"class {number}" for number in range(count)]

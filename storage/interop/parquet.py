@@ -92,15 +92,22 @@ def _refuse_others(folder: Path, paths: list[Path]) -> None:
 def _is_written(path: Path, unit: str) -> bool:
     if not path.exists():
         return False
-    try:
-        found = (pq.read_schema(path).metadata or {}).get(UNIT.encode(), b"").decode()
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(
-            f"{path} is there and cannot be read ({error}); remove it, or choose another --out."
-        ) from error
-    if found != unit:
+    if _noted(_head(path), UNIT) != unit.encode():
         raise StoreError(f"{path} holds images of another store, or other ones; remove it, or choose another --out.")
     return True
+
+
+def _head(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} cannot be read ({error}); remove it, and run the export again.") from error
+
+
+def _noted(head: pq.FileMetaData, name: str) -> bytes:
+    """What this module noted in a file; nothing in others' files."""
+    found: bytes = (head.metadata or {}).get(name.encode(), b"")
+    return found
 
 
 def exported(store: FeatureStore, out: Path) -> bool:
@@ -112,11 +119,10 @@ def exported(store: FeatureStore, out: Path) -> bool:
     paths = sorted((out / FOLDER).glob("*.parquet"))
     rows = 0
     for path in paths:
-        found = pq.read_metadata(path)
-        made = (found.metadata or {}).get(SPEC.encode(), b"")
-        if made != canonical_json(store.spec.to_dict()):
+        head = _head(path)
+        if _noted(head, SPEC) != canonical_json(store.spec.to_dict()):
             raise StoreError(f"{path} is no export of {store.place.name}; write the card into another folder.")
-        rows += found.num_rows
+        rows += head.num_rows
     if paths and rows != len(store):
         raise StoreError(f"{out / FOLDER} has {rows} of {len(store)} records; run the export once more, then this.")
     return bool(paths)
