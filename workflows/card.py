@@ -36,6 +36,7 @@ class Card:
     triptych card features/regions
 
     triptych export features/regions --to parquet --out share
+
     triptych card features/regions --out share/README.md --licence cc-by-4.0
     """
 
