@@ -75,7 +75,7 @@ def card(store: FeatureStore, licence: str | None, has_parquet: bool) -> str:
     """
     import jinja2
 
-    from storage.interop.parquet import features_of
+    from storage.interop.features import features_of
 
     facts = store_facts(store)
     environment = jinja2.Environment(
@@ -134,7 +134,7 @@ def random_weights(facts: dict[str, Any]) -> str:
 
 def _title(facts: dict[str, Any]) -> str:
     model = facts["spec"]["model"].get("name")
-    return _cell(f"{facts['view'].capitalize()} by {model}" if model else f"{facts['view'].capitalize()}")
+    return _cell(facts["view"].capitalize() + (f": {model}" if model else ""))
 
 
 def _tag(name: str) -> str:
@@ -197,4 +197,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _cell(value: Any) -> str:
     """Text that stays in its cell of a table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")

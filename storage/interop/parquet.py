@@ -1,8 +1,8 @@
 """Parquet files that Hugging Face `datasets` loads with the right features: one row an image, nothing else needed.
 
-The features stand as `datasets` writes them in the schema's metadata (huggingface/datasets
-`src/datasets/arrow_writer.py`, key `huggingface`), and the Arrow types follow from them. Shapes in this file: B images
-of a row group, N boxes, H x W cells, D feature width.
+The features stand in the schema's metadata where `datasets` looks for them (huggingface/datasets
+`src/datasets/arrow_writer.py`, key `huggingface`), and the Arrow types follow from them (`features.py`).
+Shapes in this file: B images of a row group, N boxes, H x W cells, D feature width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,19 +21,16 @@ import pyarrow.parquet as pq
 from storage.atomic import discard, partial_path, publish, remove_stale_partials, writing
 from storage.errors import StoreError
 from storage.interop.base import ExportReport
-from storage.records import PER_BOX, PackedBatch
+from storage.interop.features import IMAGE, arrow_type, feature_dtype, features_of, label_names
+from storage.records import PackedBatch
 from storage.spec import canonical_json
 from storage.store import FeatureStore
 from storage.writer import unit_id
 
-Feature = dict[str, Any]  # one of `datasets`, as it is in JSON
-
 FOLDER, SPLIT = "data", "train"  # where `datasets` looks, and what it calls a data set that is not split
 FILE_BYTES = 256 << 20  # of a store's shards, to a file
 GROUP_BYTES = 16 << 20  # the same, to a row group: what a reader of a stream waits for, and this holds at once
-NAMES = {"class_ids": "classes", "attribute_ids": "attributes"}  # lists of the vocabulary
 UNIT, SPEC = "triptych.unit", "triptych.spec"
-_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def write_parquet(store: FeatureStore, out: Path) -> ExportReport:
     """
     if not len(store):
         raise StoreError(f"{store.place.name} has no record yet; there is nothing to export.")
-    store = FeatureStore(store.place.address, _dtype(store))
+    store = FeatureStore(store.place.address, feature_dtype(store))
     plan, folder = _Plan.of(store), out / FOLDER
     paths = plan.paths(folder)
     with writing(folder):
@@ -144,51 +140,6 @@ def _write(plan: _Plan, positions: range, path: Path, unit: str) -> None:
         discard(partial)
 
 
-def features_of(store: FeatureStore) -> dict[str, Feature]:
-    """The columns of an export, by name, as features of `datasets`."""
-    layout = store.spec.layout
-    found = {"key": _value("string"), "height": _value("int32"), "width": _value("int32")}
-    if store.spec.view == "pixels":
-        return {**found, "image": {"_type": "Image"}}
-    row = _list(_value(_dtype(store)), layout.dim)
-    found["features"] = _list(row) if store.spec.view == "regions" else _list(_list(row))
-    if store.spec.view == "regions":
-        found["boxes"] = _list(_list(_value("float32"), 4))
-    for name in store.spec.carried:
-        found[name] = row if name == "whole_image" else _list(_per_box(store, name))
-    if layout.class_probs:
-        found["class_probs"] = _list(_list(_value(layout.probs_dtype), layout.class_probs))
-    return found
-
-
-def _dtype(store: FeatureStore) -> str:
-    """Of the features in Parquet, which has no bfloat16; each of its values is one of float32."""
-    return "float32" if store.dtype == "bfloat16" else store.dtype
-
-
-def _per_box(store: FeatureStore, name: str) -> Feature:
-    names = store.vocabulary.get(NAMES.get(name, ""))
-    return {"_type": "ClassLabel", "names": list(names)} if names else _value(np.dtype(PER_BOX[name]).name)
-
-
-def _value(dtype: str) -> Feature:
-    return {"_type": "Value", "dtype": dtype}
-
-
-def _list(feature: Feature, length: int = -1) -> Feature:
-    return {"_type": "Sequence", "feature": feature, "length": length}  # as version 3 calls it; 4 makes a List of it
-
-
-def _arrow(feature: Feature) -> pa.DataType:
-    """The type that `datasets` keeps a feature in."""
-    kind = feature["_type"]
-    if kind == "Sequence":
-        return pa.list_(_arrow(feature["feature"]), feature["length"])
-    if kind == "Value":
-        return pa.type_for_alias(feature["dtype"])
-    return pa.int64() if kind == "ClassLabel" else _IMAGE
-
-
 def _schema(store: FeatureStore, unit: str) -> pa.Schema:
     features = features_of(store)
     metadata = {
@@ -196,7 +147,7 @@ def _schema(store: FeatureStore, unit: str) -> pa.Schema:
         SPEC: canonical_json(store.spec.to_dict()).decode(),
         UNIT: unit,
     }
-    return pa.schema([(name, _arrow(feature)) for name, feature in features.items()], metadata)
+    return pa.schema([(name, arrow_type(feature)) for name, feature in features.items()], metadata)
 
 
 def _table(store: FeatureStore, positions: range, schema: pa.Schema) -> pa.Table:
@@ -244,7 +195,7 @@ def _maps(batch: PackedBatch) -> pa.Array:
 
 def _check_named(name: str, values: np.ndarray, store: FeatureStore) -> None:
     """`datasets` refuses numbers beyond the names when somebody loads them: too late."""
-    names = store.vocabulary.get(NAMES.get(name, ""))
+    names = label_names(store, name)
     if names and len(values) and values.max() >= len(names):
         raise StoreError(
             f"{name} has {values.max()}, and the vocabulary of {store.place.name} names {len(names)}; "
@@ -259,7 +210,7 @@ def _pictures(store: FeatureStore, positions: range) -> dict[str, pa.Array]:
         "key": pa.array([record.key for record in records], pa.string()),
         "height": pa.array([record.image_size[0] for record in records], pa.int32()),
         "width": pa.array([record.image_size[1] for record in records], pa.int32()),
-        "image": pa.array(pictures, _IMAGE),
+        "image": pa.array(pictures, IMAGE),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def test_pixels_are_images_of_the_same_pixels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(row["image"]), record.features)
 
 
-def named_store(path: Path, classes: int) -> FeatureStore:
-    names = {"classes": [f"thing {number}" for number in range(classes)]}
+def named_store(path: Path, classes: int, more: Sequence[str] = ()) -> FeatureStore:
+    names = {"classes": [*(f"thing {number}" for number in range(classes)), *more]}
     write_unit(StoreWriter(path, REGIONS, names), ["a", "b"])
     return open_store(path)
 
@@ -100,6 +101,14 @@ def test_classes_come_with_their_names(tmp_path: Path) -> None:
     ids = store["a"].class_ids.tolist()
     assert ids and found[0]["class_ids"] == ids
     assert labels.int2str(found[0]["class_ids"]) == [f"thing {number}" for number in ids]
+
+
+def test_names_that_are_not_unique_are_left_to_the_store(tmp_path: Path) -> None:
+    store = named_store(tmp_path / "store", 1600, ["thing 7"])
+    write_parquet(store, tmp_path / "out")
+    found = load(tmp_path / "out", tmp_path / "cache")
+    assert str(found.features["class_ids"]) == "List(Value('int32'))"
+    assert found[0]["class_ids"] == store["a"].class_ids.tolist()
 
 
 def test_a_vocabulary_that_is_too_short_is_refused(tmp_path: Path) -> None:

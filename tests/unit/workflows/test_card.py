@@ -48,7 +48,7 @@ def test_the_hubs_parser_reads_what_the_card_says(tmp_path: Path) -> None:
     found = DatasetCard(card(made(tmp_path / "store", trained()), "cc-by-4.0", has_parquet=True))
     assert found.data.to_dict() == {
         "license": "cc-by-4.0",
-        "pretty_name": "Regions by butd-r101",
+        "pretty_name": "Regions: butd-r101",
         "task_categories": ["image-feature-extraction"],
         "tags": ["triptych", "regions", "butd-r101"],
         "size_categories": ["n<1K"],
@@ -82,6 +82,8 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     assert found.data.license == "unknown" and "No licence was given" in found.text
     assert found.data.to_dict().keys().isdisjoint({"configs"}) and found.data.tags == ["triptych", "regions"]
     assert "NOT COMPLETE" in found.text
+    lacking = "attribute_ids, attribute_scores, class_ids, class_scores"
+    assert f"\n| layout.without | {lacking} |\n" in found.text
     for absent in ("failed\n", "classes", "last run", "hardware", "class_ids |", "datasets", "RANDOM", "NARROWED"):
         assert absent not in found.text, absent
 
