@@ -34,6 +34,7 @@ COMMANDS = {
     "repair": ("stores:Repair", "Drop what is damaged, so that running the extract command again redoes exactly that."),
     "compact": ("stores:Compact", "Merge small shards and fold the manifest into its index."),
     "diff": ("stores:Diff", "How far two stores are apart, field by field, and which keys differ."),
+    "card": ("card:Card", "Write a store's dataset card."),
     "convert": ("transfer:Convert", "Copy a store into another shard format or number type, and compare."),
     "import": ("transfer:Import", "Take other projects' feature files into a store."),
     "export": ("transfer:Export", "Write a store as another project's feature file."),

@@ -17,6 +17,7 @@ from storage import open_store
 from storage.codecs import cast, decode, encode
 from storage.compact import fold
 from tests.helpers import TINY, write_photos
+from tests.notebooks import run_cells
 from workflows.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,15 @@ def test_another_tool_reads_what_the_store_holds(example: str, format: str, view
 @pytest.mark.ray
 def test_ray_data_reads_what_the_store_holds(stores: Stores) -> None:
     assert printed("read_with_ray_data", stores["regions", "arrow"]) == wanted(stores["regions", "arrow"])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_notebook_reads_with_ray_data_what_the_store_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_cells("read_with_ray_data")
+    assert sorted(names["means"]) == sorted(names["store"]) == ["astronaut", "chelsea", "coffee", "rocket"]
+    assert len(names["shards"]) == 2
 
 
 @pytest.mark.parametrize(("view", "format"), [("regions", "arrow"), ("grid", "hdf5")])
