@@ -3,36 +3,26 @@
 from typing import Any
 
 from extractors.base import ConfigError, Extractor, ExtractorConfig, Prepared
-from extractors.grid import GridConfig, GridExtractor
+from extractors.grid import GridConfig
 from extractors.images import ImageError, decode, read_image
-from extractors.patches import PatchConfig, PatchExtractor
-from extractors.pixels import PixelConfig, PixelExtractor
-from extractors.regions import RegionConfig, make_region_extractor
+from extractors.patches import PatchConfig
+from extractors.pixels import PixelConfig
+from extractors.regions import RegionConfig
 from extractors.weights import WeightsError
 
 CONFIGS: dict[str, type[ExtractorConfig]] = {
-    "regions": RegionConfig,
-    "grid": GridConfig,
-    "patches": PatchConfig,
-    "pixels": PixelConfig,
-}
-_EXTRACTORS: dict[type[ExtractorConfig], Any] = {
-    RegionConfig: make_region_extractor,
-    GridConfig: GridExtractor,
-    PatchConfig: PatchExtractor,
-    PixelConfig: PixelExtractor,
+    kind.view: kind for kind in (RegionConfig, GridConfig, PatchConfig, PixelConfig)
 }
 
 
 def view_of(config: ExtractorConfig) -> str:
     """The view that a config's records are of."""
-    return next(view for view, kind in CONFIGS.items() if isinstance(config, kind))
+    return config.view
 
 
 def make_extractor(config: ExtractorConfig) -> Extractor:
     """Build the extractor a config describes, weights loaded, on its device."""
-    extractor: Extractor = _EXTRACTORS[type(config)](config)
-    return extractor
+    return config.make()
 
 
 def load_extractor(view: str, **settings: Any) -> Extractor:

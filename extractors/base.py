@@ -1,6 +1,6 @@
 """What every extractor is: pixels in, records out. It opens no file but its weights and prints nothing.
 
-Adding one is one file and one line in `extractors/__init__.py`.
+One that is not of this package is a config with a `view` and a `make`, and an `Extractor`: examples/own_extractor.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -34,11 +34,24 @@ class ConfigError(TriptychError):
 
 
 @dataclass(frozen=True)
-class ExtractorConfig:
-    """What every view's settings are. Field comments are the help texts of the command line."""
+class ExtractorConfig(ABC):
+    """What every view's settings are. Field comments are the help texts of the command line.
+
+    view  what the records are of
+    """
+
+    view: ClassVar[Literal["regions", "grid", "patches", "pixels"]]
 
     def __post_init__(self) -> None:
         _check_choices(self)
+
+    @abstractmethod
+    def make(self) -> Extractor:
+        """Build the extractor that these settings describe, weights loaded, on its device.
+
+        Raises:
+            ConfigError, WeightsError: the settings, or the weights, do not fit.
+        """
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def _check_choices(config: ExtractorConfig) -> None:
     for name, kind in get_type_hints(type(config)).items():
         parts = (kind, *get_args(kind))  # a choice may be optional
         choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if choices and value not in choices and not (value is None and type(None) in parts):
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} {value!r} is not known; choose one of {', '.join(choices)}.")
@@ -306,7 +319,7 @@ def model_facts(config: ConvConfig, checkpoint: Checkpoint, digest: str) -> dict
     }
 
 
-def pil_facts(config: ConvConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
+def pil_facts(config: ResizedConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
     """The `preprocess` part of a spec, for images resized as bytes."""
     return {
         "decode": DECODE_POLICY,

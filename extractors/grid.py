@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from extractors.base import ConvConfig, Prepared, device_for, model_facts
+from extractors.base import ConvConfig, Extractor, Prepared, device_for, model_facts
 from extractors.faster_rcnn import RoIHeads
 from extractors.fused import compute_dtype
 from extractors.images import ImageError
@@ -41,9 +41,14 @@ BUTD_STRIDE = 16  # its res5 does not step, it is dilated
 class GridConfig(ConvConfig):
     """Settings of a grid extraction."""
 
+    view = "grid"
+
     model: Literal["r50", "x101", "x152", "x152pp", "butd-r101"] = "x101"
     """Network: ResNet-50, ResNeXt-101 or -152, the deformable ResNeXt-152 (X-152++), or the region detector's own
     backbone."""
+
+    def make(self) -> Extractor:
+        return GridExtractor(self)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from storage.spec import FeatureLayout, Spec
 class PatchConfig(NetworkConfig):
     """Settings of a patch extraction."""
 
+    view = "patches"
+
     weights: str | None = None
     """A .safetensors file, a folder with model.safetensors, or random:SEED (for trying things out). Default: the
     model's own, of its folder or from the Hugging Face hub."""
@@ -50,6 +52,9 @@ class PatchConfig(NetworkConfig):
             )
         if self.size is not None and self.size < 1:
             raise ConfigError(f"--size {self.size} must be at least 1.")
+
+    def make(self) -> Extractor:
+        return PatchExtractor(self)
 
 
 class PatchExtractor(Extractor):

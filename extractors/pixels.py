@@ -23,12 +23,17 @@ from storage.spec import FeatureLayout, Spec
 class PixelConfig(ResizedConfig):
     """Settings of a pixel extraction."""
 
+    view = "pixels"
+
     shorter: int = 384
     """Resize the shorter side to this many pixels ..."""
     longer: int = 640
     """... unless the longer side would pass this many (vilt has a limit of its own)."""
     rule: Literal["shortest-edge", "vilt"] = "shortest-edge"
     """How: in the image's shape, bilinear; or as ViLT does, bicubic and in whole patches."""
+
+    def make(self) -> Extractor:
+        return PixelExtractor(self)
 
 
 class PixelExtractor(Extractor):

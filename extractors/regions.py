@@ -31,6 +31,8 @@ VOCABULARY = Path(__file__).parent / "vocabulary"
 class RegionConfig(ConvConfig):
     """Settings of a region extraction. Thresholds left out are those of the selection rule's official code."""
 
+    view = "regions"
+
     dtype: Literal["float32", "tf32", "bfloat16", "float16", "bfloat16-heads"] = "float32"  # type: ignore[assignment]
     """Number type the network computes in. tf32: stored as float32, multiplied with 10 bits of mantissa; GPUs only.
     bfloat16-heads: the box head in bfloat16, and what finds the boxes in float32, so that the same ones are found."""
@@ -75,6 +77,9 @@ class RegionConfig(ConvConfig):
         chosen = (self.min_boxes, self.max_boxes, self.score_threshold, self.nms_threshold)
         if self.boxes is not None and (self.selection != "auto" or any(each is not None for each in chosen)):
             raise ConfigError("--boxes keeps all your boxes; leave the selection settings out.")
+
+    def make(self) -> Extractor:
+        return make_region_extractor(self)
 
 
 class RegionExtractor(TrunkExtractor):
