@@ -40,5 +40,5 @@ def job_from(settings: Any, store: str, view: str, engine: EngineConfig) -> Extr
     except (TypeError, KeyError) as error:
         raise StoreError(
             f"{store} does not tell how it was made ({type(error).__name__}: {error}): it was imported, converted, or "
-            "made by another version or an extractor of one's own. Extract these images (--keys) into a new --out instead."
+            "made by another version or an extractor of one's own. Extract them (--keys) into a new --out instead."
         ) from error
