@@ -1,4 +1,4 @@
-"""Fields that a docstring lists in columns stay in columns on the page. An extension of griffe, which reads docstrings."""
+"""Fields that a docstring lists in columns stay in columns on the page: an extension of griffe, which reads them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ import torch
 from torchvision.models import mobilenet_v3_small
 
 from extractors import Extractor, ImageError, Prepared
-from extractors.base import NetworkConfig, ResizedConfig, device_for, pil_facts, prepare_pil
+from extractors.base import device_for, pil_facts, prepare_pil
+from extractors.configs import NetworkConfig, ResizedConfig
 from extractors.weights import fill, find_weights
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import run_job
@@ -48,8 +49,7 @@ class MobileExtractor(Extractor):
     def forward(self, batch: list[Prepared]):  # on the device, images of one size
         pixels = torch.stack([image.pixels for image in batch]).to(self.device)
         maps = self.network(((pixels - self.mean) / self.std).flip(1))
-        cells = self.to_numpy(list(maps.permute(0, 2, 3, 1).float()))
-        found = zip(batch, cells, strict=True)
+        found = zip(batch, self.to_numpy(list(maps.permute(0, 2, 3, 1).float())), strict=True)
         return [c if isinstance(c, ImageError) else GridRecord(i.key, i.image_size, c) for i, c in found]
 
 

@@ -1,31 +1,49 @@
-"""Pixels in, records out: the extractors, by view. No Ray, no files but weights."""
+"""Pixels in, records out: the extractors, by view. No Ray, no files but weights.
 
-from typing import Any
+Settings are light to import; networks, and the libraries that they need, come with the first name that needs them.
+"""
 
-from extractors.base import ConfigError, Extractor, ExtractorConfig, Prepared
-from extractors.grid import GridConfig
-from extractors.images import ImageError, decode, read_image
-from extractors.patches import PatchConfig
-from extractors.pixels import PixelConfig
-from extractors.regions import RegionConfig
-from extractors.weights import WeightsError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-CONFIGS: dict[str, type[ExtractorConfig]] = {
-    kind.view: kind for kind in (RegionConfig, GridConfig, PatchConfig, PixelConfig)
+from extractors.configs import (
+    CONFIGS,
+    ConfigError,
+    ExtractorConfig,
+    GridConfig,
+    PatchConfig,
+    PixelConfig,
+    RegionConfig,
+    view_of,
+)
+
+if TYPE_CHECKING:
+    from extractors.base import Extractor, Prepared
+    from extractors.images import ImageError, decode, read_image
+    from extractors.weights import WeightsError
+
+_LATER = {
+    "Extractor": "extractors.base",
+    "Prepared": "extractors.base",
+    "ImageError": "extractors.images",
+    "decode": "extractors.images",
+    "read_image": "extractors.images",
+    "WeightsError": "extractors.weights",
 }
 
 
-def view_of(config: ExtractorConfig) -> str:
-    """The view that a config's records are of."""
-    return config.view
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
 
 
-def make_extractor(config: ExtractorConfig) -> Extractor:
+def make_extractor(config: ExtractorConfig) -> "Extractor":
     """Build the extractor a config describes, weights loaded, on its device."""
     return config.make()
 
 
-def load_extractor(view: str, **settings: Any) -> Extractor:
+def load_extractor(view: str, **settings: Any) -> "Extractor":
     """An extractor in one line: `load_extractor("regions", weights="random:0")`.
 
     Args:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from extractors import CONFIGS, GridConfig, RegionConfig, make_extractor
-from extractors.base import ConfigError, Extractor, ExtractorConfig, NetworkConfig, Prepared
+from extractors.base import Extractor, Prepared
+from extractors.configs import BUTD, DETECTORS, GRID_PREFIX, ConfigError, ExtractorConfig, NetworkConfig
 from extractors.faster_rcnn import HEADS_ONLY
 from extractors.grid import GridExtractor
 from extractors.images import ImageError
-from extractors.networks import BUTD, DETECTORS, GRID_PREFIX, LoadedDetector
+from extractors.networks import LoadedDetector
 from extractors.regions import RegionExtractor
 from extractors.trunk import TrunkExtractor, extract_together
 from storage.records import Record

@@ -29,7 +29,7 @@ from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 
 from extractors import ConfigError, ExtractorConfig
-from extractors.base import NetworkConfig
+from extractors.configs import NetworkConfig
 from extractors.views import make_views
 from pipeline.batching import LOOK_AHEAD, largest
 from pipeline.cluster_actor import Actor

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from extractors import ConfigError
-from extractors.networks import GRID_PREFIX
+from extractors.configs import GRID_PREFIX
 from trainers.checkpoint import load_weights
 from trainers.config import TrainConfig
 from trainers.detection.building import Built, Plan, build

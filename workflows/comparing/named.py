@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from extractors import ConfigError, GridConfig, RegionConfig
-from extractors.base import ConvConfig
+from extractors.configs import ConvConfig
 from trainers.config import Rule
 from trainers.models.image_towers import IMAGE_TOWERS
 from trainers.models.text_towers import TextTowerConfig

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from extractors import ConfigError, GridConfig, RegionConfig, WeightsError, load_extractor, make_extractor
-from extractors.base import ExtractorConfig, float32_multiplied, pick_device
+from extractors.base import float32_multiplied, pick_device
+from extractors.configs import ExtractorConfig
 from extractors.faster_rcnn import BottomUpDetector, DetectorConfig
 from extractors.regions import choose_rule, vocabulary
 from extractors.selection import DEFAULTS, Selection

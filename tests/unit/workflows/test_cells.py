@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extractors import ConfigError, GridConfig
-from extractors.base import ConvConfig
+from extractors.configs import ConvConfig
 from workflows.comparing.cells import Cell, Common, Matrix, Row, cells_of, in_order, of_recipes
 from workflows.comparing.data import file_digest
 from workflows.comparing.named import NAMED, listed, named
