@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, which a broken link or anchor would be, and fetches nothing."""
+"""The documentation as a site: it builds without a warning, which a broken link would be, and fetches nothing."""
 
 from __future__ import annotations
 
