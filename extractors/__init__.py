@@ -4,7 +4,6 @@ Settings are light to import; networks, and the libraries that they need, come w
 """
 
 from importlib import import_module
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from extractors.configs import (
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
     from extractors.images import ImageError, decode, read_image
     from extractors.weights import WeightsError
 
-_EXTRACTORS: dict[type[ExtractorConfig], str] = {
-    RegionConfig: "extractors.regions:make_region_extractor",
-    GridConfig: "extractors.grid:GridExtractor",
-    PatchConfig: "extractors.patches:PatchExtractor",
-    PixelConfig: "extractors.pixels:PixelExtractor",
-}
 _LATER = {
     "Extractor": "extractors.base",
     "Prepared": "extractors.base",
@@ -48,8 +41,7 @@ def __getattr__(name: str) -> Any:
 
 def make_extractor(config: ExtractorConfig) -> "Extractor":
     """Build the extractor a config describes, weights loaded, on its device."""
-    extractor: Extractor = resolve_name(_EXTRACTORS[type(config)])(config)
-    return extractor
+    return config.make()
 
 
 def load_extractor(view: str, **settings: Any) -> "Extractor":

@@ -1,6 +1,6 @@
 """What every extractor is: pixels in, records out. It opens no file but its weights and prints nothing.
 
-Adding one is a config in `extractors/configs.py`, one file, and one line in `extractors/__init__.py`.
+One that is not of this package is a config with a `view` and a `make`, and an `Extractor`: examples/own_extractor.py.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def model_facts(config: ConvConfig, checkpoint: Checkpoint, digest: str) -> dict
     }
 
 
-def pil_facts(config: ConvConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
+def pil_facts(config: ResizedConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
     """The `preprocess` part of a spec, for images resized as bytes."""
     return {
         "decode": DECODE_POLICY,

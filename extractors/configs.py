@@ -5,10 +5,14 @@ Field comments are the help texts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from storage.errors import TriptychError, did_you_mean
+
+if TYPE_CHECKING:
+    from extractors.base import Extractor
 
 BUTD = "butd-r101"
 GRID_PREFIX = "grid-"  # of a grid network used as the detector it was trained as
@@ -21,11 +25,24 @@ class ConfigError(TriptychError):
 
 
 @dataclass(frozen=True)
-class ExtractorConfig:
-    """What every view's settings are. Field comments are the help texts of the command line."""
+class ExtractorConfig(ABC):
+    """What every view's settings are. Field comments are the help texts of the command line.
+
+    view  what the records are of
+    """
+
+    view: ClassVar[Literal["regions", "grid", "patches", "pixels"]]
 
     def __post_init__(self) -> None:
         _check_choices(self)
+
+    @abstractmethod
+    def make(self) -> Extractor:
+        """Build the extractor that these settings describe, weights loaded, on its device.
+
+        Raises:
+            ConfigError, WeightsError: the settings, or the weights, do not fit.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ def _check_choices(config: ExtractorConfig) -> None:
     for name, kind in get_type_hints(type(config)).items():
         parts = (kind, *get_args(kind))  # a choice may be optional
         choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if choices and value not in choices and not (value is None and type(None) in parts):
             option = f"--{name.replace('_', '-')}"
             near = did_you_mean(str(value), map(str, choices))
@@ -86,6 +103,8 @@ def _check_choices(config: ExtractorConfig) -> None:
 @dataclass(frozen=True)
 class RegionConfig(ConvConfig):
     """Settings of a region extraction. Thresholds left out are those of the selection rule's official code."""
+
+    view = "regions"
 
     dtype: Literal["float32", "tf32", "bfloat16", "float16", "bfloat16-heads"] = "float32"  # type: ignore[assignment]
     """Number type the network computes in. tf32: stored as float32, multiplied with 10 bits of mantissa; GPUs only.
@@ -134,19 +153,33 @@ class RegionConfig(ConvConfig):
         if self.boxes is not None and (self.selection != "auto" or any(each is not None for each in chosen)):
             raise ConfigError("--boxes keeps all your boxes; leave the selection settings out.")
 
+    def make(self) -> Extractor:
+        from extractors.regions import make_region_extractor
+
+        return make_region_extractor(self)
+
 
 @dataclass(frozen=True)
 class GridConfig(ConvConfig):
     """Settings of a grid extraction."""
 
+    view = "grid"
+
     model: Literal["r50", "x101", "x152", "x152pp", "butd-r101"] = "x101"
     """Network: ResNet-50, ResNeXt-101 or -152, the deformable ResNeXt-152 (X-152++), or the region detector's own
     backbone."""
+
+    def make(self) -> Extractor:
+        from extractors.grid import GridExtractor
+
+        return GridExtractor(self)
 
 
 @dataclass(frozen=True)
 class PatchConfig(NetworkConfig):
     """Settings of a patch extraction."""
+
+    view = "patches"
 
     weights: str | None = None
     """A .safetensors file, a folder with model.safetensors, or random:SEED (for trying things out). Default: the
@@ -173,10 +206,17 @@ class PatchConfig(NetworkConfig):
         if self.size is not None and self.size < 1:
             raise ConfigError(f"--size {self.size} must be at least 1.")
 
+    def make(self) -> Extractor:
+        from extractors.patches import PatchExtractor
+
+        return PatchExtractor(self)
+
 
 @dataclass(frozen=True)
 class PixelConfig(ResizedConfig):
     """Settings of a pixel extraction."""
+
+    view = "pixels"
 
     shorter: int = 384
     """Resize the shorter side to this many pixels ..."""
@@ -185,15 +225,17 @@ class PixelConfig(ResizedConfig):
     rule: Literal["shortest-edge", "vilt"] = "shortest-edge"
     """How: in the image's shape, bilinear; or as ViLT does, bicubic and in whole patches."""
 
+    def make(self) -> Extractor:
+        from extractors.pixels import PixelExtractor
+
+        return PixelExtractor(self)
+
 
 CONFIGS: dict[str, type[ExtractorConfig]] = {
-    "regions": RegionConfig,
-    "grid": GridConfig,
-    "patches": PatchConfig,
-    "pixels": PixelConfig,
+    kind.view: kind for kind in (RegionConfig, GridConfig, PatchConfig, PixelConfig)
 }
 
 
 def view_of(config: ExtractorConfig) -> str:
     """The view that a config's records are of."""
-    return next(view for view, kind in CONFIGS.items() if isinstance(config, kind))
+    return config.view
