@@ -25,6 +25,7 @@ StoreCommand = (
 )
 STORE_COMMANDS = ("info", "errors", "verify", "repair", "compact", "diff")
 TRANSFER_COMMANDS = ("convert", "import", "export")
+LOOKING_COMMANDS = ("view", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(args: list[str]) -> Any:
     if args[:1] and args[0] in STORE_COMMANDS:  # these start in a fraction of a second: they need no network
         return _tyro(StoreCommand, args)
+    from workflows.report import Report
+    from workflows.view import View
+
+    looking = Annotated[View, tyro.conf.subcommand("view")] | Annotated[Report, tyro.conf.subcommand("report")]
+    if args[:1] and args[0] in LOOKING_COMMANDS:
+        return _tyro(looking, args)
     from workflows.transfer import Convert, Export, Import
 
     transfer = (
@@ -89,6 +96,7 @@ def _parse(args: list[str]) -> Any:
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | StoreCommand
+        | looking
         | transfer
     )
     if args[:1] in (["extract"], ["plan"]) and len(args) > 1:
