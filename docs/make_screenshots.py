@@ -39,7 +39,11 @@ from workflows.viewing.server import listen, make_app
 
 OUT = Path(__file__).parent / "images"
 SCENES, SIDE = 60, 12
-BROKEN = {"upload/half.jpg": b"\xff\xd8\xff\xe0 half of", "upload/notes.jpg": b"no image at all", "upload/empty.png": b""}
+BROKEN = {
+    "upload/half.jpg": b"\xff\xd8\xff\xe0 half of",
+    "upload/notes.jpg": b"no image at all",
+    "upload/empty.png": b"",
+}
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 375, "height": 812}
 CLASSES, ATTRIBUTES = (vocabulary(1600, 400)[kind] for kind in ("classes", "attributes"))
 PAGES = {  # name, where it is, and what is done there

@@ -20,7 +20,7 @@ from workflows.viewing.maps import KINDS, map_facts
 from workflows.viewing.neighbours import USUAL, near_facts, search_near
 from workflows.viewing.opened import Opened, ViewError
 from workflows.viewing.pictures import SIDES, PictureError, Pictures
-from workflows.viewing.searching import search, wanted_of
+from workflows.viewing.searching import search, shown_rows, wanted_of
 
 MOST = 100  # images, or errors, of one answer
 PREVIEWED = 12  # boxes of an image in a list
@@ -76,7 +76,8 @@ class Api:
             job = self._searches.get((opened.name, wanted), lambda: search(opened.store, wanted))
             job.wait(FIRST_WAIT)
             facts, found = job.facts(), job.result or []
-        items = [described(opened, opened.store.at(at), PREVIEWED) for at in found[first : first + count]]
+        records = (opened.store.at(at) for at in found[first : first + count])
+        items = [described(opened, record, shown_rows(record, wanted, PREVIEWED)) for record in records]
         return JSONResponse({**facts, "found": len(found), "first": first, "items": items})
 
     def record(self, request: Request) -> Response:

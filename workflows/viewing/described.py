@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from workflows.viewing.opened import Opened
 UNSIZED = (1000, 1000)  # the ground to draw on where neither the record nor its boxes tell a size
 
 
-def described(opened: Opened, record: Record, boxes: int | None = None) -> dict[str, Any]:
+def described(opened: Opened, record: Record, rows: Sequence[int] | None = None) -> dict[str, Any]:
     """One image.
 
     key, view      of the record
@@ -23,7 +24,7 @@ def described(opened: Opened, record: Record, boxes: int | None = None) -> dict[
     cells, frame   others: rows and columns, and what they cover (x1 y1 x2 y2)
 
     Args:
-        boxes: at most so many, the first; `kept` counts all.
+        rows: the boxes that are wanted, all by default; `kept` counts all.
     """
     height, width = ground(record, opened.store.spec.layout.box_units)
     facts = {
@@ -34,7 +35,7 @@ def described(opened: Opened, record: Record, boxes: int | None = None) -> dict[
         "sized": min(record.image_size) > 0,
     }
     if isinstance(record, RegionRecord):
-        return {**facts, "kept": len(record.boxes), "boxes": _boxes(opened, record, (height, width), boxes)}
+        return {**facts, "kept": len(record.boxes), "boxes": _boxes(opened, record, (height, width), rows)}
     cells = (record.features.shape[0], record.features.shape[1])
     spec = opened.store.spec
     covered = cached_frame(spec.preprocess, spec.model, (height, width), cells) if facts["sized"] else None
@@ -60,17 +61,25 @@ def number(value: Any, digits: int = 4) -> float | None:
     return float(f"{float(value):.{digits}g}") if math.isfinite(value) else None
 
 
-def _boxes(opened: Opened, record: RegionRecord, size: tuple[int, int], most: int | None) -> list[dict[str, Any]]:
+def _boxes(
+    opened: Opened, record: RegionRecord, size: tuple[int, int], rows: Sequence[int] | None
+) -> list[dict[str, Any]]:
     scale = (size[1], size[0], size[1], size[0]) if opened.store.spec.layout.box_units == "fractions" else (1, 1, 1, 1)
     found = []
-    for row, box in enumerate(record.boxes[:most].tolist()):
+    for row in range(len(record.boxes)) if rows is None else rows:
+        box = record.boxes[row].tolist()
         facts: dict[str, Any] = {"box": [number(side * by, 6) for side, by in zip(box, scale, strict=True)]}
-        for what, ids, scores in (
-            ("label", record.class_ids, record.class_scores),
-            ("attribute", record.attribute_ids, record.attribute_scores),
-        ):
-            kind = "class" if what == "label" else what
-            facts[what] = None if ids is None else opened.named(kind, int(ids[row]))
-            facts["score" if what == "label" else "attribute_score"] = None if scores is None else number(scores[row])
+        facts["label"] = _name(opened, "class", record.class_ids, row)
+        facts["score"] = _score(record.class_scores, row)
+        facts["attribute"] = _name(opened, "attribute", record.attribute_ids, row)
+        facts["attribute_score"] = _score(record.attribute_scores, row)
         found.append(facts)
     return found
+
+
+def _name(opened: Opened, what: str, ids: np.ndarray | None, row: int) -> str | None:
+    return None if ids is None else opened.named(what, int(ids[row]))
+
+
+def _score(scores: np.ndarray | None, row: int) -> float | None:
+    return None if scores is None else number(scores[row])

@@ -75,9 +75,9 @@ def _best(
 
 
 def near_facts(opened: Opened, found: Sequence[Near]) -> list[dict[str, Any]]:
-    """The regions for the page: each its image without other boxes, and its cosine."""
+    """The regions for the page: each its image without other boxes, its row, and its cosine."""
     facts = []
     for near in found:
-        image = described(opened, opened.store.at(near.position))
-        facts.append({**image, "boxes": [image["boxes"][near.row]], "row": near.row, "cosine": number(near.cosine)})
+        image = described(opened, opened.store.at(near.position), [near.row])
+        facts.append({**image, "row": near.row, "cosine": number(near.cosine)})
     return facts

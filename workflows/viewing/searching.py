@@ -6,13 +6,13 @@ a thread, and what it has found so far is shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from storage import FeatureStore
+from storage import FeatureStore, Record, RegionRecord
 from workflows.viewing.jobs import Job
 from workflows.viewing.opened import Opened, ViewError
 
@@ -42,6 +42,14 @@ class Wanted:
             "class_scores": self.least > 0,
         }
         return [name for name, needed in asked.items() if needed]
+
+    def fits(self, boxes: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        """(count,) bool: which boxes have all that is asked of one, by their `fields`."""
+        found = np.ones(count, bool)
+        for name, ids in (("class_ids", self.classes), ("attribute_ids", self.attributes)):
+            if ids is not None:
+                found &= np.isin(boxes[name], ids)
+        return found & (boxes["class_scores"] >= self.least) if self.least > 0 else found
 
     @property
     def is_all(self) -> bool:
@@ -91,11 +99,14 @@ def _chunks(store: FeatureStore) -> Iterator[tuple[int, Sequence[str]]]:
 def _have_box(store: FeatureStore, positions: np.ndarray, wanted: Wanted) -> np.ndarray:
     """(B,) bool: True where one box of the image has all that is wanted."""
     offsets, found = store.columns(positions, wanted.fields)
-    fits = np.ones(int(offsets[-1]), bool)
-    for name, ids in (("class_ids", wanted.classes), ("attribute_ids", wanted.attributes)):
-        if ids is not None:
-            fits &= np.isin(found[name], ids)
-    if wanted.least > 0:
-        fits &= found["class_scores"] >= wanted.least
-    before = np.concatenate([[0], np.cumsum(fits)])[offsets]
+    before = np.concatenate([[0], np.cumsum(wanted.fits(found, int(offsets[-1])))])[offsets]
     return np.diff(before) > 0
+
+
+def shown_rows(record: Record, wanted: Wanted, most: int) -> list[int]:
+    """The first boxes of a record that have what is wanted; none of a record without boxes."""
+    if not isinstance(record, RegionRecord):
+        return []
+    boxes = {name: getattr(record, name) for name in wanted.fields}
+    found: list[int] = np.flatnonzero(wanted.fits(boxes, len(record.boxes)))[:most].tolist()
+    return found

@@ -105,6 +105,7 @@ def listen(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((LOOPBACK, port))
+        sock.listen(64)  # a browser that is quicker than the server waits, and is not refused
     except (OSError, OverflowError) as error:
         sock.close()
         raise ViewError(f"port {port} cannot be had ({error}); leave --port out for a free one.") from error

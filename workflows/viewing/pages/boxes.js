@@ -3,7 +3,11 @@
 
 const SHOWN = 36; // boxes that are shown at first
 
-const colour = (box) => `hsl(${hue(box.label)} 85% 55%)`;
+// A colour for each name in an image, far apart on the wheel; equal for images that show the same things.
+function colours(boxes) {
+  const names = [...new Set(boxes.map((box) => box.label))].sort();
+  return new Map(names.map((name, at) => [name, `hsl(${Math.round(40 + at * 137.508) % 360} 90% 58%)`]));
+}
 const title = (box) => [box.attribute, box.label].filter(Boolean).join(" ") || "region";
 const titled = (box) => `${title(box)}${box.score === null ? "" : ` ${shown(box.score)}`}`;
 
@@ -16,7 +20,9 @@ function ranked(boxes) {
 // `onChoose(row)` is told of the region that was clicked; `chosen` is the row of one that is from the beginning.
 function boxPanel(record, frame, { onChoose, chosen = null } = {}) {
   const boxes = ranked(record.boxes);
+  const colourOf = colours(boxes);
   const scored = boxes.some((box) => box.score !== null);
+  const attributed = boxes.some((box) => box.attribute);
   const state = { least: 0, top: Math.min(SHOWN, boxes.length) };
   if (chosen !== null) state.top = Math.max(state.top, boxes.findIndex((box) => box.row === chosen) + 1);
   const parts = new Map();
@@ -33,14 +39,13 @@ function boxPanel(record, frame, { onChoose, chosen = null } = {}) {
       focusin: () => light(box.row, true), focusout: () => light(box.row, false),
     };
     const mark = placed(box.box, record, { class: "box", title: titled(box), on, "aria-hidden": "true",
-      style: { "--colour": colour(box), "z-index": 1 + layers.indexOf(box.row) } });
+      style: { "--colour": colourOf.get(box.label), "z-index": 1 + layers.indexOf(box.row) } });
     mark.append(make("span", { class: `tag${box.box[1] < record.height * 0.06 ? " below" : ""}`, text: titled(box) }));
-    const name = make(onChoose ? "button" : "span", { ...(onChoose ? { type: "button", class: "plain" } : { tabindex: 0 }) },
-      box.attribute ? make("span", { class: "soft", text: `${box.attribute} ` }) : null, box.label || `region ${box.row}`);
+    const name = make(onChoose ? "button" : "span", { ...(onChoose ? { type: "button", class: "plain" } : { tabindex: 0 }), text: box.label || `region ${box.row}` });
     const row = make("tr", { on: { ...on, click: () => choose(box.row) } },
-      make("td", {}, make("span", { class: "swatch", style: { background: colour(box) } })),
-      make("th", { scope: "row" }, name), make("td", { text: shown(box.score) }),
-      make("td", { class: "soft", text: box.attribute ? shown(box.attribute_score) : "" }));
+      make("td", {}, make("span", { class: "swatch", style: { background: colourOf.get(box.label) } })),
+      make("th", { scope: "row" }, name), scored ? make("td", { text: shown(box.score) }) : null,
+      attributed ? [make("td", { text: box.attribute }), make("td", { text: box.attribute ? shown(box.attribute_score) : "" })] : null);
     parts.set(box.row, [mark, row]);
     frame.append(mark);
   }
@@ -59,14 +64,13 @@ function boxPanel(record, frame, { onChoose, chosen = null } = {}) {
   const side = make("div", { class: "side" },
     make("div", { class: "controls" },
       scored ? slider("Least score", { min: 0, max: 1, step: 0.01, value: 0 }, (value) => shown(value), (value) => { state.least = value; update(); }) : null,
-      slider("Top", { min: 1, max: Math.max(1, boxes.length), step: 1, value: state.top }, (value) => `${value} of ${boxes.length}`, (value) => { state.top = value; update(); }),
+      boxes.length > 1 && slider("Top", { min: 1, max: Math.max(1, boxes.length), step: 1, value: state.top }, (value) => `${value} of ${boxes.length}`, (value) => { state.top = value; update(); }),
       make("div", { class: "field check" }, names, make("label", { for: names.id, text: "Names on the picture" }))),
     told,
     make("div", { class: "rows" }, make("table", {},
-      make("thead", {}, make("tr", {}, make("td"), make("th", { scope: "col", text: "Region" }), make("th", { scope: "col", text: "Score" }),
-        make("th", { scope: "col", text: "Attribute" }))),
+      make("thead", {}, make("tr", {}, make("td"), ["Class", scored && "Score", attributed && "Attribute", attributed && "Score"].filter(Boolean)
+        .map((text) => make("th", { scope: "col", text })))),
       make("tbody", {}, boxes.map((box) => parts.get(box.row)[1])))));
-  if (boxes.length < 2) side.querySelector("input[type=range][max='1'][min='1']")?.closest(".field").remove();
   if (chosen !== null) parts.get(chosen)?.forEach((part) => part.classList.add("chosen"));
   update();
   return side;

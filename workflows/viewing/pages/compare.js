@@ -5,28 +5,44 @@ const LISTS = [["only_in_first", "only in the first"], ["only_in_second", "only 
   ["resized", "of another image size"], ["reshaped", "with other boxes or shapes"]];
 const precise = (value) => (typeof value === "number" ? Number(value.toPrecision(4)).toString() : String(value));
 
-function differenceTable(fields) {
-  const heads = ["Field", "Records", "Identical", "Largest", "Mean", "Lowest cosine"];
-  const rows = Object.entries(fields).map(([name, each]) => make("tr", {}, make("th", { scope: "row", text: name }),
-    [count(each.records), count(each.equal), precise(each.largest), precise(each.mean),
-      ["features", "whole_image"].includes(name) ? each.lowest_cosine.toFixed(6) : ""].map((text) => make("td", { text }))));
-  return make("div", { class: "rows" }, make("table", { class: "numbers" },
-    make("thead", {}, make("tr", {}, heads.map((text) => make("th", { scope: "col", text })))), make("tbody", {}, rows)));
+// `several`: of many records, so that it is told how many.
+function differenceTable(fields, several) {
+  const rows = Object.entries(fields).map(([name, each]) => {
+    const cells = [["Largest", precise(each.largest)], ["Mean", precise(each.mean)]];
+    if (several) cells.unshift(["Records", count(each.records)], ["Identical", count(each.equal)]);
+    cells.push(["Lowest cosine", ["features", "whole_image"].includes(name) ? each.lowest_cosine.toFixed(6) : ""]);
+    return [name, cells];
+  });
+  const heads = ["Field", ...rows[0][1].map(([head]) => head)];
+  return make("table", { class: "numbers" },
+    make("thead", {}, make("tr", {}, heads.map((text) => make("th", { scope: "col", text })))),
+    make("tbody", {}, rows.map(([name, cells]) => make("tr", {}, make("th", { scope: "row", text: name }),
+      cells.map(([head, text]) => make("td", { text, "data-head": text && head }))))));
 }
 
+const matches = ({ boxes: [matched, first, second] }) => first
+  ? make("p", { class: "soft", text: `${count(matched)} boxes are in both, by IoU of at least 0.5, of ${count(first)} and ${count(second)}` }) : null;
+
+// How far one image is apart in two stores.
+function recordDifference(found) {
+  const words = found.same ? "Identical to the last bit." : found.resized.length ? "The image has two sizes." : found.reshaped.length ? "Other boxes, or boxes in another order." : "The same boxes or cells, with other values.";
+  return [make("p", { class: found.same ? "good" : "", text: words }), found.reshaped.length ? matches(found) : null,
+    Object.keys(found.fields).length ? differenceTable(found.fields, false) : null].filter(Boolean);
+}
+
+// How far all images are apart; `open(key)` leads to one.
 function differenceParts(found, open) {
   const list = ([name, words]) => found.counts[name] ? make("details", {},
     make("summary", { text: `${plural(found.counts[name], "image", "images")} ${words}` }),
     make("ul", { class: "keys" }, found[name].map((key) => make("li", {}, make("a", { href: open(key), class: "key", text: key })))),
     found.counts[name] > found[name].length ? make("p", { class: "soft", text: `the first ${count(found[name].length)}` }) : null) : null;
-  const [matched, first, second] = found.boxes;
   return [
     make("p", { class: found.same ? "good" : "", text: `${count(found.identical)} of ${plural(found.records, "record", "records")} in both identical to the last bit` }),
     found.spec.length ? make("details", {}, make("summary", { text: `${plural(found.spec.length, "setting differs", "settings differ")}` }),
       make("ul", { class: "keys" }, found.spec.map((line) => make("li", { text: line })))) : null,
     ...LISTS.map(list),
-    found.counts.reshaped && first ? make("p", { class: "soft", text: `${count(matched)} boxes are in both, by IoU of at least 0.5, of ${count(first)} and ${count(second)}` }) : null,
-    Object.keys(found.fields).length ? differenceTable(found.fields) : null,
+    found.counts.reshaped ? matches(found) : null,
+    Object.keys(found.fields).length ? differenceTable(found.fields, true) : null,
   ].filter(Boolean);
 }
 
@@ -37,6 +53,7 @@ function comparePage(app, query) {
   const pair = make("section", { class: "pair", "aria-label": "One image in both stores" });
   const apart = make("div", {});
   const whole = make("div", {});
+  const heading = make("h1", { class: "key" });
   const current = app.turn();
   const open = (key) => app.link("compare", { first, second, key });
   const one = async (store, key) => {
@@ -50,10 +67,11 @@ function comparePage(app, query) {
   const show = async (key) => {
     const both = await Promise.all([one(first, key), one(second, key)]);
     if (!current()) return;
+    heading.textContent = key;
     pair.replaceChildren(...both);
     try {
       const found = await data.recordDiff(first, second, key);
-      apart.replaceChildren(make("h3", { text: "This image" }), ...differenceParts(found, open));
+      apart.replaceChildren(make("h2", { text: "How far apart" }), ...recordDifference(found));
     } catch (error) { apart.replaceChildren(make("p", { class: "soft", text: error.message })); }
   };
   const find = async () => {
@@ -74,7 +92,7 @@ function comparePage(app, query) {
     make("form", { class: "controls", on: { submit: (event) => event.preventDefault() } }, pick("First store", "first", first), pick("Second store", "second", second),
       filter("Key", query, "search", { id: "search", placeholder: "part of a key  ( / )" }, (key, value) => app.go("compare", { first, second, search: value })),
       query.key ? null : make("div", { class: "steps" }, app.stepButton("Previous", -1), app.stepButton("Next", 1))),
-    make("h2", { class: "key", id: "compared" }), pair, apart,
+    heading, pair, apart,
     make("h2", { text: "All images" }), make("p", { class: "soft", text: "What `triptych diff` prints: every record of both stores is read." }), button, whole);
 }
 

@@ -32,7 +32,9 @@ const data = {
     const found = kept.images.filter((image) => image.key.toLowerCase().includes(text)
       && (!asksBoxes || (image.boxes || []).some((box) => fits(box, query))));
     const first = Number(query.first || 0);
-    return { items: found.slice(first, first + Number(query.count || 24)), found: found.length, first, finished: true };
+    const items = found.slice(first, first + Number(query.count || 24));
+    const shownOf = (image) => (image.boxes ? { ...image, boxes: image.boxes.filter((box) => fits(box, query)).slice(0, 12) } : image);
+    return { items: items.map(shownOf), found: found.length, first, finished: true };
   },
   async record(store, key) {
     if (!records.has(key)) throw new Error(`This report does not hold ${key}.`);

@@ -8,7 +8,8 @@ const FILTERS = ["search", "class", "attribute", "least"];
 function thumb(store, item, href, note = null, height = 150) {
   const frame = ground(item, height, data.picture(store, item, 320), () => frame.classList.add("bare"));
   if (!data.picture(store, item, 320)) frame.classList.add("bare");
-  for (const box of item.boxes || []) frame.append(placed(box.box, item, { class: "box", style: { "--colour": colour(box) } }));
+  const colourOf = colours(item.boxes || []);
+  for (const box of item.boxes || []) frame.append(placed(box.box, item, { class: "box", style: { "--colour": colourOf.get(box.label) } }));
   const best = ranked(item.boxes || [])[0];
   const says = note || (item.boxes ? `${plural(item.kept, "region", "regions")}${best ? ` · ${titled(best)}` : ""}`
     : item.view === "pixels" ? `${item.cells[1]} x ${item.cells[0]} pixels` : `${item.cells[0]} x ${item.cells[1]} cells`);
@@ -61,7 +62,7 @@ function imagesPage(app, query) {
       error ? trouble(error) : found.finished ? null : progress(found, "Searched"),
       make("p", { class: "soft", role: "status", text: filtered ? `${plural(found.found, "image", "images")} found${found.finished ? "" : " so far"}` : plural(found.found, "image", "images") }),
       make("ul", { class: "cards" }, found.items.map((item, number) => thumb(query.store || 0, item, at(first + number)))),
-      found.found ? pager(found, (to) => { first = to; change("first", to || ""); scrollTo(0, 0); }) : null,
+      found.found > PAGE ? pager(found, (to) => { first = to; change("first", to || ""); scrollTo(0, 0); }) : null,
       found.finished && !found.found ? make("p", { class: "note", text: filtered ? "No image fits. Clear a filter to see more." : "This store has no records." }) : null,
     ].filter(Boolean));
   };

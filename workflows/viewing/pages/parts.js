@@ -27,13 +27,6 @@ function bytes(number) {
   return `${number.toFixed(unit ? 1 : 0)} ${units[unit]}`;
 }
 
-// The same text has the same colour everywhere.
-function hue(text) {
-  let hash = 7;
-  for (const letter of text || "") hash = (hash * 31 + letter.codePointAt(0)) % 100003;
-  return Math.round((hash * 137.508) % 360);
-}
-
 let controls = 0;
 
 // A labelled control: a <label> above, and what it says of its value beside the name.
