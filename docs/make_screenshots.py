@@ -9,11 +9,9 @@ of the folder are no images, for the page of errors.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ from workflows.progress import TerminalProgress
 from workflows.scenes import BUNDLED
 from workflows.viewing.opened import Opened
 from workflows.viewing.pictures import ImageFlags, Pictures
-from workflows.viewing.server import listen, make_app
+from workflows.viewing.server import in_background, make_app
 
 OUT = Path(__file__).parent / "images"
 SCENES, SIDE = 60, 12
@@ -135,23 +133,6 @@ def make_stores(folder: Path) -> list[Path]:
     return stores
 
 
-@contextmanager
-def served(stores: list[Path], images: Path) -> Iterator[str]:
-    """The address of the page over some stores."""
-    import uvicorn
-
-    sock = listen("127.0.0.1", 0)
-    app = make_app([Opened(store) for store in stores], Pictures(ImageFlags(str(images))))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 def act(page: Any, what: str | None) -> None:
     """What is done on a page before its picture is taken."""
     page.wait_for_load_state("networkidle")
@@ -188,20 +169,20 @@ def shoot(browser: Browser, address: str, name: str, what: str | None, size: dic
 
 def main() -> None:
     """Make the stores, serve them, and take the pictures."""
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
-        folder = Path(temporary)
-        stores = make_stores(folder)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        os.chdir(folder)  # the pages name paths as they were given
+        stores = make_stores(Path())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        with served(stores, folder / "images") as address:
+        with in_background(make_app([Opened(store) for store in stores], Pictures(ImageFlags("images")))) as address:
             for name, (where, what) in PAGES.items():
                 for theme in ("light", "dark"):
                     shoot(browser, f"{address}{where}", f"view_{name}_{theme}", what, WIDE, theme)
                 shoot(browser, f"{address}{where}", f"view_{name}_phone", what, PHONE, "light")
-        report = folder / "report.html"
         for at, name in ((0, "regions"), (2, "grid")):
-            triptych(["report", str(stores[at]), "--out", str(report), "--images", str(folder / "images")])
-            shoot(browser, f"file://{report}", f"report_{name}_light", None, WIDE, "light")
-            shoot(browser, f"file://{report}#image?at=1", f"report_{name}_image_dark", None, WIDE, "dark")
+            report = Path(folder) / f"{name}.html"
+            triptych(["report", str(stores[at]), "--out", str(report), "--images", "images"])
+            for theme in ("light", "dark"):
+                shoot(browser, f"file://{report}#image?at=1", f"report_{name}_{theme}", None, WIDE, theme)
         browser.close()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -114,9 +115,25 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, sock: socket.socket) -> None:
     """Answer until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):  # the server has ended already when it raises this
+        _server(app).run(sockets=[sock])
+
+
+@contextlib.contextmanager
+def in_background(app: Starlette) -> Iterator[str]:
+    """Answer on a thread for as long as the block goes on; yields the address."""
+    sock, server = listen(LOOPBACK, 0), _server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        yield f"http://{LOOPBACK}:{sock.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _server(app: Starlette) -> Any:
     import uvicorn
 
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **settings))
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended already when it raises this
-        server.run(sockets=[sock])
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **settings))
