@@ -9,7 +9,8 @@ The server is the command itself, in a process of its own, with one thread of BL
 is from the start of the process to the end of the answer with the first 24 images. A search is asked until it has
 ended, which the page does too, showing what is found so far; each is another one, so that none is remembered. Median of
 --repeats starts or searches. Files were just written, so they come from memory, not from the disk. Resident memory is
-the server's own, without the pages of mapped files.
+the server's own, without the pages of mapped files. "CPU" is the server's seconds of processor, which other programs
+that run beside do not change; of a start all it took until then, of the others what each took.
 """
 
 from __future__ import annotations
@@ -89,15 +90,26 @@ def ask(address: str, what: str, **query: Any) -> dict[str, Any]:
     return found
 
 
-def ended(address: str, what: str, **query: Any) -> tuple[float, float, dict[str, Any]]:
-    """Seconds to the first answer, and to the one that has all; and that one."""
-    began = time.perf_counter()
+def processor(process: subprocess.Popen[str]) -> float:
+    """Seconds of processor that a process has taken, its threads included."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def ended(address: str, process: subprocess.Popen[str], what: str, **query: Any) -> tuple[dict[str, float], Any]:
+    """Seconds to the first answer, to the one that has all, and of processor; and the last answer."""
+    began, before = time.perf_counter(), processor(process)
     found = ask(address, what, **query)
     first = time.perf_counter() - began
     while not found["finished"]:
-        time.sleep(0.02)
+        time.sleep(0.05)
         found = ask(address, what, **query)
-    return first, time.perf_counter() - began, found
+    return {"first": first, "all": time.perf_counter() - began, "cpu": processor(process) - before}, found
+
+
+def median(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure."""
+    return {name: statistics.median(each[name] for each in found) for name in found[0]}
 
 
 def resident(process: subprocess.Popen[str]) -> float:
@@ -107,18 +119,15 @@ def resident(process: subprocess.Popen[str]) -> float:
 
 
 def starts(store: Path, repeats: int) -> list[dict[str, Any]]:
-    """Seconds from the start of the process to its address, and to the first page."""
+    """From the start of the process to its address, and to the first page."""
     listening, page = [], []
     for _ in range(repeats):
-        with served(store) as (address, _, began):
-            listening.append(time.perf_counter() - began)
+        with served(store) as (address, process, began):
+            listening.append({"all": time.perf_counter() - began, "cpu": processor(process)})
             ask(address, "stores")
             ask(address, "images", count=24)
-            page.append(time.perf_counter() - began)
-    return [
-        {"what": what, "all": statistics.median(seconds), "note": "from the start of the process"}
-        for what, seconds in (("address printed", listening), ("first page", page))
-    ]
+            page.append({"all": time.perf_counter() - began, "cpu": processor(process)})
+    return [{"what": "address printed", **median(listening)}, {"what": "first page", **median(page)}]
 
 
 def searches(store: Path, repeats: int) -> list[dict[str, Any]]:
@@ -137,10 +146,10 @@ def searches(store: Path, repeats: int) -> list[dict[str, Any]]:
         before = resident(process)
         for name, query in kinds.items():
             once = name.endswith("searches")  # it opens every shard
-            found = [ended(address, "images", **query(next(numbers))) for _ in range(1 if once else repeats)]
-            row = {"what": name, "first": statistics.median(each[0] for each in found)}
-            row |= {"all": statistics.median(each[1] for each in found), "note": f"{found[-1][2]['found']:,} found"}
-            rows.append(row)
+            times = range(1 if once else repeats)
+            found = [ended(address, process, "images", **query(next(numbers))) for _ in times]
+            note = f"{found[-1][1]['found']:,} found"
+            rows.append({"what": name, **median([each for each, _ in found]), "note": note})
         rows.append({"what": "resident memory before and after them", "mb": [before, resident(process)]})
     return rows
 
@@ -150,25 +159,24 @@ def neighbours(store: Path) -> list[dict[str, Any]]:
     key, images = next(iter(open_store(store))), len(open_store(store))
     with served(store) as (address, process, _):
         before = resident(process)
-        first, whole, _ = ended(address, "near", key=key, row=0, images=images)
-        rate = f"{images * BOXES / whole / 1e6:.2f} million regions/s"
-        row = {"what": f"nearest of {images * BOXES:,} regions of width 2,048", "first": first, "all": whole}
-        memory = {"what": "resident memory before and after it", "mb": [before, resident(process)]}
-        return [{**row, "note": rate}, memory]
+        seconds, _ = ended(address, process, "near", key=key, row=0, images=images)
+        note = f"{images * BOXES / seconds['cpu']:,.0f} regions a CPU second"
+        row = {"what": f"nearest of {images * BOXES:,} regions of width 2,048", **seconds, "note": note}
+        return [row, {"what": "resident memory before and after it", "mb": [before, resident(process)]}]
 
 
-def report(rows: list[dict[str, Any]], images: int) -> str:
+def report(rows: list[dict[str, Any]], images: int, load: str) -> str:
     """The results as Markdown."""
     cells = []
     for row in rows:
         if "mb" in row:
-            cells.append([row["what"], *(f"{each:,.0f} MB" for each in row["mb"]), ""])
+            cells.append([row["what"], *(f"{each:,.0f} MB" for each in row["mb"]), "", ""])
         else:
-            first = f"{row['first']:.2f} s" if "first" in row else ""
-            cells.append([row["what"], first, f"{row['all']:.2f} s", row["note"]])
+            figures = [f"{row[name]:.2f} s" if name in row else "" for name in ("first", "all", "cpu")]
+            cells.append([row["what"], *figures, row.get("note", "")])
     title = f"# The page over {images:,} images, {time.strftime('%Y-%m-%d')}"
-    command = f"{hardware()}. Command: `uv run python -m benchmarks.view`; its docstring is the protocol."
-    return "\n\n".join([title, command, table(["", "first answer", "all of it", ""], cells)]) + "\n"
+    command = f"{hardware()}; {load}. Command: `uv run python -m benchmarks.view`; its docstring is the protocol."
+    return "\n\n".join([title, command, table(["", "first answer", "all of it", "CPU", ""], cells)]) + "\n"
 
 
 def main() -> None:
@@ -184,8 +192,9 @@ def main() -> None:
         if not (args.work / name / "run.json").exists():
             build(args.work / name, images, width)
     many, wide = (args.work / name for name in stores)
+    load = f"{os.getloadavg()[0]:.1f} other threads wanted {os.cpu_count()} cores as it began"
     rows = [*starts(many, args.repeats), *searches(many, args.repeats), *neighbours(wide)]
-    text = report(rows, args.images)
+    text = report(rows, args.images, load)
     write_results(args.out, "view", text, rows)
     print(text)
     shutil.rmtree(args.work)

@@ -9,6 +9,7 @@ of the folder are no images, for the page of errors.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -37,6 +38,7 @@ from workflows.viewing.server import in_background, make_app
 
 OUT = Path(__file__).parent / "images"
 SCENES, SIDE = 60, 12
+MOST_BYTES = 150_000
 BROKEN = {
     "upload/half.jpg": b"\xff\xd8\xff\xe0 half of",
     "upload/notes.jpg": b"no image at all",
@@ -156,13 +158,15 @@ def shoot(browser: Browser, address: str, name: str, what: str | None, size: dic
     page.goto(address)
     act(page, what)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
-    height = min(page.evaluate("document.documentElement.scrollHeight"), 1500)
-    page.set_viewport_size({**size, "height": max(size["height"], height) if size is WIDE else size["height"] + 400})
+    height = min(page.evaluate("document.documentElement.scrollHeight"), 1400)
+    page.set_viewport_size({**size, "height": max(700, height)})
+    page.wait_for_timeout(300)
+    shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture = OUT / f"{name}.jpg"
-    page.wait_for_timeout(200)
-    page.screenshot(path=picture, type="jpeg", quality=70)
-    if picture.stat().st_size > 150_000:
-        Image.open(picture).convert("RGB").save(picture, quality=55)
+    for quality in (80, 70, 60, 50, 40):
+        shown.save(picture, quality=quality, optimize=True)
+        if picture.stat().st_size < MOST_BYTES:
+            break
     page.close()
     print(picture, picture.stat().st_size)
 

@@ -33,7 +33,7 @@ class Api:
 
     def __init__(self, stores: list[Opened], pictures: Pictures) -> None:
         self.stores, self.pictures = stores, pictures
-        self._searches, self._scans = Jobs(8), Jobs(2)
+        self._searches, self._scans, self._diffs = Jobs(8), Jobs(4), Jobs(2)
         self._map = lru_cache(200)(self._make_map)
 
     def routes(self) -> list[Route]:
@@ -53,8 +53,8 @@ class Api:
 
     def close(self) -> None:
         """End what still runs."""
-        self._searches.close()
-        self._scans.close()
+        for jobs in (self._searches, self._scans, self._diffs):
+            jobs.close()
 
     def all_stores(self, request: Request) -> Response:
         """Each store's facts, and how far the listing of images is."""
@@ -126,9 +126,8 @@ class Api:
             raise ViewError(f"{record.key!r} in {opened.name} has no region {row}.")
         store = opened.store
         position, images = store.catalog.position(record.key), _number(request, "images", USUAL)
-        job = self._scans.get(
-            ("near", opened.name, position, row, images), lambda: search_near(store, position, row, images)
-        )
+        asked = (opened.name, position, row, images)
+        job = self._scans.get(asked, lambda: search_near(store, position, row, images))
         job.wait(FIRST_WAIT)
         return JSONResponse({**job.facts(), "all": len(store), "near": near_facts(opened, job.result or [])})
 
@@ -148,7 +147,7 @@ class Api:
     def diff(self, request: Request) -> Response:
         """How far two stores are apart, once the comparison that this starts has ended."""
         first, second = self._store(request, "first"), self._store(request, "second")
-        job: Job = self._scans.get(("diff", first.name, second.name), lambda: start_diff(first, second))
+        job: Job = self._diffs.get((first.name, second.name), lambda: start_diff(first, second))
         job.wait(FIRST_WAIT)
         return JSONResponse({**job.facts(), "difference": job.result})
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from storage import TriptychError
 
+PATIENCE = 90.0  # seconds that work goes on without being asked for; a browser asks once a minute from a hidden tab
+
 
 class GivenUpError(Exception):
     """Nobody wants the result any more; raised in the work itself."""
@@ -28,7 +30,7 @@ class Job:
         self.result: Any = None
         self.error = ""
         self.finished = False
-        self._began = self._ended = time.monotonic()
+        self._began = self._ended = self._asked = time.monotonic()
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
@@ -41,11 +43,21 @@ class Job:
         """Called by the work as it goes.
 
         Raises:
-            GivenUpError: the work is to end.
+            GivenUpError: the work is to end, or nobody has asked for it for long.
         """
-        if self._given_up.is_set():
+        if time.monotonic() - self._asked > PATIENCE:
+            self.give_up()
+        if self.given_up:
             raise GivenUpError
         self.done = done
+
+    def asked(self) -> None:
+        """Somebody still wants it."""
+        self._asked = time.monotonic()
+
+    @property
+    def given_up(self) -> bool:
+        return self._given_up.is_set()
 
     def give_up(self) -> None:
         self._given_up.set()
@@ -84,7 +96,10 @@ class Jobs:
 
     def get(self, asked: Hashable, start: Callable[[], Job]) -> Job:
         with self._lock:
-            job = self._jobs.pop(asked, None) or start()
+            job = self._jobs.pop(asked, None)
+            if job is None or job.given_up:
+                job = start()
+            job.asked()
             self._jobs[asked] = job
             while len(self._jobs) > self._most:
                 self._jobs.pop(next(iter(self._jobs))).give_up()

@@ -106,6 +106,11 @@ function imagePage(app, query) {
   return page;
 }
 
+// Features of random weights are named as such wherever they are shown.
+function randomMark(store) {
+  return String(store?.spec.model.weights?.origin || "").startsWith("random") ? make("span", { class: "mark", text: "random weights" }) : null;
+}
+
 function header() {
   const [part, query] = app.where();
   const store = query.store || query.first || "0";
@@ -120,7 +125,7 @@ function header() {
   const what = app.stores[store];
   document.getElementById("top").replaceChildren(...[make("span", { class: "brand", text: "Triptych" }),
     pick || (what && part !== "compare" ? make("span", { class: "soft key", text: `${what.name} (${what.view})` }) : null),
-    make("nav", { "aria-label": "Parts" }, TABS.map(tab)),
+    part === "compare" ? null : randomMark(what), make("nav", { "aria-label": "Parts" }, TABS.map(tab)),
     make("span", { class: "buttons" }, themeButton(), make("button", { type: "button", text: "?", title: "Keys (?)", "aria-label": "Keys", on: { click: showKeys } }))].filter(Boolean));
 }
 

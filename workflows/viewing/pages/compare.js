@@ -57,7 +57,7 @@ function comparePage(app, query) {
   const current = app.turn();
   const open = (key) => app.link("compare", { first, second, key });
   const one = async (store, key) => {
-    const section = make("section", {}, make("h3", { text: app.stores[store].name }));
+    const section = make("section", {}, make("h3", {}, app.stores[store].name, " ", randomMark(app.stores[store])));
     try {
       const record = await data.record(store, key);
       section.append(app.recordView(store, record, 320));
@@ -100,7 +100,6 @@ function storePage(app, query) {
   const store = app.stores[query.store || 0];
   const model = store.spec.model;
   const run = store.run || {};
-  const random = String(model.weights?.origin || "").startsWith("random");
   const facts = [
     ["View", `${store.view}${store.complete ? "" : ", not complete"}`],
     ["Records", `${count(store.records)}, ${count(store.rows)} rows of ${store.spec.layout.dim} ${store.spec.layout.dtype}`],
@@ -113,7 +112,7 @@ function storePage(app, query) {
     ["Spec", store.spec_id],
   ];
   return make("div", {},
-    random ? make("p", { class: "note", text: "These features come from random weights: they show that every part works, and mean nothing." }) : null,
+    randomMark(store) ? make("p", { class: "note", text: "These features come from random weights: they show that every part works, and mean nothing." }) : null,
     make("dl", { class: "facts" }, facts.flatMap(([name, text]) => [make("dt", { text: name }), make("dd", { class: "key", text })])),
     make("details", {}, make("summary", { text: "The whole spec" }), make("pre", { text: JSON.stringify(store.spec, null, 2) })));
 }

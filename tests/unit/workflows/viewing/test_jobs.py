@@ -30,6 +30,17 @@ def test_the_same_question_finds_the_same_job_and_the_oldest_is_given_up() -> No
     assert second.finished
 
 
+def test_what_nobody_asks_for_ends_and_is_started_anew_when_somebody_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(2)
+    first = jobs.get("a", lambda: Job(waiting, 9))
+    monkeypatch.setattr("workflows.viewing.jobs.PATIENCE", -1.0)
+    first.wait(5)
+    assert first.error == "given up"
+    monkeypatch.undo()
+    assert jobs.get("a", lambda: Job(waiting, 9)) is not first
+    jobs.close()
+
+
 def test_what_goes_wrong_is_told_and_what_ends_is_done() -> None:
     def fail(job: Job) -> None:
         raise StoreError("shard 3 is damaged")
