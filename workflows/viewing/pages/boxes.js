@@ -35,17 +35,34 @@ function boxPanel(record, frame, { onChoose, chosen = null } = {}) {
   const layers = [...boxes].sort((one, other) => area(other) - area(one)).map((box) => box.row); // small ones on top
   for (const box of boxes) {
     const on = {
-      pointerenter: () => light(box.row, true), pointerleave: () => light(box.row, false), click: () => choose(box.row),
-      focusin: () => light(box.row, true), focusout: () => light(box.row, false),
+      pointerenter: () => light(box.row, true),
+      pointerleave: () => light(box.row, false),
+      click: () => choose(box.row),
+      focusin: () => light(box.row, true),
+      focusout: () => light(box.row, false),
     };
-    const mark = placed(box.box, record, { class: "box", title: titled(box), on, "aria-hidden": "true",
-      style: { "--colour": colourOf.get(box.label), "z-index": 1 + layers.indexOf(box.row) } });
+    const mark = placed(box.box, record, {
+      class: "box",
+      title: titled(box),
+      on,
+      "aria-hidden": "true",
+      style: { "--colour": colourOf.get(box.label), "z-index": 1 + layers.indexOf(box.row) },
+    });
     mark.append(make("span", { class: `tag${box.box[1] < record.height * 0.06 ? " below" : ""}`, text: titled(box) }));
-    const name = make(onChoose ? "button" : "span", { ...(onChoose ? { type: "button", class: "plain" } : { tabindex: 0 }), text: box.label || `region ${box.row}` });
-    const row = make("tr", { on: { ...on, click: () => choose(box.row) } },
+    const name = make(onChoose ? "button" : "span", {
+      ...(onChoose ? { type: "button", class: "plain" } : { tabindex: 0 }),
+      text: box.label || `region ${box.row}`,
+    });
+    const row = make(
+      "tr",
+      { on: { ...on, click: () => choose(box.row) } },
       make("td", {}, make("span", { class: "swatch", style: { background: colourOf.get(box.label) } })),
-      make("th", { scope: "row" }, name), scored ? make("td", { text: shown(box.score) }) : null,
-      attributed ? [make("td", { text: box.attribute }), make("td", { text: box.attribute ? shown(box.attribute_score) : "" })] : null);
+      make("th", { scope: "row" }, name),
+      scored ? make("td", { text: shown(box.score) }) : null,
+      attributed
+        ? [make("td", { text: box.attribute }), make("td", { text: box.attribute ? shown(box.attribute_score) : "" })]
+        : null,
+    );
     parts.set(box.row, [mark, row]);
     frame.append(mark);
   }
@@ -55,22 +72,75 @@ function boxPanel(record, frame, { onChoose, chosen = null } = {}) {
     for (const [rank, box] of boxes.entries()) {
       const visible = rank < state.top && (box.score === null || box.score >= state.least);
       number += visible;
-      parts.get(box.row).forEach((part) => { part.hidden = !visible; });
+      parts.get(box.row).forEach((part) => {
+        part.hidden = !visible;
+      });
     }
     told.textContent = `${count(number)} of ${plural(boxes.length, "region", "regions")} shown`;
   };
-  const names = make("input", { type: "checkbox", id: `control-${controls++}`, on: {
-    change: () => frame.classList.toggle("named", names.checked) } });
-  const side = make("div", { class: "side" },
-    make("div", { class: "controls" },
-      scored ? slider("Least score", { min: 0, max: 1, step: 0.01, value: 0 }, (value) => shown(value), (value) => { state.least = value; update(); }) : null,
-      boxes.length > 1 && slider("Top", { min: 1, max: Math.max(1, boxes.length), step: 1, value: state.top }, (value) => `${value} of ${boxes.length}`, (value) => { state.top = value; update(); }),
-      make("div", { class: "field check" }, names, make("label", { for: names.id, text: "Names on the picture" }))),
+  const names = make("input", {
+    type: "checkbox",
+    id: `control-${controls++}`,
+    on: {
+      change: () => frame.classList.toggle("named", names.checked),
+    },
+  });
+  const side = make(
+    "div",
+    { class: "side" },
+    make(
+      "div",
+      { class: "controls" },
+      scored
+        ? slider(
+            "Least score",
+            { min: 0, max: 1, step: 0.01, value: 0 },
+            (value) => shown(value),
+            (value) => {
+              state.least = value;
+              update();
+            },
+          )
+        : null,
+      boxes.length > 1 &&
+        slider(
+          "Top",
+          { min: 1, max: Math.max(1, boxes.length), step: 1, value: state.top },
+          (value) => `${value} of ${boxes.length}`,
+          (value) => {
+            state.top = value;
+            update();
+          },
+        ),
+      make("div", { class: "field check" }, names, make("label", { for: names.id, text: "Names on the picture" })),
+    ),
     told,
-    make("div", { class: "rows" }, make("table", {},
-      make("thead", {}, make("tr", {}, make("td"), ["Class", scored && "Score", attributed && "Attribute", attributed && "Score"].filter(Boolean)
-        .map((text) => make("th", { scope: "col", text })))),
-      make("tbody", {}, boxes.map((box) => parts.get(box.row)[1])))));
+    make(
+      "div",
+      { class: "rows" },
+      make(
+        "table",
+        {},
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            make("td"),
+            ["Class", scored && "Score", attributed && "Attribute", attributed && "Score"]
+              .filter(Boolean)
+              .map((text) => make("th", { scope: "col", text })),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          boxes.map((box) => parts.get(box.row)[1]),
+        ),
+      ),
+    ),
+  );
   if (chosen !== null) parts.get(chosen)?.forEach((part) => part.classList.add("chosen"));
   update();
   return side;

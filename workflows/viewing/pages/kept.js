@@ -11,7 +11,11 @@ function signed(text) {
 
 function fits(box, query) {
   const named = (name, part) => !part || (name || "").toLowerCase().includes(part.toLowerCase());
-  return named(box.label, query.class) && named(box.attribute, query.attribute) && (box.score ?? 1) >= Number(query.least || 0);
+  return (
+    named(box.label, query.class) &&
+    named(box.attribute, query.attribute) &&
+    (box.score ?? 1) >= Number(query.least || 0)
+  );
 }
 
 function cosines(image, row, column) {
@@ -29,11 +33,14 @@ const data = {
   async images(query) {
     const text = (query.search || "").toLowerCase();
     const asksBoxes = query.class || query.attribute || Number(query.least || 0) > 0;
-    const found = kept.images.filter((image) => image.key.toLowerCase().includes(text)
-      && (!asksBoxes || (image.boxes || []).some((box) => fits(box, query))));
+    const found = kept.images.filter(
+      (image) =>
+        image.key.toLowerCase().includes(text) && (!asksBoxes || (image.boxes || []).some((box) => fits(box, query))),
+    );
     const first = Number(query.first || 0);
     const items = found.slice(first, first + Number(query.count || 24));
-    const shownOf = (image) => (image.boxes ? { ...image, boxes: image.boxes.filter((box) => fits(box, query)).slice(0, 12) } : image);
+    const shownOf = (image) =>
+      image.boxes ? { ...image, boxes: image.boxes.filter((box) => fits(box, query)).slice(0, 12) } : image;
     return { items: items.map(shownOf), found: found.length, first, finished: true };
   },
   async record(store, key) {
@@ -46,8 +53,10 @@ const data = {
   },
   async errors(query) {
     const text = (query.search || "").toLowerCase();
-    const found = kept.errors.filter((row) => (!query.reason || row.reason === query.reason)
-      && `${row.key} ${row.message}`.toLowerCase().includes(text));
+    const found = kept.errors.filter(
+      (row) =>
+        (!query.reason || row.reason === query.reason) && `${row.key} ${row.message}`.toLowerCase().includes(text),
+    );
     const first = Number(query.first || 0);
     return { items: found.slice(first, first + Number(query.count || 24)), found: found.length, first, finished: true };
   },

@@ -2,7 +2,9 @@
 "use strict";
 
 async function ask(what, query = {}) {
-  const params = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== undefined && value !== null && value !== ""));
+  const params = new URLSearchParams(
+    Object.entries(query).filter(([, value]) => value !== undefined && value !== null && value !== ""),
+  );
   let answer;
   try {
     answer = await fetch(`/api/${what}?${params}`);
@@ -37,6 +39,10 @@ const data = {
   },
   // Why a picture did not come.
   async why(source) {
-    try { return (await (await fetch(source)).json()).error; } catch { return "the picture cannot be shown"; }
+    try {
+      return (await (await fetch(source)).json()).error;
+    } catch {
+      return "the picture cannot be shown";
+    }
   },
 };

@@ -50,7 +50,11 @@ function slider(name, { min, max, step, value }, tell, act) {
 }
 
 function choice(name, options, value, act) {
-  const select = make("select", {}, options.map(([key, text]) => make("option", { value: key, text })));
+  const select = make(
+    "select",
+    {},
+    options.map(([key, text]) => make("option", { value: key, text })),
+  );
   select.value = value;
   select.addEventListener("change", () => act(select.value));
   return labelled(name, select);
@@ -58,12 +62,19 @@ function choice(name, options, value, act) {
 
 // A ground in the shape of an image, for a picture and what is drawn over it. `height`: at most, in pixels.
 function ground(item, height, source, onFail) {
-  const frame = make("div", { class: "frame", style: {
-    "aspect-ratio": `${item.width} / ${item.height}`, width: `min(100%, ${Math.round(height * item.width / item.height)}px)`,
-  } });
+  const frame = make("div", {
+    class: "frame",
+    style: {
+      "aspect-ratio": `${item.width} / ${item.height}`,
+      width: `min(100%, ${Math.round((height * item.width) / item.height)}px)`,
+    },
+  });
   if (source) {
     const image = make("img", { src: source, alt: "", loading: "lazy", draggable: "false" });
-    image.addEventListener("error", () => { image.remove(); if (onFail) onFail(source); });
+    image.addEventListener("error", () => {
+      image.remove();
+      if (onFail) onFail(source);
+    });
     frame.append(image);
   }
   return frame;
@@ -72,17 +83,26 @@ function ground(item, height, source, onFail) {
 // A box over a ground, placed by parts of it.
 function placed(box, item, props) {
   const [x1, y1, x2, y2] = box.map((side) => side ?? 0);
-  return make("div", { ...props, style: {
-    left: `${100 * x1 / item.width}%`, top: `${100 * y1 / item.height}%`,
-    width: `${100 * Math.max(0, x2 - x1) / item.width}%`, height: `${100 * Math.max(0, y2 - y1) / item.height}%`,
-    ...(props.style || {}),
-  } });
+  return make("div", {
+    ...props,
+    style: {
+      left: `${(100 * x1) / item.width}%`,
+      top: `${(100 * y1) / item.height}%`,
+      width: `${(100 * Math.max(0, x2 - x1)) / item.width}%`,
+      height: `${(100 * Math.max(0, y2 - y1)) / item.height}%`,
+      ...(props.style || {}),
+    },
+  });
 }
 
 function progress(facts, what) {
   const text = `${what} ${count(facts.done)} of ${count(facts.of)} images …`;
-  return make("p", { class: "progress", role: "status" },
-    make("progress", { max: facts.of || 1, value: facts.done, "aria-label": what }), ` ${text}`);
+  return make(
+    "p",
+    { class: "progress", role: "status" },
+    make("progress", { max: facts.of || 1, value: facts.done, "aria-label": what }),
+    ` ${text}`,
+  );
 }
 
 // What went wrong, as one line.
@@ -91,14 +111,28 @@ const trouble = (error) => make("p", { class: "note", role: "alert", text: error
 // Light or dark: as the system has it, until the button is pressed.
 function themeButton() {
   const root = document.documentElement;
-  const remembered = () => { try { return localStorage.getItem("theme"); } catch { return null; } };
-  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const remembered = () => {
+    try {
+      return localStorage.getItem("theme");
+    } catch {
+      return null;
+    }
+  };
+  const dark = () =>
+    (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   if (remembered()) root.dataset.theme = remembered();
   const button = make("button", { type: "button", id: "theme" });
-  const tell = () => { button.textContent = dark() ? "Light" : "Dark"; button.title = `Switch to ${button.textContent.toLowerCase()} colours (t)`; };
+  const tell = () => {
+    button.textContent = dark() ? "Light" : "Dark";
+    button.title = `Switch to ${button.textContent.toLowerCase()} colours (t)`;
+  };
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
-    try { localStorage.setItem("theme", root.dataset.theme); } catch { /* a file may have no storage */ }
+    try {
+      localStorage.setItem("theme", root.dataset.theme);
+    } catch {
+      /* a file may have no storage */
+    }
     tell();
   });
   tell();
