@@ -39,6 +39,7 @@ from workflows.viewing.server import in_background, make_app
 OUT = Path(__file__).parent / "images"
 SCENES, SIDE = 60, 12
 MOST_BYTES = 150_000
+NO_BOXES = "boxes.json has no entry for the key 'photos/rocket'"
 BROKEN = {
     "upload/half.jpg": b"\xff\xd8\xff\xe0 half of",
     "upload/notes.jpg": b"no image at all",
@@ -118,7 +119,7 @@ def make_regions(folder: Path, images: Path, scenes: dict[str, Scene | None], se
         for name in BROKEN:
             message = "found bytes that are no image, wanted an image file"
             unit.fail(ErrorRow(name.rpartition(".")[0], f"{images.name}/{name}", "decode", "not_an_image", message))
-        row = ErrorRow("photos/rocket", f"{images.name}/photos/rocket.jpg", "prepare", "no_boxes", "the file has none")
+        row = ErrorRow("photos/rocket", f"{images.name}/photos/rocket.jpg", "prepare", "no_boxes", NO_BOXES)
         unit.fail(row)
         unit.commit()
 
@@ -147,7 +148,7 @@ def act(page: Any, what: str | None) -> None:
         page.get_by_label("Map").select_option("similar")
     elif what == "compare":
         page.get_by_role("button", name="Compare all").click()
-        page.get_by_text("identical to the last bit").last.wait_for()
+        page.get_by_text("identical to the bit").wait_for()
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(300)
 
@@ -158,7 +159,8 @@ def shoot(browser: Browser, address: str, name: str, what: str | None, size: dic
     page.goto(address)
     act(page, what)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
-    height = min(page.evaluate("document.documentElement.scrollHeight"), 1400)
+    height = min(page.evaluate("document.documentElement.scrollHeight"), 1750)
+    page.evaluate("scrollTo(0, 0)")
     page.set_viewport_size({**size, "height": max(700, height)})
     page.wait_for_timeout(300)
     shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 
 from tests.view_data import HOSTILE, KEYS, Stores, client, make_stores
 from workflows.cli import main
-from workflows.viewing.server import in_background
+from workflows.viewing.jobs import Job
+from workflows.viewing.opened import Opened
+from workflows.viewing.pictures import ImageFlags, Pictures
+from workflows.viewing.server import in_background, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")]
@@ -165,7 +169,29 @@ def test_two_stores_stand_beside_each_other(visit: Open) -> None:
     page.get_by_text("Identical to the last bit.").wait_for()
     assert page.locator(".pair .record").count() == 2
     page.get_by_role("button", name="Compare all 5 records").click()
-    page.get_by_text("5 of 5 records in both identical to the last bit").wait_for()
+    page.get_by_text("5 of 5 records in both are identical to the bit").wait_for()
+
+
+def test_pictures_come_when_the_images_are_listed_and_a_note_says_so_until_then(
+    browser: Any, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, list_images = threading.Event(), Pictures._list
+
+    def wait_and_list(pictures: Pictures, job: Job) -> None:
+        go_on.wait(20)
+        list_images(pictures, job)
+
+    monkeypatch.setattr(Pictures, "_list", wait_and_list)
+    app = make_app([Opened(stores.regions)], Pictures(ImageFlags(str(stores.images))))
+    with in_background(app) as address:
+        page = browser.new_page()
+        page.goto(f"{address}#image?key=cats/one")
+        page.get_by_text("The images are being listed").wait_for()
+        page.get_by_text("No picture: the images are still being listed.").wait_for()
+        go_on.set()
+        until(page, "document.querySelector('.large img')?.naturalWidth === 80")
+        assert page.get_by_text("being listed").count() == 0
+        page.close()
 
 
 def test_text_of_strangers_stays_text(visit: Open) -> None:

@@ -59,7 +59,7 @@ class Api:
     def all_stores(self, request: Request) -> Response:
         """Each store's facts, and how far the listing of images is."""
         listing = self.pictures.listing
-        images = {"named": self.pictures.images, **(listing.facts() if listing else {})}
+        images = {"named": self.pictures.name, **(listing.facts() if listing else {})}
         return JSONResponse({"stores": [opened.facts for opened in self.stores], "images": images})
 
     def images(self, request: Request) -> Response:
@@ -73,7 +73,7 @@ class Api:
             found: Any = range(len(opened.store))
             facts: dict[str, Any] = {"finished": True, "done": len(found), "of": len(found)}
         else:
-            job = self._searches.get((opened.name, wanted), lambda: search(opened.store, wanted))
+            job = self._searches.get((opened, wanted), lambda: search(opened.store, wanted))
             job.wait(FIRST_WAIT)
             facts, found = job.facts(), job.result or []
         records = (opened.store.at(at) for at in found[first : first + count])
@@ -126,7 +126,7 @@ class Api:
             raise ViewError(f"{record.key!r} in {opened.name} has no region {row}.")
         store = opened.store
         position, images = store.catalog.position(record.key), _number(request, "images", USUAL)
-        asked = (opened.name, position, row, images)
+        asked = (opened, position, row, images)
         job = self._scans.get(asked, lambda: search_near(store, position, row, images))
         job.wait(FIRST_WAIT)
         return JSONResponse({**job.facts(), "all": len(store), "near": near_facts(opened, job.result or [])})
@@ -147,7 +147,7 @@ class Api:
     def diff(self, request: Request) -> Response:
         """How far two stores are apart, once the comparison that this starts has ended."""
         first, second = self._store(request, "first"), self._store(request, "second")
-        job: Job = self._diffs.get((first.name, second.name), lambda: start_diff(first, second))
+        job: Job = self._diffs.get((first, second), lambda: start_diff(first, second))
         job.wait(FIRST_WAIT)
         return JSONResponse({**job.facts(), "difference": job.result})
 

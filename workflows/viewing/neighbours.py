@@ -15,7 +15,7 @@ from workflows.viewing.maps import as_float32, units
 from workflows.viewing.opened import Opened
 
 USUAL = 10_000  # images that are looked through unless the page asks for more
-IMAGES, ROWS = 64, 1024  # that are copied, and made float32, at once: some 10 and 8 MB at width 2048
+IMAGES, ROWS = 64, 128  # that are copied, and made float32, at once: 10 MB, and 1 MB, which stays in a core's cache
 KEPT = 18
 
 

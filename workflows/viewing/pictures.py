@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
+from storage.secrets import shown
 from workflows.viewing.jobs import Job
 from workflows.viewing.opened import ViewError
 
@@ -59,6 +60,7 @@ class Pictures:
 
     def __init__(self, flags: ImageFlags) -> None:
         self.images = flags.images
+        self.name = None if flags.images is None else shown(flags.images)
         self.listing: Job | None = None
         self._uris: dict[str, str] = {}
         self._source: Source | None = None
@@ -104,7 +106,7 @@ class Pictures:
             return "the images are still being listed."
         if self.listing.error:
             return f"the images could not be listed: {self.listing.error}"
-        return f"--images {self.images} has no image {key!r} among {len(self._uris):,}."
+        return f"--images {self.name} has no image {key!r} among {len(self._uris):,}."
 
     def _check_inside(self, uri: str) -> None:
         from pipeline.sources.addresses import is_address

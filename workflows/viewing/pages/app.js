@@ -82,7 +82,7 @@ function recordView(store, record, height, options = {}) {
       "div",
       { class: "side" },
       make("p", {
-        text: `Stored as ${record.cells[1]} x ${record.cells[0]} pixels, which is what a network trained from this store sees.`,
+        text: `Stored as ${record.cells[1]} x ${record.cells[0]} pixels, which is what networks are trained on.`,
       }),
     );
   else
@@ -257,31 +257,27 @@ function header() {
         )
       : null;
   const what = app.stores[store];
-  document
-    .getElementById("top")
-    .replaceChildren(
-      ...[
-        make("span", { class: "brand", text: "Triptych" }),
-        pick ||
-          (what && part !== "compare"
-            ? make("span", { class: "soft key", text: `${what.name} (${what.view})` })
-            : null),
-        part === "compare" ? null : randomMark(what),
-        make("nav", { "aria-label": "Parts" }, TABS.map(tab)),
-        make(
-          "span",
-          { class: "buttons" },
-          themeButton(),
-          make("button", {
-            type: "button",
-            text: "?",
-            title: "Keys (?)",
-            "aria-label": "Keys",
-            on: { click: showKeys },
-          }),
-        ),
-      ].filter(Boolean),
-    );
+  document.getElementById("top").replaceChildren(
+    ...[
+      make("span", { class: "brand", text: "Triptych" }),
+      pick ||
+        (what && part !== "compare" ? make("span", { class: "soft key", text: `${what.name} (${what.view})` }) : null),
+      part === "compare" ? null : randomMark(what),
+      make("nav", { "aria-label": "Parts" }, TABS.map(tab)),
+      make(
+        "span",
+        { class: "buttons" },
+        themeButton(),
+        make("button", {
+          type: "button",
+          text: "?",
+          title: "Keys (?)",
+          "aria-label": "Keys",
+          on: { click: showKeys },
+        }),
+      ),
+    ].filter(Boolean),
+  );
 }
 
 function showKeys() {
@@ -338,12 +334,28 @@ addEventListener("hashchange", () => {
   scrollTo(0, 0);
 });
 document.getElementById("top").append(themeButton());
-data
-  .stores()
-  .then((found) => {
-    app.stores = found.stores;
-    if (found.images.error)
-      document.getElementById("top").after(trouble(new Error(`The images could not be listed: ${found.images.error}`)));
-    render();
-  })
-  .catch((error) => document.getElementById("main").replaceChildren(trouble(error)));
+
+// Pictures come once their source is listed; until then, and where that fails, a note says so.
+async function begin() {
+  const note = make("p", { class: "note", role: "status" });
+  const show = (text) => {
+    note.textContent = text;
+    document.getElementById("top").after(note);
+  };
+  let found = await data.stores();
+  app.stores = found.stores;
+  render();
+  if (!found.images.named) return;
+  while (!found.images.finished) {
+    show("The images are being listed; pictures come then.");
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    found = await data.stores();
+    if (found.images.finished) {
+      note.remove();
+      render();
+    }
+  }
+  if (found.images.error) show(`The images could not be listed: ${found.images.error}`);
+}
+
+begin().catch((error) => document.getElementById("main").replaceChildren(trouble(error)));

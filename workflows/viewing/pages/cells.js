@@ -33,6 +33,8 @@ function paint(canvas, facts) {
   context.putImageData(picture, 0, 0);
 }
 
+const shares = (facts) => facts.shares.map((share) => `${Math.round(100 * share)} %`).join(", ");
+
 // `getMap(kind, row, column)` gives a promise of a map's facts; `kinds` are those that it has.
 function cellPanel(record, frame, getMap, { kinds = MAPS.map(([kind]) => kind), cell = null } = {}) {
   const [rows, columns] = record.cells;
@@ -75,7 +77,7 @@ function cellPanel(record, frame, getMap, { kinds = MAPS.map(([kind]) => kind), 
         ...(facts.colours
           ? [
               make("span", {
-                text: `red, green and blue are the first three components: ${facts.shares.map((share) => `${Math.round(100 * share)} %`).join(", ")} of the variance`,
+                text: `red, green and blue are the first three components: ${shares(facts)} of the variance`,
               }),
             ]
           : [
@@ -149,7 +151,7 @@ function cellPanel(record, frame, getMap, { kinds = MAPS.map(([kind]) => kind), 
     kinds.includes("similar")
       ? make("p", {
           class: "soft",
-          text: "Click a cell, or move to it with the arrow keys and press Enter, to see which cells are like it (cosine).",
+          text: "Click a cell, or go to it by arrow keys and press Enter, to see which cells are like it (cosine).",
         })
       : make("p", {
           class: "soft",

@@ -93,7 +93,7 @@ function differenceParts(found, open) {
   return [
     make("p", {
       class: found.same ? "good" : "",
-      text: `${count(found.identical)} of ${plural(found.records, "record", "records")} in both identical to the last bit`,
+      text: `${count(found.identical)} of ${count(found.records)} records in both are identical to the bit`,
     }),
     found.spec.length
       ? make(

@@ -160,7 +160,7 @@ function imagesPage(app, query) {
       has("class_scores")
         ? slider(
             "Least score",
-            { min: 0, max: 1, step: 0.05, value: query.least || 0 },
+            { min: 0, max: 1, step: 0.05, value: Number(query.least || 0) },
             (value) => shown(value),
             (() => {
               let waiting;

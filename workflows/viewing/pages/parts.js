@@ -1,7 +1,7 @@
 // Pieces that every part of the page uses. What comes from a store is only ever set as text, never as markup.
 "use strict";
 
-// An element. `props`: attributes by name, and apart from these `text`, `on` (listeners by event) and `style` (by name).
+// An element. `props`: attributes by name, and besides `text`, `on` (listeners by event) and `style` (by name).
 function make(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -17,7 +17,7 @@ function make(tag, props = {}, ...children) {
 }
 
 const count = (number) => Number(number).toLocaleString("en");
-const shown = (number, digits = 2) => (number === null || number === undefined ? "–" : Number(number).toFixed(digits));
+const shown = (number, digits = 2) => (number === null || number === undefined ? "–" : number.toFixed(digits));
 const plural = (number, one, more) => `${count(number)} ${number === 1 ? one : more}`;
 
 function bytes(number) {
