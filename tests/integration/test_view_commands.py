@@ -92,8 +92,9 @@ def test_ctrl_c_ends_it_well(
     assert re.match(r"http://127\.0\.0\.1:\d+/", said.out) and not said.err
 
 
-def test_the_page_starts_without_torch_or_ray() -> None:
+def test_page_and_report_start_without_torch_or_ray(stores: Stores, tmp_path: Path) -> None:
+    line = ["report", str(stores.regions), "--out", str(tmp_path / "page.html")]
     run_python(
-        "from workflows.cli import _parse; _parse(['view', 'x']); import workflows.viewing.server, uvicorn, sys; "
-        "assert not {'torch', 'ray', 'torchvision', 'transformers'} & set(sys.modules), 'slow'"
+        f"from workflows.cli import main; assert main({line}) == 0; import workflows.view, workflows.viewing.server, "
+        "uvicorn, sys; assert not {'torch', 'ray', 'torchvision', 'transformers'} & set(sys.modules), 'slow'"
     )

@@ -78,10 +78,10 @@ class Pictures:
         Raises:
             PictureError: the source has no such image, or it cannot be read or decoded.
         """
-        from extractors.images import ImageError, decode
-
         if self._source is None:
             raise PictureError("no images were named; start the command with --images.")
+        from extractors.images import ImageError, decode
+
         uri = self._uris.get(key)
         if uri is None:
             raise PictureError(self._why_absent(key))
