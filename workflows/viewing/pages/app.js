@@ -331,6 +331,7 @@ document.getElementById("skip").addEventListener("click", (event) => {
 });
 addEventListener("hashchange", () => {
   render();
+  document.getElementById("main").focus({ preventScroll: true }); // what had the focus is gone
   scrollTo(0, 0);
 });
 document.getElementById("top").append(themeButton());

@@ -246,6 +246,7 @@ function storePage(app, query) {
   return make(
     "div",
     {},
+    make("h1", { class: "unseen", text: `About ${store.name}` }),
     randomMark(store)
       ? make("p", {
           class: "note",

@@ -149,6 +149,7 @@ function imagesPage(app, query) {
   return make(
     "div",
     {},
+    make("h1", { class: "unseen", text: `Images of ${store.name}` }),
     make(
       "form",
       { class: "controls", role: "search", on: { submit: (event) => event.preventDefault() } },
@@ -243,6 +244,7 @@ function errorsPage(app, query) {
   return make(
     "div",
     {},
+    make("h1", { class: "unseen", text: `Failed images of ${store.name}` }),
     make(
       "form",
       { class: "controls", role: "search", on: { submit: (event) => event.preventDefault() } },
