@@ -29,6 +29,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from storage.frames import resized_shape
+
 MAX_PIXELS = 178_956_970  # Pillow's own error limit
 
 # All plug-ins at once and now, the common ones first as Image.open does. Image.open would load the rare ones on demand,
@@ -297,20 +299,6 @@ def _unsupported(complaint: str) -> ImageError:
 def _one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return "".join(letter if letter.isprintable() else "?" for letter in text)  # some quote what stands in the file
-
-
-def resized_shape(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
-    """(height, width) after scaling the shorter side to `shorter`, or the longer one to `longer` if that is smaller.
-
-    The rule of facebookresearch/detectron2:detectron2/data/transforms/augmentation_impl.py, ResizeShortestEdge,
-    operation by operation, since its floats decide the rounding int(x + 0.5); but no side below 1 pixel.
-    """
-    scale = shorter / min(height, width)
-    new_height, new_width = (shorter, scale * width) if height < width else (scale * height, shorter)
-    if max(new_height, new_width) > longer:
-        scale = longer / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 def resize_shortest_edge(image: np.ndarray, shorter: int, longer: int) -> np.ndarray:

@@ -126,6 +126,17 @@ class Reading:
             others={name: self._other(name, segments) for name in fields} or None,
         )
 
+    def columns(self, fields: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Row offsets (B + 1,) of all images, and some small fields end to end; features are not touched."""
+        _check_fields(fields, self.spec)
+        numbers = self.rows[:, SEGMENT].tolist()
+        if min(numbers) < 0:
+            packed = self._packed_batch(tuple(fields), None)
+            return packed.offsets, packed.others or {}
+        segments = [self.located.segments[number - 1] for number in numbers]
+        offsets = np.array([0, *accumulate(self.rows[:, COUNT].tolist())], np.int64)
+        return offsets, {name: self._other(name, segments) for name in fields}
+
     def ranges(self, name: str | None = None) -> list[tuple[Path, int, int]]:
         """File, place and length of a column's rows of each image, where they lie in files that are mapped."""
         name, found = name or self.spec.values, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,25 +105,46 @@ class Difference:
         return not self.only_in_first and not self.only_in_second and self.identical == self.records
 
 
-def diff_stores(first: FeatureStore, second: FeatureStore) -> Difference:
-    """Compare two stores of one view, record by record.
+def diff_stores(
+    first: FeatureStore, second: FeatureStore, on_record: Callable[[int], None] | None = None
+) -> Difference:
+    """Compare two stores of one view, record by record; `on_record` is told how many of the first were looked at.
 
     Raises:
         StoreError: they are of different views or widths, or damaged.
     """
-    if (first.spec.view, first.spec.layout.dim) != (second.spec.view, second.spec.layout.dim):
-        views = [f"{each.spec.view} of width {each.spec.layout.dim}" for each in (first, second)]
-        raise StoreError(f"{first.place.name} holds {views[0]}, {second.place.name} {views[1]}: nothing to compare.")
-    found = Difference(spec_differences(first.spec.to_dict(), second.spec.to_dict(), names=("first", "second")))
-    near = NEAR[first.spec.layout.box_units]
+    found, near = _begun(first, second)
     found.only_in_second = sorted(key for key in second if key not in first)
-    for key in first:
+    for done, key in enumerate(first):
+        if on_record:
+            on_record(done)
         if key not in second:
             found.only_in_first.append(key)
             continue
         _compare(first[key], second[key], found, near)
     found.only_in_first.sort()
     return found
+
+
+def diff_record(first: FeatureStore, second: FeatureStore, key: str) -> Difference:
+    """Compare one record that both stores have.
+
+    Raises:
+        KeyError: one has no such record.
+        StoreError: as of `diff_stores`.
+    """
+    found, near = _begun(first, second)
+    _compare(first[key], second[key], found, near)
+    return found
+
+
+def _begun(first: FeatureStore, second: FeatureStore) -> tuple[Difference, float]:
+    """A difference without records yet, and how far apart boxes that stand in the same order may lie."""
+    if (first.spec.view, first.spec.layout.dim) != (second.spec.view, second.spec.layout.dim):
+        views = [f"{each.spec.view} of width {each.spec.layout.dim}" for each in (first, second)]
+        raise StoreError(f"{first.place.name} holds {views[0]}, {second.place.name} {views[1]}: nothing to compare.")
+    differences = spec_differences(first.spec.to_dict(), second.spec.to_dict(), names=("first", "second"))
+    return Difference(differences), NEAR[first.spec.layout.box_units]
 
 
 def _compare(one: Record, other: Record, found: Difference, near: float) -> None:

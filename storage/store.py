@@ -143,6 +143,18 @@ class FeatureStore(Mapping[str, Record]):
         known = None if isinstance(keys, np.ndarray) else keys
         return self._read(positions, lambda reading: reading.batch(tuple(fields), out, known))
 
+    def columns(self, positions: np.ndarray, fields: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Fields of many records, end to end, without their features: for searching.
+
+        Args:
+            positions: (B,) integers, at least one.
+            fields: as of `batch`.
+
+        Returns:
+            offsets (B + 1,) int64 of each record's rows, and the fields by name. Errors as of `batch`.
+        """
+        return self._read(positions, lambda reading: reading.columns(fields))
+
     def pack(self, keys: Sequence[str] | np.ndarray, max_boxes: int) -> PaddedBatch:
         """Records side by side: each cut to its first `max_boxes` rows in the detector's order, or padded with zeros.
 

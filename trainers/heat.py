@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-Frame = tuple[float, float, float, float]  # x1 y1 x2 y2 in pixels of the image
+from storage.frames import Frame
+
 HOT, GREY = np.array([235, 60, 0], np.float32), np.array([0.299, 0.587, 0.114], np.float32)
 BLACK = np.zeros(3)
 MOST = 0.8  # how much of the hottest place's picture the colour covers

@@ -34,6 +34,8 @@ COMMANDS = {
     "repair": ("stores:Repair", "Drop what is damaged, so that running the extract command again redoes exactly that."),
     "compact": ("stores:Compact", "Merge small shards and fold the manifest into its index."),
     "diff": ("stores:Diff", "How far two stores are apart, field by field, and which keys differ."),
+    "view": ("view:View", "Look at stores in the browser."),
+    "report": ("report:Report", "Write the page of `triptych view` over some images of a store as one HTML file."),
     "card": ("card:Card", "Write a store's dataset card."),
     "convert": ("transfer:Convert", "Copy a store into another shard format or number type, and compare."),
     "import": ("transfer:Import", "Take other projects' feature files into a store."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,12 @@ from PIL import Image
 from torch import nn
 
 from extractors import ConfigError
-from extractors.images import resized_shape
+from storage.frames import CELL, Frame, cached_frame, middle
 from trainers.batch import Pixels, Regions
 from trainers.data import Split
 from trainers.data.snli_ve import LABELS
 from trainers.explain import Map, explain
-from trainers.heat import Frame, boxes, heat
+from trainers.heat import boxes, heat
 from trainers.models.layers import host_shapes
 from trainers.models.vilt import ViLTConfig
 from trainers.tasks.families import Family
@@ -30,7 +30,6 @@ from workflows.recipes.building import Parts, Run
 from workflows.recipes.sources import find_images, find_store, group_of
 
 NAMED = 10  # keys that an error names
-CELL = 32  # pixels a side of a grid's cell, where its store says no other
 QUESTIONS = ("vqa", "gqa")
 
 
@@ -187,26 +186,6 @@ class Opened:
             return (0, 0, columns * step * width / across, rows * step * height / down)
         spec = find_store(self.parts.places, group).spec
         return cached_frame(spec.preprocess, spec.model, (height, width), (rows, columns))
-
-
-def cached_frame(
-    preprocess: Mapping[str, Any], model: Mapping[str, Any], size: tuple[int, int], cells: tuple[int, int]
-) -> Frame:
-    """What stored cells cover of an image of `size`, height and width; all of it, where their store does not say."""
-    height, width = size
-    if "shorter" in preprocess:  # of grids: cells are of equal pixels, the last ones of some beyond the image
-        down, across = resized_shape(height, width, preprocess["shorter"], preprocess["longer"])
-        step = model.get("stride", CELL)
-        return (0, 0, cells[1] * step * width / across, cells[0] * step * height / down)
-    if preprocess.get("aspect", "squashed") == "squashed":
-        return (0, 0, width, height)
-    return middle(height, width, preprocess["size"] / preprocess["resized"])
-
-
-def middle(height: int, width: int, part: float = 1.0) -> Frame:
-    """The square in the middle of an image, its side a part of the shorter one."""
-    side = min(height, width) * part
-    return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
 
 
 def places_of(tokenizer: Tokenizer, text: str, word: str) -> list[int]:

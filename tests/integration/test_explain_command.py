@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storage.frames import cached_frame
 from tests.helpers import json_lines
 from tests.recipe_data import Data
 from trainers.text import load_tokenizer
 from workflows.cli import main
-from workflows.looking import cached_frame, places_of
+from workflows.looking import places_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ASKED = {  # recipe: where its images come from, an image and a word, the shape of the maps, and the head

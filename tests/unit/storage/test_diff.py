@@ -12,7 +12,7 @@ import pytest
 
 from storage import GridRecord, Record, RegionRecord, Spec, StoreError, StoreWriter
 from storage.codecs import cast
-from storage.diff import REGION_FIELDS, Difference, diff_stores, match_boxes, open_both
+from storage.diff import REGION_FIELDS, Difference, diff_record, diff_stores, match_boxes, open_both
 from tests.unit.storage.samples import (
     GRID,
     PATCHES,
@@ -266,3 +266,16 @@ def test_distances_come_as_plain_values(compare: Any) -> None:
     found = compare(one, one).fields["features"].to_dict()
     assert found == {"records": 1, "equal": 1, "largest": 0, "mean": 0, "lowest_cosine": pytest.approx(1),
                      "mean_cosine": pytest.approx(1)}  # fmt: skip
+
+
+def test_one_record_is_told_apart_like_all_of_them(tmp_path: Path) -> None:
+    moved = record_with("b", boxes=BOXES + 60)
+    store_of(tmp_path / "one", [record_with("a"), record_with("b")])
+    store_of(tmp_path / "other", [record_with("a"), moved])
+    both, done = open_both(tmp_path / "one", tmp_path / "other"), list[int]()
+    assert diff_stores(*both, done.append).identical == 1 and done == [0, 1]
+    assert diff_record(*both, "a").same
+    found = diff_record(*both, "b")
+    assert (found.records, found.identical, found.reshaped) == (1, 0, ["b"])
+    with pytest.raises(KeyError, match="'c' is not among"):
+        diff_record(*both, "c")

@@ -140,6 +140,20 @@ def test_pixels_are_read_as_they_are_and_have_no_boxes_to_cut(tmp_path: Path) ->
         open_store(path).pack(["a"], 3)
 
 
+@pytest.mark.parametrize("format", ["arrow", "hdf5", "arrow-zstd"])
+def test_columns_are_the_fields_of_the_records_end_to_end(tmp_path: Path, format: str) -> None:
+    keys = [f"k{number}" for number in range(9)]
+    store = open_store(make_store(tmp_path / "store", [keys[:4], keys[4:]], format=format))
+    asked = [store.catalog.position(key) for key in ("k7", "k1", "k8")]
+    offsets, found = store.columns(np.array(asked), ["class_ids", "attribute_scores"])
+    records = [region_record(key) for key in ("k7", "k1", "k8")]
+    assert offsets.tolist() == np.cumsum([0, *(len(record.boxes) for record in records)]).tolist()
+    for name, values in found.items():
+        assert np.array_equal(values, np.concatenate([getattr(record, name) for record in records]))
+    with pytest.raises(StoreError, match="'colour' is not known"):
+        store.columns(np.array(asked), ["colour"])
+
+
 def test_fields_that_a_store_lacks_or_nobody_knows_are_refused(store: FeatureStore, tmp_path: Path) -> None:
     for name, words in {"class_probs": "does not have class_probs", "depth": "'depth' is not known"}.items():
         with pytest.raises(StoreError, match=words):

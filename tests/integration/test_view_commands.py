@@ -1,0 +1,100 @@
+"""`triptych view` and `triptych report` from the command line: what they write, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_imports import run_python
+from tests.view_data import KEYS, Stores, make_stores
+from workflows.cli import main
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    return make_stores(tmp_path_factory.mktemp("stores"))
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What a report holds."""
+    [found] = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    plain: dict[str, Any] = json.loads(found)
+    return plain
+
+
+def test_a_report_holds_its_images_and_all_that_is_shown_of_them(
+    stores: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "page.html"
+    assert main(["report", str(stores.regions), "--out", str(out), "--images", str(stores.images)]) == 0
+    said = capsys.readouterr().out
+    assert "5 of 5 images" in said and "1 without a picture" in said
+    found = data_of(out)
+    assert sorted(image["key"] for image in found["images"]) == sorted(KEYS)
+    pictured = [image for image in found["images"] if image.get("picture", "").startswith("data:image/jpeg;base64,")]
+    assert len(pictured) == 4 and all(len(image["boxes"]) == 3 for image in found["images"])
+    assert [row["key"] for row in found["errors"]] == ["bad/text", "bad/late"]
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", out.read_text()), "it asks for nothing"
+
+
+def test_a_report_of_some_images_and_of_cells(stores: Stores, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(stores.regions), "--out", str(out), "--number", "2"]) == 0
+    found = data_of(out)
+    assert found["store"]["kept_of"] == [2, 5] and "picture" not in found["images"][0]
+    for store in (stores.grid, stores.patches):
+        assert main(["report", str(store), "--out", str(out)]) == 0
+        assert set(data_of(out)["images"][0]["maps"]) == {"norm", "pca"} and "likeness" in data_of(out)["images"][0]
+    assert main(["report", str(stores.pixels), "--out", str(out)]) == 0
+    assert data_of(out)["images"][0]["picture"].startswith("data:image/jpeg")
+
+
+def test_what_cannot_be_is_refused_in_a_line(
+    stores: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(stores.regions)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        commands = {
+            "no store was named": ["view"],
+            "ssh -L": ["view", store, "--host", "0.0.0.0"],
+            "leave --port out": ["view", store, "--port", str(taken.getsockname()[1])],
+            "no store": ["view", str(tmp_path / "nothing")],
+            "does not exist": ["view", store, "--images", str(tmp_path / "nothing")],
+            "is a folder": ["report", store, "--out", str(tmp_path)],
+            "--number 0": ["report", store, "--out", "x.html", "--number", "0"],
+        }
+        for told, command in commands.items():
+            assert main(command) == 2, command
+            error = capsys.readouterr().err
+            assert told in error and error.count("\n") == 1, error
+
+
+def test_ctrl_c_ends_it_well(
+    stores: Stores, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvicorn
+
+    def interrupted(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        for sock in sockets:
+            sock.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    assert main(["view", str(stores.regions)]) == 0
+    said = capsys.readouterr()
+    assert re.match(r"http://127\.0\.0\.1:\d+/", said.out) and not said.err
+
+
+def test_page_and_report_start_without_torch_or_ray(stores: Stores, tmp_path: Path) -> None:
+    line = ["report", str(stores.regions), "--out", str(tmp_path / "page.html")]
+    run_python(
+        f"from workflows.cli import main; assert main({line}) == 0; import workflows.view, workflows.viewing.server, "
+        "uvicorn, sys; assert not {'torch', 'ray', 'torchvision', 'transformers'} & set(sys.modules), 'slow'"
+    )

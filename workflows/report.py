@@ -1,0 +1,50 @@
+"""`triptych report`: some images of a store as one HTML file, to send to others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from workflows.output import Command, emit
+from workflows.text import size
+from workflows.viewing.pictures import ImageFlags, Pictures
+
+
+@dataclass(frozen=True)
+class Report(Command):
+    """Write the page of `triptych view` over some images of a store as one HTML file, which needs no network.
+
+    triptych report features/regions --out regions.html --images photos
+    """
+
+    store: tyro.conf.Positional[str]
+    """The store, a folder or an address such as s3://bucket/features."""
+    out: str
+    """The HTML file to write."""
+    pictures: Annotated[ImageFlags, tyro.conf.arg(name="")] = field(default_factory=ImageFlags)
+    number: int = 24
+    """Images in it, evenly spread over the store."""
+
+    def run(self) -> int:
+        """Write the file; returns the exit status."""
+        from workflows.viewing.opened import Opened, ViewError
+        from workflows.viewing.report import report
+
+        if self.number < 1:
+            raise ViewError(f"--number {self.number} must be at least 1.")
+        path = Path(self.out)
+        if path.is_dir():
+            raise ViewError(f"--out {self.out} is a folder; name a file, such as {path / 'report.html'}.")
+        opened = Opened(self.store)
+        made = report(opened, Pictures(self.pictures), self.number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(made.html, encoding="utf-8")
+        facts = {"images": made.images, "bytes": path.stat().st_size, "unpictured": made.unpictured}
+        emit({"out": self.out, **facts})
+        print(f"{self.out}: {made.images} of {len(opened.store):,} images, {size(path.stat().st_size)}")
+        if made.unpictured:
+            print(f"{len(made.unpictured)} without a picture; the first: {made.unpictured[0]}")
+        return 0
