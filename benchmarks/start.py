@@ -97,7 +97,8 @@ def main() -> None:
     report = (
         f"# Start of the command line, {time.strftime('%Y-%m-%d')}\n\n{hardware()}. Before is revision {args.before}; "
         f"seconds, and of the processor in brackets, the least of {args.runs}. Command: "
-        f"`uv run python -m benchmarks.start --before {args.before}`; its docstring is the protocol.\n\n"
+        f"`uv run python -m benchmarks.start --before {args.before}`; its docstring is the protocol. Load was "
+        f"{os.getloadavg()[2]:.0f} on {os.cpu_count()} cores: above one a core, the processor's seconds tell more.\n\n"
         + table(["command", "before", "now"], rows)
         + "\n"
     )
