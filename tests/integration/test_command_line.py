@@ -144,6 +144,8 @@ CHEAP = {
     "repair": "{s}",
     "compact": "{s}",
     "diff": "{s} {t}",
+    "card": "{s}",
+    "report": "{s} --out {o} --number 2",
     "convert": "{s} --to hdf5 --out {o}",
     "export": "{s} --to webdataset --out {o}",
     "import": "{tsv} --from lxmert-tsv --out {o}",
