@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tarfile
 from collections.abc import Sequence
-from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,7 @@ from tests.helpers import TINY, write_photos
 from workflows.cli import main
 
 KEYS = ("cat", "holiday/beach", "42")
-AWAITED = "" if find_spec("workflows.view") else r"triptych (view|report)"  # which other work brings
-COMMANDS = [each for each in commands() if not (AWAITED and re.match(AWAITED, each.text))]
-PYTHON = list(python_blocks())
+COMMANDS, PYTHON = list(commands()), list(python_blocks())
 
 NOT_RUN = {  # what matches, and why: the test that runs its kind, or the reason
     r"triptych demo": "tests/integration/test_commands.py::test_demo_makes_two_sound_stores_and_a_page",
@@ -43,7 +41,9 @@ NOT_RUN = {  # what matches, and why: the test that runs its kind, or the reason
     "test_a_store_of_patches_holds_what_the_tower_gives",
     r".*detectron2:": "tests/unit/extractors/test_detectron2_adapter.py::"
     "test_a_record_holds_what_detectron2_keeps_and_the_features_it_computed_it_from",
-    r"triptych view": "serves a page until Ctrl-C",
+    r"triptych view": "serves a page until Ctrl-C: tests/integration/test_view_commands.py::test_ctrl_c_ends_it_well",
+    r"--with jupyterlab": "opens a browser: tests/integration/test_notebooks.py::"
+    "test_a_folder_becomes_two_stores_and_a_picture",
     r"triptych retry": "tests/integration/test_job_commands.py::test_retry_redoes_exactly_what_is_asked_for",
     r"triptych data check": "tests/integration/test_scenes.py::test_every_data_set_is_complete_and_has_its_images",
     r"triptych scenes make": "tests/integration/test_scenes.py::"
@@ -68,6 +68,7 @@ NOT_RUN = {  # what matches, and why: the test that runs its kind, or the reason
 }
 PYTHON_NOT_RUN = {
     "docs/looking_inside.md": "wants a trained run, as tests/integration/test_explain_command.py has",
+    "docs/sharing.md": "wants the export beside it, as tests/unit/interop/test_parquet.py has",
     "docs/object_stores.md": "wants an object store; tests/integration/test_object_store.py opens one",
 }
 SMALLER = {'weights="butd-r101"': 'weights="random:0", width_divisor=32, shorter=64, longer=100, device="cpu"'}
@@ -83,7 +84,14 @@ def arguments(command: Command) -> list[str] | None:
     script = re.search(r"workflows/extract_(\w+)\.py (?:-- )?(.*)", command.text)
     if script:
         return ["extract", script[1], "--engine", "ray", *shlex.split(script[2])]
-    return shlex.split(command.text)[1:] if command.text.startswith("triptych ") else None
+    return words(command.text)[1:] if command.text.startswith("triptych ") else None
+
+
+def words(text: str) -> list[str]:
+    """The words of a command line, up to where it is piped, or goes on with another command."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="|&>")
+    lexer.whitespace_split = True
+    return list(takewhile(lambda word: word[0] not in "|&>", lexer))
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if arguments(each)], ids=str)
@@ -106,7 +114,7 @@ def test_commands_within_sentences_are_known(capsys: pytest.CaptureFixture[str])
         each for page in PAGES for each in re.findall(r"`triptych ([a-z][a-z-]*)", page.read_text(encoding="utf-8"))
     }
     assert len(spans) > 15
-    for name in sorted(each for each in spans if not (AWAITED and re.match(AWAITED, f"triptych {each}"))):
+    for name in sorted(spans):
         try:
             status = main([name, "--help"])
         except SystemExit as end:
@@ -149,7 +157,7 @@ def test_tests_that_documents_and_reasons_name_are_there() -> None:
         each for each in found if f"def {each[1] or 'test_'}" not in (ROOT / each[0]).read_text(encoding="utf-8")
     ]
     assert missing == []
-    used = [pattern for pattern in NOT_RUN if any(re.match(pattern, each.text) for each in commands())]
+    used = [pattern for pattern in NOT_RUN if any(re.match(pattern, each.text) for each in COMMANDS)]
     assert used == list(NOT_RUN)  # a reason for nothing is a mistake
 
 
@@ -190,7 +198,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     first, second = write_photos(root / "drawn", 2)
     for source, names in (
-        (first, ["photos/cat", "cat", "coco/COCO_val2014_000000000042"]),
+        (first, ["photos/cat", "photos/42", "cat", "coco/COCO_val2014_000000000042"]),
         (second, ["photos/holiday/beach"]),
     ):
         for name in names:
