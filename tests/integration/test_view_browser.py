@@ -91,7 +91,8 @@ def test_a_search_by_keyboard_leads_to_an_image_and_back(visit: Open) -> None:
     page.locator(".card").nth(1).wait_for(state="detached")
     page.locator(".card a").focus()
     page.keyboard.press("Enter")
-    assert page.locator("h1").inner_text() == "dogs/two" and page.get_by_text("1 of 1").is_visible()
+    page.get_by_role("heading", name="dogs/two").wait_for()
+    assert page.get_by_text("1 of 1").is_visible()
     page.keyboard.press("Escape")
     page.locator(".card").wait_for()
     assert page.get_by_label("Key", exact=True).input_value() == "dogs"
