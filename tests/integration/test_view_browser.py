@@ -103,6 +103,7 @@ def test_arrows_go_on_and_boxes_light_up_with_their_rows(visit: Open) -> None:
     page.get_by_role("heading", name="cats/one").wait_for()
     page.keyboard.press("ArrowRight")
     page.get_by_role("heading", name="cats/two").wait_for()
+    assert page.get_by_role("button", name="Next").is_disabled()
     page.keyboard.press("ArrowRight")  # there is no third
     boxes, rows = page.locator(".large .box"), page.locator("tbody tr")
     assert boxes.count() == rows.count() == 3 and rows.first.inner_text().split() == ["cat", "0.89", "blue", "0.80"]
