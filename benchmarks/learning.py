@@ -39,7 +39,7 @@ from tests.recipe_data import Data, Size
 from trainers.comparison.blind import DEALS, deal
 from workflows.cli import main as triptych
 from workflows.recipes import RECIPES
-from workflows.train import kept
+from workflows.runs import kept
 
 SETTINGS = ("--batch-size", "32", "--log-every", "1")
 PAIRS = 24  # pictures of a split, for retrieval

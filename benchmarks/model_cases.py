@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from extractors.configs import PatchConfig
 from extractors.networks import GRID_MODELS, grid_colours
-from extractors.patches import PatchConfig
 from trainers.batch import Batch, Cells, Pixels, Regions, Text, stack_pixels
 from trainers.models.adapters import Adapter, AdapterConfig
 from trainers.models.grid_vlp import GridVLP, GridVLPConfig, lay_out

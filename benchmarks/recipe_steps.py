@@ -33,7 +33,8 @@ from trainers.evaluate import autocast
 from trainers.models.meter import MeterConfig
 from trainers.optim import Optimisers
 from workflows.recipes import RECIPES
-from workflows.train import Run, Train
+from workflows.recipes.building import Run
+from workflows.train import Train
 
 RANDOM = "random:0"
 

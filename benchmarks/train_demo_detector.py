@@ -43,7 +43,8 @@ from trainers.progress import read_metrics
 from trainers.scenes.making import make_scenes, splits
 from trainers.scenes.scene import make_scene
 from trainers.scenes.visual_genome_files import write_visual_genome
-from workflows.train_detector import Job, TrainDetector, prepared
+from workflows.detector_job import Job, prepared
+from workflows.train_detector import TrainDetector
 
 KINDS: tuple[Literal["regions", "grid"], ...] = ("regions", "grid")
 FOLDER = Path(__file__).parents[1] / "workflows" / "photos"

@@ -25,8 +25,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from extractors.configs import PatchConfig
 from extractors.images import read_image, resize_to_patches
-from extractors.patches import PatchConfig
 from trainers.batch import Batch, Cells, Pixels, Regions, Text, stack_pixels
 from trainers.images import meter_square, square_pixels
 from trainers.models import grid_vlp, meter, vilt, vl_bert

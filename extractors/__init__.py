@@ -1,41 +1,50 @@
-"""Pixels in, records out: the extractors, by view. No Ray, no files but weights."""
+"""Pixels in, records out: the extractors, by view. No Ray, no files but weights.
 
-from typing import Any
+Settings are light to import; networks, and the libraries that they need, come with the first name that needs them.
+"""
 
-from extractors.base import ConfigError, Extractor, ExtractorConfig, Prepared
-from extractors.grid import GridConfig, GridExtractor
-from extractors.images import ImageError, decode, read_image
-from extractors.patches import PatchConfig, PatchExtractor
-from extractors.pixels import PixelConfig, PixelExtractor
-from extractors.regions import RegionConfig, make_region_extractor
-from extractors.weights import WeightsError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-CONFIGS: dict[str, type[ExtractorConfig]] = {
-    "regions": RegionConfig,
-    "grid": GridConfig,
-    "patches": PatchConfig,
-    "pixels": PixelConfig,
+from extractors.configs import (
+    CONFIGS,
+    ConfigError,
+    ExtractorConfig,
+    GridConfig,
+    PatchConfig,
+    PixelConfig,
+    RegionConfig,
+    view_of,
+)
+from storage.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from extractors.base import Extractor, Prepared
+    from extractors.images import ImageError, decode, read_image
+    from extractors.weights import WeightsError
+
+_LATER = {
+    "Extractor": "extractors.base",
+    "Prepared": "extractors.base",
+    "ImageError": "extractors.images",
+    "decode": "extractors.images",
+    "read_image": "extractors.images",
+    "WeightsError": "extractors.weights",
 }
-_EXTRACTORS: dict[type[ExtractorConfig], Any] = {
-    RegionConfig: make_region_extractor,
-    GridConfig: GridExtractor,
-    PatchConfig: PatchExtractor,
-    PixelConfig: PixelExtractor,
-}
 
 
-def view_of(config: ExtractorConfig) -> str:
-    """The view that a config's records are of."""
-    return next(view for view, kind in CONFIGS.items() if isinstance(config, kind))
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
 
 
-def make_extractor(config: ExtractorConfig) -> Extractor:
+def make_extractor(config: ExtractorConfig) -> "Extractor":
     """Build the extractor a config describes, weights loaded, on its device."""
-    extractor: Extractor = _EXTRACTORS[type(config)](config)
-    return extractor
+    return config.make()
 
 
-def load_extractor(view: str, **settings: Any) -> Extractor:
+def load_extractor(view: str, **settings: Any) -> "Extractor":
     """An extractor in one line: `load_extractor("regions", weights="random:0")`.
 
     Args:
@@ -46,7 +55,8 @@ def load_extractor(view: str, **settings: Any) -> Extractor:
         ConfigError, WeightsError: the settings, or the weights, do not fit.
     """
     if view not in CONFIGS:
-        raise ConfigError(f"view {view!r} is not known; choose one of {', '.join(CONFIGS)}.")
+        near = did_you_mean(view, CONFIGS)
+        raise ConfigError(f"view {view!r} is not known; choose one of {', '.join(CONFIGS)}{near}")
     return make_extractor(CONFIGS[view](**settings))
 
 

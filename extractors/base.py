@@ -1,6 +1,6 @@
 """What every extractor is: pixels in, records out. It opens no file but its weights and prints nothing.
 
-Adding one is one file and one line in `extractors/__init__.py`.
+One that is not of this package is a config with a `view` and a `make`, and an `Extractor`: examples/own_extractor.py.
 """
 
 from __future__ import annotations
@@ -10,89 +10,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from extractors.configs import ConfigError, ConvConfig, NetworkConfig, ResizedConfig
 from extractors.fused import compute_dtype
 from extractors.images import ImageError, resize_shortest_edge
 from extractors.resnet import ResNetConfig
 from extractors.weights import Checkpoint
 from storage.codecs import record_dtype
-from storage.errors import TriptychError
 from storage.records import Record
 from storage.spec import Spec
 
 DECODE_POLICY = "upright 8-bit RGB, alpha dropped, v1"  # extractors/images.py says what it covers
 FLOAT16_MAX = 65504.0
-
-
-class ConfigError(TriptychError):
-    """Settings that contradict each other, or the machine."""
-
-
-@dataclass(frozen=True)
-class ExtractorConfig:
-    """What every view's settings are. Field comments are the help texts of the command line."""
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
-
-
-@dataclass(frozen=True)
-class NetworkConfig(ExtractorConfig):
-    """What all views share that run a network."""
-
-    weights: str | None = None
-    """A file, a published name, reference:FOLDER, or random:SEED (for trying things out). Default: the published
-    weights of the model."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: the GPU where there is one, said at the start."""
-    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Number type the network computes in. tf32: stored as float32, multiplied with 10 bits of mantissa; GPUs only."""
-    store_dtype: Literal["float16", "float32", "bfloat16", "uint8"] = "float16"
-    """Number type features are stored in; uint8: 8 bits a value, with a square-root scale for each feature."""
-
-
-@dataclass(frozen=True)
-class ResizedConfig(ExtractorConfig):
-    """What all views share that keep the whole image in its own shape."""
-
-    shorter: int = 600
-    """Resize the shorter side to this many pixels ..."""
-    longer: int = 1000
-    """... unless the longer side would pass this many."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.shorter <= self.longer:
-            raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
-
-
-@dataclass(frozen=True)
-class ConvConfig(ResizedConfig, NetworkConfig):
-    """What both views of the convolutional networks share."""
-
-    width_divisor: int = 1
-    """Divide all widths of the network by this: quick trials with random weights only, marked in the store."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width_divisor < 1:
-            raise ConfigError(f"--width-divisor {self.width_divisor} must be at least 1.")
-
-
-def _check_choices(config: ExtractorConfig) -> None:
-    """The command line keeps to the declared choices by itself; this holds Python callers to them, too."""
-    for name, kind in get_type_hints(type(config)).items():
-        parts = (kind, *get_args(kind))  # a choice may be optional
-        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        value = getattr(config, name)
-        if choices and value not in choices and not (value is None and type(None) in parts):
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} {value!r} is not known; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -306,7 +240,7 @@ def model_facts(config: ConvConfig, checkpoint: Checkpoint, digest: str) -> dict
     }
 
 
-def pil_facts(config: ConvConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
+def pil_facts(config: ResizedConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, object]:
     """The `preprocess` part of a spec, for images resized as bytes."""
     return {
         "decode": DECODE_POLICY,

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from extractors import selection as rules
-from extractors.base import DECODE_POLICY, ConfigError, Extractor, Prepared, pick_device
+from extractors.base import DECODE_POLICY, Extractor, Prepared, pick_device
+from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.images import ImageError, resize_shortest_edge
-from extractors.regions import DETECTRON2, RegionConfig
 from extractors.weights import Checkpoint, WeightsError, fill, find_weights, read_checkpoint
 from storage.interop.unpickling import first_line
 from storage.records import Record, RegionRecord

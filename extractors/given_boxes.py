@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.base import ConfigError
+from extractors.configs import ConfigError
 from extractors.images import ImageError
 
 SLACK = 1.0  # pixels by which a box may pass the image's edge, as rounded annotations do; it is cut to the image

@@ -9,24 +9,16 @@ detectors of this kind. Its res5 keeps res4's size, so these cells are 16 x 16 p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from extractors.base import ConvConfig, Prepared, device_for, model_facts
+from extractors.base import Prepared, device_for, model_facts
+from extractors.configs import BUTD, GRID_PREFIX, GridConfig
 from extractors.faster_rcnn import RoIHeads
 from extractors.fused import compute_dtype
 from extractors.images import ImageError
-from extractors.networks import (
-    BUTD,
-    GRID_PREFIX,
-    LoadedDetector,
-    as_in_checkpoints,
-    grid_body,
-    grid_colours,
-    load_detector,
-)
+from extractors.networks import LoadedDetector, as_in_checkpoints, grid_body, grid_colours, load_detector
 from extractors.ragged import Areas, own_parts
 from extractors.resnet import ResNet, Stage, fold, redilated
 from extractors.trunk import Colours, TrunkExtractor
@@ -35,15 +27,6 @@ from storage.records import GridRecord, Record
 from storage.spec import FeatureLayout, Spec
 
 BUTD_STRIDE = 16  # its res5 does not step, it is dilated
-
-
-@dataclass(frozen=True)
-class GridConfig(ConvConfig):
-    """Settings of a grid extraction."""
-
-    model: Literal["r50", "x101", "x152", "x152pp", "butd-r101"] = "x101"
-    """Network: ResNet-50, ResNeXt-101 or -152, the deformable ResNeXt-152 (X-152++), or the region detector's own
-    backbone."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from extractors.base import ConvConfig, device_for, narrowed
+from extractors.base import device_for, narrowed
+from extractors.configs import BUTD, GRID_PREFIX, ConvConfig
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, PY_BOTTOM_UP, BottomUpDetector, Conventions, DetectorConfig
 from extractors.grid_detector import GridDetector
 from extractors.resnet import ResNetConfig, infer_config
@@ -39,9 +40,6 @@ GRID_MODELS = {
     "x152": GridModel(_X152, "X-152-grid"),
     "x152pp": GridModel(replace(_X152, deform_stages=(4, 5)), "X-152-challenge"),
 }
-BUTD = "butd-r101"
-GRID_PREFIX = "grid-"  # of a grid network used as the detector it was trained as
-DETECTORS = (BUTD, "grid-r50", "grid-x101", "grid-x152")
 
 
 @dataclass(frozen=True)

@@ -7,49 +7,19 @@ as its library's configuration says. METER uses CLIP without its last block, all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from extractors.base import DECODE_POLICY, ConfigError, Extractor, NetworkConfig, Prepared, device_for
+from extractors.base import DECODE_POLICY, Extractor, Prepared, device_for
+from extractors.configs import PatchConfig
 from extractors.images import ImageError
 from extractors.square import Square
 from extractors.towers import Tower, TowerChoice
 from extractors.weights import find_weights, tensors_sha256
 from storage.records import PatchRecord, Record
 from storage.spec import FeatureLayout, Spec
-
-
-@dataclass(frozen=True)
-class PatchConfig(NetworkConfig):
-    """Settings of a patch extraction."""
-
-    weights: str | None = None
-    """A .safetensors file, a folder with model.safetensors, or random:SEED (for trying things out). Default: the
-    model's own, of its folder or from the Hugging Face hub."""
-    model: str = "hf:openai/clip-vit-base-patch16"
-    """hf:NAME or hf:FOLDER for CLIP, SigLIP, ViT, DINOv2 or Swin of transformers; timm:NAME or timm:FOLDER for timm's
-    ViT, DeiT, BEiT, CaiT, VOLO and Swin models."""
-    layer: int = -1
-    """Whose tokens: -1 the last block (of Swin: stage), -2 the one before (METER's choice of CLIP), ...; 1 the first,
-    0 the patch embedding."""
-    norm: bool = True
-    """Apply the tower's final normalisation to the layer, whichever it is; --no-norm gives its output as it is."""
-    size: int | None = None
-    """Side of the square that the tower sees, in pixels; positions are interpolated. Default: the tower's own."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        library, _, name = self.model.partition(":")
-        if library not in ("hf", "timm") or not name:
-            raise ConfigError(
-                f"--model {self.model!r} is not known; choose hf:NAME, hf:FOLDER, timm:NAME or timm:FOLDER, "
-                "such as hf:openai/clip-vit-base-patch16 or timm:swin_base_patch4_window7_224."
-            )
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"--size {self.size} must be at least 1.")
 
 
 class PatchExtractor(Extractor):

@@ -7,28 +7,15 @@ bicubic, both sides rounded down to whole patches of 32, the longer one at most 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
-from extractors.base import DECODE_POLICY, Extractor, Prepared, ResizedConfig, prepare_pil
+from extractors.base import DECODE_POLICY, Extractor, Prepared, prepare_pil
+from extractors.configs import PixelConfig
 from extractors.images import ImageError, resize_to_patches
 from storage.records import PixelRecord, Record
 from storage.spec import FeatureLayout, Spec
-
-
-@dataclass(frozen=True)
-class PixelConfig(ResizedConfig):
-    """Settings of a pixel extraction."""
-
-    shorter: int = 384
-    """Resize the shorter side to this many pixels ..."""
-    longer: int = 640
-    """... unless the longer side would pass this many (vilt has a limit of its own)."""
-    rule: Literal["shortest-edge", "vilt"] = "shortest-edge"
-    """How: in the image's shape, bilinear; or as ViLT does, bicubic and in whole patches."""
 
 
 class PixelExtractor(Extractor):

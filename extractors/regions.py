@@ -3,78 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from extractors import selection as rules
-from extractors.base import ConfigError, ConvConfig, Extractor, Prepared, model_facts
+from extractors.base import Extractor, Prepared, model_facts
+from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Predictions
 from extractors.given_boxes import BoxTable, read_boxes
 from extractors.images import ImageError
-from extractors.networks import DETECTORS, load_detector
+from extractors.networks import load_detector
 from extractors.ragged import Areas, own_parts
 from extractors.trunk import TrunkExtractor
 from storage.records import Record, RegionRecord
 from storage.spec import FeatureLayout, Spec
 
-DETECTRON2 = "detectron2:"  # in front of the config file of a model that detectron2 itself runs
 VOCABULARY = Path(__file__).parent / "vocabulary"
-
-
-@dataclass(frozen=True)
-class RegionConfig(ConvConfig):
-    """Settings of a region extraction. Thresholds left out are those of the selection rule's official code."""
-
-    dtype: Literal["float32", "tf32", "bfloat16", "float16", "bfloat16-heads"] = "float32"  # type: ignore[assignment]
-    """Number type the network computes in. tf32: stored as float32, multiplied with 10 bits of mantissa; GPUs only.
-    bfloat16-heads: the box head in bfloat16, and what finds the boxes in float32, so that the same ones are found."""
-    model: str = "butd-r101"
-    """butd-r101: the bottom-up attention Faster R-CNN, ResNet-101 C4; its checkpoint tells which of the two published
-    variants it is, and random weights follow the Caffe one. grid-r50, grid-x101, grid-x152: a grid network as the
-    detector it was trained as. detectron2:CONFIG.yaml: any R-CNN of detectron2, where that is installed."""
-    selection: Literal["auto", "10-100", "class-aware", "class-agnostic", "detectron2"] = "auto"
-    """Which boxes are kept. auto: 10-100 for Caffe-order weights, class-aware for py-bottom-up-attention's, detectron2
-    (its own inference) for the other models."""
-    min_boxes: int | None = None
-    """10-100: keep at least so many boxes."""
-    max_boxes: int | None = None
-    """Keep at most so many boxes; the loops of class-aware and class-agnostic aim for this number."""
-    score_threshold: float | None = None
-    """Keep boxes this sure of their class."""
-    nms_threshold: float | None = None
-    """Suppress boxes of one class that overlap more than this; where the loops start."""
-    boxes: str | None = None
-    """JSON file with your own boxes, {key: [[a, b, c, d], ...]}: features of these instead of detected ones."""
-    box_format: Literal["xyxy", "xywh"] | None = None
-    """What the four numbers are. Must be given with --boxes."""
-    box_units: Literal["pixels", "normalized"] | None = None
-    """Pixels of the upright original image, or fractions of it. Must be given with --boxes."""
-    box_regression: bool = False
-    """Report the detector's regressed boxes instead of your own; the features stay those of your boxes."""
-    class_probs: bool = False
-    """Store all class probabilities of every box."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        foreign = self.model.startswith(DETECTRON2) and self.model.endswith((".yaml", ".yml"))
-        if self.model not in DETECTORS and not foreign:
-            names = ", ".join(DETECTORS)
-            raise ConfigError(f"--model {self.model!r} is not known; choose one of {names}, detectron2:CONFIG.yaml.")
-        if self.boxes is not None and (self.box_format is None or self.box_units is None):
-            raise ConfigError(
-                "--boxes needs --box-format xyxy|xywh and --box-units pixels|normalized: they differ silently."
-            )
-        if self.boxes is None and (self.box_format or self.box_units or self.box_regression):
-            raise ConfigError("--box-format, --box-units and --box-regression go with --boxes FILE.")
-        chosen = (self.min_boxes, self.max_boxes, self.score_threshold, self.nms_threshold)
-        if self.boxes is not None and (self.selection != "auto" or any(each is not None for each in chosen)):
-            raise ConfigError("--boxes keeps all your boxes; leave the selection settings out.")
 
 
 class RegionExtractor(TrunkExtractor):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extractors.base import ConfigError
+from extractors.configs import ConfigError
 from extractors.square import Square
 from extractors.weights import WeightsError
 from storage.interop.unpickling import first_line

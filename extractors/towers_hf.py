@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from extractors.base import ConfigError
+from extractors.configs import ConfigError
 from extractors.square import Square
 from extractors.towers import HUB, Tower, TowerChoice, check_size, layer_number, loading, normalised, seeded
 from extractors.weights import WeightsError

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extractors.base import ConfigError
+from extractors.configs import ConfigError
 from extractors.square import Square
 from extractors.towers import (
     HUB,

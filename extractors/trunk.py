@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.base import ConvConfig, Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_pil
+from extractors.base import Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_pil
+from extractors.configs import ConvConfig
 from extractors.images import ImageError, resize_caffe
 from extractors.ragged import Areas, common_size, groups, padded_count
 from extractors.resnet import ResNet

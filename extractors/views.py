@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from extractors import CONFIGS, GridConfig, RegionConfig, make_extractor
-from extractors.base import ConfigError, Extractor, ExtractorConfig, NetworkConfig, Prepared
+from extractors.base import Extractor, Prepared
+from extractors.configs import BUTD, DETECTORS, GRID_PREFIX, ConfigError, ExtractorConfig, NetworkConfig
 from extractors.faster_rcnn import HEADS_ONLY
 from extractors.grid import GridExtractor
 from extractors.images import ImageError
-from extractors.networks import BUTD, DETECTORS, GRID_PREFIX, LoadedDetector
+from extractors.networks import LoadedDetector
 from extractors.regions import RegionExtractor
 from extractors.trunk import TrunkExtractor, extract_together
+from storage.errors import did_you_mean
 from storage.records import Record
 from storage.spec import Spec, canonical_json
 
@@ -178,7 +180,8 @@ def configs_beside(main: ExtractorConfig, views: Sequence[str]) -> dict[str, Ext
     configs: dict[str, ExtractorConfig] = {}
     for view in views:
         if view not in CONFIGS:
-            raise ConfigError(f"view {view!r} is not known; choose from {', '.join(CONFIGS)}.")
+            near = did_you_mean(view, CONFIGS)
+            raise ConfigError(f"view {view!r} is not known; choose from {', '.join(CONFIGS)}{near}")
         kind = CONFIGS[view]
         if isinstance(main, kind):
             configs[view] = main

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from extractors.torch_files import load_plain, load_tensors
-from storage.errors import TriptychError
+from storage.errors import TriptychError, did_you_mean
 from storage.interop.unpickling import PlainUnpickler, first_line
 
 Tensors = dict[str, Tensor]
@@ -126,10 +126,10 @@ def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Che
         raise WeightsError(f"the weights {weights!r} are of another network; this one takes {' or '.join(fitting)}.")
     path = _file_of(weights)
     if not path.is_file():
-        names = ", ".join(sorted([*PUBLISHED, *(file.stem for file in SHIPPED_FOLDER.glob(f"*{SAFETENSORS}"))]))
+        names = sorted([*PUBLISHED, *(file.stem for file in SHIPPED_FOLDER.glob(f"*{SAFETENSORS}"))])
         raise WeightsError(
-            f"--weights {weights}: no such file, and not a published name ({names}); "
-            "give a file, one of those names, or random:SEED for trying things out."
+            f"--weights {weights}: no such file, and not a published name ({', '.join(names)}); give a file, one of "
+            f"those names, or random:SEED for trying things out{did_you_mean(weights, [*names, 'random:0'])}"
         )
     return read_checkpoint(path)
 

@@ -16,20 +16,27 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+from extractors import ConfigError, ExtractorConfig
+
 # Read when ray is imported. Workers run in the environment that started the job: by default Ray would rebuild it for
 # every job started through `uv run`. The log level keeps notes about restarts from the terminal.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray
+try:
+    import ray
+except ModuleNotFoundError as error:
+    if error.name != "ray":
+        raise
+    raise ConfigError("Ray is not installed; `pip install 'triptych[ray]'`, or use --engine local.") from error
+
 import ray._private.worker
 import ray.exceptions
 from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 
-from extractors import ConfigError, ExtractorConfig
-from extractors.base import NetworkConfig
+from extractors.configs import NetworkConfig
 from extractors.views import make_views
 from pipeline.batching import LOOK_AHEAD, largest
 from pipeline.cluster_actor import Actor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from extractors import ConfigError, ExtractorConfig, PatchConfig, RegionConfig, view_of
-from extractors.base import NetworkConfig
+from extractors.configs import NetworkConfig
 from extractors.images import MAX_PIXELS
 from pipeline.cores import usable_cores
 from pipeline.sources import SourceConfig, with_absolute_paths

@@ -16,7 +16,7 @@ import PIL
 import torch
 from PIL import features
 
-from extractors import ExtractorConfig, GridConfig, RegionConfig
+from extractors import ExtractorConfig
 from extractors.views import make_views
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.cores import usable_cores
@@ -24,14 +24,6 @@ from pipeline.plan import make_plan
 from pipeline.probe import Probe, probe_job
 from pipeline.sources import SourceConfig, open_source
 
-RANDOM = "random:0"
-MODELS: dict[str, ExtractorConfig] = {
-    "grid r50": GridConfig(model="r50", weights=RANDOM),
-    "grid x101": GridConfig(model="x101", weights=RANDOM),
-    "grid x152": GridConfig(model="x152", weights=RANDOM),
-    "grid x152pp": GridConfig(model="x152pp", weights=RANDOM),
-    "regions butd-r101": RegionConfig(model="butd-r101", weights=RANDOM),
-}
 WRITTEN = 256 << 20  # bytes that the disk is tried with
 MIB = 1 << 20
 FILES_WANTED = 1024  # open at once: shards are mapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import signal
 import time
@@ -306,6 +307,7 @@ def _run_facts(result: JobResult, before: dict[str, Any], again: bool) -> dict[s
         "engine": job.engine.engine,
         "device": start.device,
         "hardware": hardware(start.device),
+        "version": importlib.metadata.version("triptych"),
         "images_this_run": report.images,
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.images_per_second, 3),

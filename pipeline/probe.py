@@ -56,7 +56,8 @@ def spread(units: Sequence[Unit], images: int) -> list[ImageRef]:
 
 
 def _evenly(refs: Sequence[ImageRef], count: int) -> list[ImageRef]:
-    return [refs[at * len(refs) // count] for at in range(min(count, len(refs)))]
+    count = min(count, len(refs))
+    return [refs[at * len(refs) // count] for at in range(count)]
 
 
 def probe(worker: Worker, refs: Sequence[ImageRef]) -> Probe:

@@ -15,13 +15,14 @@ from storage.secrets import shown
 def settings_of(job: ExtractJob) -> dict[str, Any]:
     """Plain JSON values: where images come from and what is extracted of them, by view, without secrets.
 
-    Paths are absolute, since another process may have another current folder. How it ran is left out.
+    Paths are absolute, since another process may have another current folder. How it ran is left out, and so are the
+    settings of extractors that are not of this package: whoever reads them could not build these.
     """
     job = job.with_absolute_paths()
     source = {name: shown(value) if isinstance(value, str) else value for name, value in vars(job.source).items()}
     return {
         "source": source,
-        "views": {view: asdict(config) for view, config in job.views.items()},
+        "views": {view: asdict(config) for view, config in job.views.items() if type(config) is CONFIGS[view]},
         "max_pixels": job.engine.max_pixels,
     }
 
@@ -39,5 +40,5 @@ def job_from(settings: Any, store: str, view: str, engine: EngineConfig) -> Extr
     except (TypeError, KeyError) as error:
         raise StoreError(
             f"{store} does not tell how it was made ({type(error).__name__}: {error}): it was imported, converted, or "
-            "made by another version. Run the extract command with --keys and a new --out instead."
+            "made by another version or an extractor of one's own. Extract them (--keys) into a new --out instead."
         ) from error

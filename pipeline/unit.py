@@ -39,7 +39,6 @@ from storage.secrets import shown
 from storage.writer import UnitWriter
 
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
-STAGES = ("read", "decode", "model", "write")
 BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
 UNITS_AT_ONCE = 2  # of a worker: one is written and committed while the next one's images are run
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed

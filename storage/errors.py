@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -40,3 +41,9 @@ def spec_differences(
         elif old != new:
             found.append(f"{prefix}{name}: {old!r} in {names[0]}, {new!r} in {names[1]}")
     return found
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: `; did you mean NAME?`, or a full stop if none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else "."

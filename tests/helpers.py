@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,6 +27,13 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
         size = (int(rng.integers(80, 160)), int(rng.integers(60, 140)))
         Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
     return sorted(keys)
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """What --json printed, an object a line."""
+    found = [json.loads(line) for line in text.splitlines()]
+    assert found and all(isinstance(each, dict) for each in found)
+    return found
 
 
 def differences(first: Path, second: Path) -> list[str]:

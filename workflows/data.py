@@ -1,11 +1,10 @@
-"""`triptych data check`: is a data set complete, and does a store or a folder have its images?"""
+"""`triptych data check` and `data list`: is a data set complete, and does a store or a folder have its images?"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -13,12 +12,13 @@ from storage import open_store
 from storage.secrets import shown
 from trainers.data import DATASETS
 from trainers.data.check import Found, check, layout
+from workflows.output import Command, emit
 
 NAMED = 10  # absent images that are printed
 
 
 @dataclass(frozen=True)
-class DataCheck:
+class DataCheck(Command):
     """Say what is there of a data set and what is missing. Exit status 1 unless it is complete.
 
     triptych data check vqav2 --root annotations --store features/regions
@@ -32,8 +32,6 @@ class DataCheck:
     """A store that should have all its images."""
     images: str | None = None
     """A folder, tars or a list that should have all its images."""
-    json: bool = False
-    """Print one JSON object."""
 
     def run(self) -> int:
         found = check(self.name, self.root)
@@ -44,32 +42,23 @@ class DataCheck:
             found.look_for_images(f"images {shown(self.images)}", (ref.key for ref in refs))
         if self.store:
             found.look_for_images(f"store {shown(self.store)}", open_store(self.store))
-        print(json.dumps(_facts(found), indent=2) if self.json else "\n".join(_text(found)))
+        emit(_facts(found))
+        print("\n".join(_text(found)))
         return 0 if found.complete else 1
 
 
 @dataclass(frozen=True)
-class DataList:
-    """The data sets that are known, and how each should look."""
+class DataList(Command):
+    """The data sets that are known, and how each should look.
+
+    triptych data list
+    """
 
     def run(self) -> int:
         for name in DATASETS:
+            emit({"name": name, "layout": list(layout(name))})
             print(f"{name}: " + "\n".join(layout(name)) + "\n")
         return 0
-
-
-@dataclass(frozen=True)
-class Data:
-    """Data sets in their official files: what is there, what is missing, and how they should look."""
-
-    command: Annotated[
-        Annotated[DataCheck, tyro.conf.subcommand("check")] | Annotated[DataList, tyro.conf.subcommand("list")],
-        tyro.conf.arg(name=""),
-    ]
-
-    def run(self) -> int:
-        """Run the chosen job; returns the exit status."""
-        return self.command.run()
 
 
 def _facts(found: Found) -> dict[str, Any]:

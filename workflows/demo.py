@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from PIL import Image
 
 from extractors import ExtractorConfig, GridConfig, RegionConfig
 from pipeline.config import EngineConfig, ExtractJob
-from pipeline.job import run_job
 from pipeline.sources import SourceConfig
 from storage import FeatureStore, GridRecord, RegionRecord, open_store, verify_store
-from workflows.progress import TerminalProgress, summary
+from workflows.output import Command, emit
+from workflows.progress import told
 from workflows.text import size
 
 HERE = Path(__file__).parent
@@ -28,14 +29,21 @@ VIRIDIS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [
 
 
 @dataclass(frozen=True)
-class Demo:
-    """Extract regions and grids from four bundled photographs, verify, and write a page that shows them."""
+class Demo(Command):
+    """Extract regions and grids from four bundled photographs, and write a page that shows them.
+
+    triptych demo
+
+    triptych demo --out trial
+    """
 
     out: str = "demo-output"
     """Folder for the two stores and the page; a second demo finds its images done."""
 
     def run(self) -> int:
         """Run both jobs and write the page; returns the exit status, 1 where a store does not verify."""
+        from pipeline.job import run_job
+
         jobs: list[tuple[str, ExtractorConfig]] = [
             ("regions", RegionConfig(weights="random:0", width_divisor=NARROW)),
             ("grid", GridConfig(model="r50", weights="random:0", width_divisor=NARROW)),
@@ -44,8 +52,8 @@ class Demo:
         for view, extractor in jobs:
             print(f"--- triptych extract {view}", flush=True)
             out = str(Path(self.out) / view)
-            result = run_job(ExtractJob(SourceConfig(str(PHOTOS)), extractor, EngineConfig(out)), TerminalProgress())
-            print(summary(result), flush=True)
+            job = ExtractJob(SourceConfig(str(PHOTOS)), extractor, EngineConfig(out))
+            result = told(partial(run_job, job), self.json)
             if result.status:
                 return result.status
             found = verify_store(out)
@@ -54,6 +62,7 @@ class Demo:
             print(f"  verify      {state}: {found.records} records, {size(found.bytes)}\n")
         page = Path(self.out) / "index.html"
         page.write_text(render(Path(self.out)), encoding="utf-8")
+        emit({"event": "page", "page": str(page), "sound": sound})
         print(f"open {page} in a browser: the photographs with their boxes and the grid features as a heat map")
         return 0 if sound else 1
 

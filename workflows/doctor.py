@@ -5,15 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from extractors import ConfigError
-from pipeline.doctor import MODELS, bound, facts, images_to_try, troubles, try_model, write_rate
-from workflows.demo import PHOTOS
+from extractors import ConfigError, ExtractorConfig, GridConfig, RegionConfig
+from storage.errors import did_you_mean
+from workflows.output import Command, emit
+from workflows.scenes import PHOTOS
 from workflows.text import size
+
+RANDOM = "random:0"
+MODELS: dict[str, ExtractorConfig] = {
+    "grid r50": GridConfig(model="r50", weights=RANDOM),
+    "grid x101": GridConfig(model="x101", weights=RANDOM),
+    "grid x152": GridConfig(model="x152", weights=RANDOM),
+    "grid x152pp": GridConfig(model="x152pp", weights=RANDOM),
+    "regions butd-r101": RegionConfig(model="butd-r101", weights=RANDOM),
+}
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Say what this machine offers, what is set up badly, and how many images a second each network does here.
+class Doctor(Command):
+    """Say what this machine offers, what is set up badly, and how fast each network is.
 
     triptych doctor --out features
     """
@@ -28,9 +38,14 @@ class Doctor:
         wanted = [name.strip() for name in self.models.split(",") if name.strip()]
         for name in wanted:
             if name not in MODELS:
-                raise ConfigError(f"--models: {name!r} is not known; choose from {', '.join(MODELS)}.")
+                near = did_you_mean(name, MODELS)
+                raise ConfigError(f"--models: {name!r} is not known; choose from {', '.join(MODELS)}{near}")
+        from pipeline.doctor import bound, facts, images_to_try, troubles, try_model, write_rate
+
         folder = _existing(Path(self.out))
+        about = []
         for name, text in facts():
+            about.append((name, text))
             print(f"{name:<14}{text}", flush=True)
         rate = write_rate(folder)
         print(f"{'disk':<14}{size(round(rate))}/s written to {folder.absolute()}", flush=True)
@@ -39,10 +54,14 @@ class Doctor:
         print("\n".join(f"set up badly: {each}" for each in found) or "nothing is set up badly", flush=True)
         if wanted:
             print("\nimages/s from files to committed shards (600/1000, float32, random weights)", flush=True)
+        speeds = {}
         for name in wanted:
             probe = try_model(MODELS[name], PHOTOS, images_to_try())
             each = f"{size(probe.bytes_for(1))} an image"
             print(f"{name:<20}{probe.images_per_second:>8.2f}   {each:<18}bound by {bound(probe, rate)}", flush=True)
+            speeds[name] = {"images_per_second": probe.images_per_second, "bound_by": bound(probe, rate)}
+        told = {"machine": dict(about), "disk_bytes_per_second": round(rate), "troubles": found, "models": speeds}
+        emit(told)
         return 1 if found else 0
 
 

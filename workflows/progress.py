@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from pipeline.job import INTERRUPTED, JobResult, JobStart
-from pipeline.probe import Probe
-from pipeline.unit import STAGES, UnitReport
 from storage.secrets import shown
+from workflows.bottleneck import bottleneck
+from workflows.output import emit
 from workflows.text import size
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from pipeline.job import JobResult, JobStart
+    from pipeline.probe import Probe
+    from pipeline.unit import UnitReport
+
 LINE_EVERY = 10.0  # seconds between plain lines
+INTERRUPTED = 130
+STAGES = ("read", "decode", "model", "write")
+
+
+def told(run: Callable[[Any], JobResult], as_json: bool) -> JobResult:
+    """Run a job, telling of it and of its end: lines of JSON, or progress on stderr and a summary on stdout.
+
+    Args:
+        run: the job, given whoever shows its progress.
+    """
+    if as_json:
+        machine = JsonProgress()
+        result = run(machine)
+        machine.ended(result)
+    else:
+        result = run(TerminalProgress())
+        print(summary(result), flush=True)
+    return result
 
 
 class TerminalProgress:
@@ -25,6 +46,8 @@ class TerminalProgress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
+        from rich.console import Console
+
         self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
         self._done = self._failed = self._to_do = 0
         self._bar: Progress | None = None
@@ -37,6 +60,8 @@ class TerminalProgress:
         self._to_do = start.plan.to_do
         self._began = self._told = time.monotonic()
         if self._console.is_terminal and self._to_do:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             self._bar = Progress(
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -70,16 +95,15 @@ class TerminalProgress:
 
 
 class JsonProgress:
-    """Tells of a job in JSON lines on stdout: `start`, `progress` every ten seconds and at each commit, `end`.
+    """Tells of a job in JSON lines: `start`, `progress` every ten seconds and at each commit, `end`.
 
     images    finished in this run, `failed` of them with an error row
     reasons   of the failed ones, and `stage_seconds` by stage, of the units that are committed
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
+    def __init__(self) -> None:
         self._done = self._failed = self._to_do = 0
-        self._total = UnitReport()
+        self._total: UnitReport | None = None
         self._began = self._told = 0.0
 
     def started(self, start: JobStart) -> None:
@@ -126,6 +150,7 @@ class JsonProgress:
             startup_seconds=round(result.startup, 3),
             images_per_second=round(result.images_per_second, 3),
             stage_seconds=_rounded(report.seconds),
+            bottleneck=bottleneck(result),
             peak_rss=report.peak_rss,
         )
 
@@ -141,13 +166,13 @@ class JsonProgress:
             seconds=round(seconds, 3),
             images_per_second=round(rate, 3),
             seconds_left=round((self._to_do - self._done) / rate, 1) if rate else None,
-            reasons=dict(self._total.reasons),
-            stage_seconds=_rounded(self._total.seconds),
+            reasons=dict(self._total.reasons) if self._total else {},
+            stage_seconds=_rounded(self._total.seconds) if self._total else {},
         )
 
     def _tell(self, event: str, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        print(json.dumps({"event": event, "at": now, **facts}), file=self._stream, flush=True)
+        emit({"event": event, "at": now, **facts})
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -167,6 +192,25 @@ def opening_lines(start: JobStart) -> list[str]:
     if start.weights_origin != "checkpoint":
         lines.append(f"weights are {start.weights_origin}: these features are for trying things out only")
     return lines
+
+
+def plan_facts(start: JobStart, probe: Probe | None, workers: int) -> dict[str, Any]:
+    """The same as JSON has it; what a probe would tell is None without one."""
+    plan, job = start.plan, start.job
+    return {
+        "source": shown(job.source.images),
+        "stores": {view: shown(out) for view, out in job.outs.items()},
+        "images": plan.images,
+        "done_before": plan.done,
+        "to_do": plan.to_do,
+        "units": len(plan.units),
+        "device": start.device,
+        "weights": start.weights,
+        "images_per_second": probe and round(probe.images_per_second, 3),
+        "seconds": probe and round(probe.seconds_for(plan.to_do, workers), 1),
+        "bytes": probe and probe.bytes_for(plan.to_do),
+        "reasons": probe and dict(probe.reasons),
+    }
 
 
 def plan_lines(start: JobStart, probe: Probe | None, workers: int) -> list[str]:
@@ -204,6 +248,7 @@ def summary(result: JobResult) -> str:
         lines.append(f"  speed       {result.images_per_second:.2f} images/s over {clock(result.seconds)}")
         lines.append(f"  started in  {result.startup:.1f} s, largest process {size(report.peak_rss)}")
         lines.append(f"  time        {time_split(report.seconds)}")
+        lines += [f"  bottleneck  {sentence}" for sentence in [bottleneck(result)] if sentence]
     lines += [f"  store       {shown(out)}" for out in result.start.job.outs.values()]
     if result.start.weights_origin != "checkpoint":
         lines.append(f"  weights     {result.start.weights_origin}: features for trying things out only")

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import tyro
 
+from workflows.output import Command, emit
 from workflows.text import size
 from workflows.viewing.pictures import ImageFlags, Pictures
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Command):
     """Write the page of `triptych view` over some images of a store as one HTML file, which needs no network.
 
     triptych report features/regions --out regions.html --images photos
@@ -41,6 +42,8 @@ class Report:
         made = report(opened, Pictures(self.pictures), self.number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made.html, encoding="utf-8")
+        facts = {"images": made.images, "bytes": path.stat().st_size, "unpictured": made.unpictured}
+        emit({"out": self.out, **facts})
         print(f"{self.out}: {made.images} of {len(opened.store):,} images, {size(path.stat().st_size)}")
         if made.unpictured:
             print(f"{len(made.unpictured)} without a picture; the first: {made.unpictured[0]}")

@@ -8,12 +8,12 @@ from typing import Literal
 import tyro
 
 from pipeline.config import EngineConfig
-from pipeline.retry import ALL, retry
-from workflows.progress import TerminalProgress, summary
+from workflows.output import Command
+from workflows.progress import told
 
 
 @dataclass(frozen=True)
-class Retry:
+class Retry(Command):
     """Try the failed images of a store again, with the settings they had; all others stay as they are.
 
     triptych retry features/regions --status timeout,decode_error
@@ -21,7 +21,7 @@ class Retry:
 
     store: tyro.conf.Positional[str]
     """The store, a folder or an address."""
-    status: str = ALL
+    status: str = "all"
     """Which: reasons or stages as `triptych errors` lists them, comma-separated; such as timeout,decode_error."""
     engine: Literal["local", "ray"] = "local"
     """As of extract."""
@@ -35,8 +35,10 @@ class Retry:
     """As of extract."""
 
     def run(self) -> int:
-        settings = {name: value for name, value in vars(self).items() if name not in ("store", "status")}
+        from pipeline.retry import retry
+
+        mine = ("store", "status", "json", "quiet")
+        settings = {name: value for name, value in vars(self).items() if name not in mine}
         statuses = [part.strip() for part in self.status.split(",") if part.strip()]
-        result = retry(EngineConfig(self.store, **settings), statuses, TerminalProgress())
-        print(summary(result))
-        return result.status
+        engine = EngineConfig(self.store, **settings)
+        return told(lambda progress: retry(engine, statuses, progress), self.json).status

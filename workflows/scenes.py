@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-import tyro
+from workflows.output import Command, emit
 
 PHOTOS = Path(__file__).parent / "photos"
 BUNDLED = [PHOTOS / name for name in ("astronaut.jpg", "chelsea.jpg", "rocket.jpg")]  # nothing there is a kind of thing
@@ -16,14 +15,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
-class Scenes:
+class Scenes(Command):
     """Draw scenes and write their truth: questions, captions, expressions, pairs, objects, in official files.
 
     triptych scenes make --images 2000 --seed 0 --out scenes
     """
 
-    do: tyro.conf.Positional[Literal["make"]]
-    """What to do: make."""
     out: str
     """The folder. The same command goes on where it stopped."""
     images: int = 1000
@@ -54,6 +51,9 @@ class Scenes:
         found = make_scenes(Path(self.out), self.images, self.seed, photographs, self.workers, drawn)
         if shown:
             print(file=sys.stderr)
+        emit(
+            {"out": self.out, "images": self.images, "data_sets": {name: asdict(each) for name, each in found.items()}}
+        )
         print("\n".join(told(found)))
         print(f"pictures in {self.out}/images, of NLVR2 and VCR under their own names; files in {self.out}/annotations")
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from storage.compact import compact
 from storage.repair import repair_store
 from storage.secrets import shown
 from storage.verify import Verification
+from workflows.output import Command, emit
 from workflows.text import byte_progress, size
 
 if TYPE_CHECKING:
@@ -23,42 +23,43 @@ REMEDY = "remedy: `triptych repair {store}` drops what is damaged; the extract c
 
 
 @dataclass(frozen=True)
-class Info:
-    """Counts, spec, size and speed of a store."""
+class Info(Command):
+    """Counts, spec, size and speed of a store.
+
+    triptych info features/regions --json
+    """
 
     store: tyro.conf.Positional[str]
     """Folder of the store."""
-    json: bool = False
-    """Print one JSON object."""
 
     def run(self) -> int:
         facts = store_facts(open_store(self.store))
-        print(json.dumps(facts, indent=2) if self.json else _info_text(shown(self.store), facts))
+        emit(facts)
+        print(_info_text(shown(self.store), facts))
         return 0
 
 
 @dataclass(frozen=True)
-class Errors:
-    """The images of a store that failed, one row each."""
+class Errors(Command):
+    """The images of a store that failed, one row each.
+
+    triptych errors features/regions
+    """
 
     store: tyro.conf.Positional[str]
     """Folder of the store."""
-    json: bool = False
-    """Print one JSON array."""
 
     def run(self) -> int:
         rows = open_store(self.store).errors()
-        if self.json:
-            print(json.dumps([asdict(row) for row in rows], indent=2))
-        else:
-            for row in rows:
-                print(f"{row.key}  {row.uri}\n    {row.stage}: {row.reason}: {row.message}")
-            print(f"{len(rows)} failed images")
+        for row in rows:
+            emit(asdict(row))
+            print(f"{row.key}  {row.uri}\n    {row.stage}: {row.reason}: {row.message}")
+        print(f"{len(rows)} failed images")
         return 0
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(Command):
     """Check every byte of a store: checksums, schema, counts, keys. Exit status 1 where anything is damaged.
 
     triptych verify features/regions --against annotations/captions_val2017.json
@@ -70,8 +71,6 @@ class Verify:
     """Check the manifest and the lengths of files only."""
     against: str | None = None
     """Annotation file of a data set (COCO, VQA, GQA, Karpathy, ...): list the images it needs and the store lacks."""
-    json: bool = False
-    """Print one JSON object."""
 
     def run(self) -> int:
         with byte_progress("verifying") as on_bytes:
@@ -81,12 +80,10 @@ class Verify:
             from storage.against import coverage
 
             covered = coverage(open_store(self.store), self.against)
-        if self.json:
-            print(json.dumps({**asdict(found), **({"against": asdict(covered)} if covered else {})}, indent=2))
-        else:
-            self._tell(found)
-            if covered:
-                _tell_coverage(covered)
+        emit({**asdict(found), **({"against": asdict(covered)} if covered else {})})
+        self._tell(found)
+        if covered:
+            _tell_coverage(covered)
         return 1 if found.problems or (covered and (covered.missing or covered.failed)) else 0
 
     def _tell(self, found: Verification) -> None:
@@ -103,21 +100,20 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Repair:
-    """Drop what is damaged, so that running the extract command again redoes exactly that."""
+class Repair(Command):
+    """Drop what is damaged, so that running the extract command again redoes exactly that.
+
+    triptych repair features/regions
+    """
 
     store: tyro.conf.Positional[str]
     """The store, a folder or an address such as s3://bucket/features."""
-    json: bool = False
-    """Print one JSON object."""
 
     def run(self) -> int:
         with byte_progress("verifying") as on_bytes:
             found = verify_store(self.store, on_bytes=on_bytes)
         done = repair_store(self.store, found)
-        if self.json:
-            print(json.dumps(asdict(done), indent=2))
-            return 0
+        emit(asdict(done))
         for note in done.notes:
             print(f"note: {note}")
         print(f"{len(done.units)} damaged units dropped, with {len(done.keys)} images{_some(done.keys)}")
@@ -127,8 +123,11 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class Compact:
-    """Merge small shards and fold the manifest into its index. Readers and writers may go on meanwhile."""
+class Compact(Command):
+    """Merge small shards and fold the manifest into its index. Readers and writers may go on meanwhile.
+
+    triptych compact features/regions --shard-mb 512
+    """
 
     store: tyro.conf.Positional[str]
     """The store, a folder or an address such as s3://bucket/features."""
@@ -139,12 +138,13 @@ class Compact:
         if self.shard_mb < 1:
             raise StoreError(f"--shard-mb {self.shard_mb} must be at least 1.")
         done = compact(self.store, self.shard_mb << 20)
+        emit(asdict(done))
         print(f"{done.units_before} units became {done.units_after}; {size(done.bytes_written)} written anew")
         return 0
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Command):
     """How far two stores are apart, field by field, and which keys differ. Exit status 1 where they differ.
 
     triptych diff features/regions features/published
@@ -154,14 +154,13 @@ class Diff:
     """A store, folder or address."""
     second: tyro.conf.Positional[str]
     """Another one of the same view."""
-    json: bool = False
-    """Print one JSON object."""
 
     def run(self) -> int:
         from storage.diff import diff_stores, open_both
 
         found = diff_stores(*open_both(self.first, self.second))
-        print(json.dumps(difference_facts(found), indent=2) if self.json else difference_text(found))
+        emit(difference_facts(found))
+        print(difference_text(found))
         return 0 if found.same else 1
 
 

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
-from torch import nn
 
 from extractors import ConfigError
-from storage.places import open_place
-from trainers.checkpoint import Checkpoints, load_weights
-from trainers.config import TrainConfig
-from trainers.evaluate import FILE as PREDICTIONS
-from trainers.evaluate import evaluate
-from trainers.loop import CONFIG, RunSummary, require_new, resume, train
-from trainers.metrics import vcr_accuracy
-from trainers.tasks.base import Prediction, Task
-from trainers.tasks.commonsense import together
-from workflows.recipes import RECIPES, Recipe, recipe_of
-from workflows.recipes.base import extracting_with
-from workflows.recipes.building import ANSWERS, LEAST, Run
-from workflows.recipes.sources import VISUALS, Places
-from workflows.recipes.starting import start, start_network, told
-from workflows.recipes.tiny import tiny
+from storage.errors import did_you_mean
+from workflows.output import Command, emit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainers.config import TrainConfig
+    from trainers.loop import RunSummary
+    from trainers.tasks.base import Task
+    from workflows.recipes import Recipe
+    from workflows.recipes.building import Run
 
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Command):
     """Train a published run, or go on with one.
 
     triptych train --list
@@ -107,8 +101,13 @@ class Train:
 
     def run(self) -> int:
         """Train; returns the exit status."""
+        from trainers.loop import require_new
+        from workflows.runs import about_of, ended, kept_answers, listed
+
         if self.list or not self.recipe:
-            print("\n".join(listed()))
+            for name, recipe in listed():
+                emit({"recipe": name, "summary": recipe.summary, "expected": recipe.expected})
+                print(f"{name:<26} {recipe.summary}\n{'':<26} {recipe.expected}")
             return 0
         if self.out is None:
             raise ConfigError("a run needs a folder; name it with --out.")
@@ -119,11 +118,16 @@ class Train:
             require_new(self.out)
         about = about_of(self.recipe, run, self)
         summary = self._on_ray(run, about) if self.engine == "ray" else self._here(run, about)
+        emit({**asdict(summary), "recipe": self.recipe, "expected": run.recipe.expected})
         print(ended(summary, run.recipe))
         return INTERRUPTED if summary.interrupted else 0
 
     def described(self) -> Run:
         """What the flags ask for."""
+        from workflows.recipes import recipe_of
+        from workflows.recipes.building import LEAST, Run
+        from workflows.recipes.sources import Places
+
         recipe = self.settled(recipe_of(self.recipe))
         store = (self.visual or "").partition(":")[2] or self.store
         places = Places(store, self.images, self.annotations, self.tokenizer, self.answers, self.corpus)
@@ -131,9 +135,14 @@ class Train:
 
     def settled(self, recipe: Recipe) -> Recipe:
         """A recipe as the flags change it."""
+        from workflows.recipes.base import extracting_with
+        from workflows.recipes.sources import VISUALS
+        from workflows.recipes.tiny import tiny
+
         visual = (self.visual or recipe.visual).partition(":")[0]
         if visual not in VISUALS:
-            raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}.")
+            near = did_you_mean(visual, VISUALS)
+            raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}{near}")
         recipe = replace(recipe, visual=visual)
         recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
         recipe = extracting_with(recipe, self.start_network)
@@ -148,12 +157,17 @@ class Train:
         return replace(config, out=str(self.out), **changes, **same)
 
     def _here(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
+        from trainers.loop import resume, train
+
         model, task, validation = self._build(run)()
         go = resume if self.resume else train
         return go(run.recipe.train, model, task, validation, about)
 
     def _build(self, run: Run) -> Callable[[], tuple[nn.Module, Task, Task | None]]:
         """Makes model and tasks: a run that goes on has its weights from its checkpoint."""
+        from trainers.checkpoint import Checkpoints
+        from workflows.runs import built
+
         if self.resume and Checkpoints(str(self.out)).steps():
             return run.build
         network = None if run.recipe.visual == "cache-through" else self.start_network
@@ -167,7 +181,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Command):
     """Score a run on a split, and write its predictions in the official form.
 
     triptych evaluate RUN --split val
@@ -183,11 +197,15 @@ class Evaluate:
     """VCR's rationales: the run of the answers, whose newest predictions are of the same split; both are scored."""
     device: str | None = None
     """cpu, cuda, cuda:N or auto. Default: that of the run."""
-    json: bool = False
-    """Print the scores as JSON."""
 
     def run(self) -> int:
         """Evaluate; returns the exit status."""
+        from trainers.checkpoint import load_weights
+        from trainers.evaluate import evaluate
+        from trainers.metrics import vcr_accuracy
+        from trainers.tasks.commonsense import together
+        from workflows.runs import answers_of, kept, scored
+
         run = kept(self.out)
         answers = None if self.beside is None else answers_of(self.beside, run.recipe)
         config = replace(run.recipe.train, device=self.device or run.recipe.train.device)
@@ -200,107 +218,6 @@ class Evaluate:
             scores = vcr_accuracy(predictions, task.split.examples)  # type: ignore[attr-defined]
         path = Path(self.out) / "submission"
         task.write(predictions, path)
-        print(json.dumps(scores) if self.json else _scores(step, scores, run.recipe))
+        emit(scores)
+        print(scored(step, scores, run.recipe))
         return 0
-
-
-def built(run: Run, source: str | None, network: str | None = None) -> tuple[nn.Module, Task, Task | None]:
-    """Model, task and validation, the model with the weights that it starts from."""
-    return run.build(partial(begin, run.recipe, source, network))
-
-
-def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Module) -> None:
-    """Give a model the weights that it starts from, and say which these are."""
-    random = getattr(model, "network", None) is not None
-    if source is not None:
-        report = start(model, source)
-        random = random and any(name.startswith("network.") for name in report.missing)
-        print(told(report))
-    elif recipe.starts != "random weights":
-        print(f"starts from random weights; its paper starts from {recipe.starts} (--start)")
-    if network is not None:
-        print(f"its network starts from {network}, SHA-256 {start_network(model, network)}")
-    elif random:
-        print("its network starts from random weights (--start-network)")
-
-
-def about_of(name: str, run: Run, flags: Train) -> dict[str, Any]:
-    """What `RUN/config.json` keeps beside the settings of the loop, so that `evaluate` finds all again."""
-    begun = {"start": flags.start, "start_network": flags.start_network}
-    facts = {"expected": run.recipe.expected, "source": run.recipe.source, **begun}
-    places = {key: whole_path(value) for key, value in asdict(run.places).items()}
-    return {"recipe": name, "tiny": flags.tiny, "visual": run.recipe.visual, "places": places, **facts}
-
-
-def kept(out: str) -> Run:
-    """The run whose config lies in a folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        content = json.loads(open_place(out).read(CONFIG))
-        recipe = replace(recipe_of(content["recipe"]), visual=content["visual"])
-        recipe = tiny(recipe) if content["tiny"] else recipe
-        recipe = extracting_with(recipe, content.get("start_network"))
-        config = TrainConfig.from_json(content["train"])
-        places = Places(**content["places"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{out} holds no run of `triptych train` ({error}); name its --out folder.") from error
-    recipe = replace(recipe, train=replace(config, out=out))
-    return Run(recipe, places, vocabulary=kept_answers(out))
-
-
-def kept_answers(out: str) -> tuple[str, ...] | None:
-    """The answers of a run, in the order of its head; None where it has none."""
-    try:
-        return tuple(json.loads(open_place(out).read(ANSWERS)))
-    except FileNotFoundError:
-        return None
-
-
-def answers_of(out: str, recipe: Recipe) -> list[Prediction]:
-    """The predictions of a run of VCR's answers, newest: of its training's end, or of `triptych evaluate`.
-
-    Args:
-        recipe: of the run that it is scored beside.
-
-    Raises:
-        ConfigError: it is no such run, or has none yet; or what is beside it are no rationales.
-    """
-    tasks = (recipe.task, kept(out).recipe.task)
-    if tasks != ("vcr-rationale", "vcr-answer"):
-        raise ConfigError(f"--beside scores a run of vcr-rationale with one of vcr-answer, not {' with '.join(tasks)}.")
-    try:
-        found: list[Prediction] = json.loads(open_place(out).read(PREDICTIONS))
-    except FileNotFoundError as error:
-        raise ConfigError(f"--beside {out} has no predictions yet; run `triptych evaluate {out}` first.") from error
-    return found
-
-
-def listed() -> list[str]:
-    """Each recipe's name, what it is, and what its paper reports."""
-    lines = []
-    for name, recipe in RECIPES.items():
-        found = recipe()
-        lines += [f"{name:<26} {found.summary}", f"{'':<26} {found.expected}"]
-    return lines
-
-
-def ended(summary: RunSummary, recipe: Recipe) -> str:
-    """How a run ended, in a few lines."""
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
-    scores = "  ".join(f"{name} {value:.2f}" for name, value in summary.scores.items())
-    lines = [f"step {summary.step} of {summary.total}  {losses}", f"scores  {scores}" if scores else ""]
-    lines += [f"paper   {recipe.expected}", f"weights {summary.checkpoint}"]
-    return "\n".join(line for line in lines if line)
-
-
-def _scores(step: int, scores: Mapping[str, float], recipe: Recipe) -> str:
-    lines = [f"{name:<24} {value:.2f}" for name, value in scores.items()]
-    return "\n".join([f"step {step}", *lines, f"paper: {recipe.expected}"])
-
-
-def whole_path(place: str | None) -> str | None:
-    """A path that means the same wherever it is read; addresses, names and lists as they are."""
-    return str(Path(place).absolute()) if place is not None and Path(place).exists() else place

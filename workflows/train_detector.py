@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from extractors import ConfigError
-from extractors.networks import GRID_PREFIX
-from trainers.checkpoint import load_weights
-from trainers.config import TrainConfig
-from trainers.detection.building import Built, Plan, build
-from trainers.detection.data import Detections, held_out, label
-from trainers.detection.images import FolderImages
-from trainers.detection.readers import all_attributes, all_names, read_things
-from trainers.detection.saving import save_detector
-from trainers.detection.scores import require_metrics
-from trainers.detection.task import DetectionTask
-from trainers.detection.vocabulary import MOST_ATTRIBUTES, MOST_CLASSES, Names, Vocabulary
-from trainers.loop import RunSummary, require_new, resume, train
-from trainers.tasks.base import Task
+from extractors.configs import GRID_PREFIX
+from workflows.output import Command, emit
+
+if TYPE_CHECKING:
+    from trainers.config import TrainConfig
+    from trainers.detection.building import Plan
+    from trainers.loop import RunSummary
+    from workflows.detector_job import Job
 
 INTERRUPTED = 130
 LOADERS = 8  # threads: decoding and resizing leave Python alone most of the time
 CLIP = 10.0  # a random network's first gradients are large
-HELD_OUT = 0.1  # of the images, where no --test data is named
 
 
 @dataclass(frozen=True)
-class TrainDetector:
+class TrainDetector(Command):
     """Train a detector on boxes, and write it as weights for `triptych extract`.
 
     triptych train-detector --data scenes/annotations/visual_genome --images scenes/images/visual_genome --out RUN
@@ -92,6 +83,10 @@ class TrainDetector:
 
     def run(self) -> int:
         """Train; returns the exit status."""
+        from trainers.detection.scores import require_metrics
+        from trainers.loop import require_new
+        from workflows.detector_job import prepared
+
         require_metrics()
         if not 1 <= self.shorter <= self.longer:
             raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
@@ -100,16 +95,22 @@ class TrainDetector:
         job = prepared(self)
         print("\n".join(job.told()), flush=True)
         summary = self._on_ray() if self.engine == "ray" else self._here(job)
+        emit({"event": "end", **asdict(summary)})
         print("\n".join(self._ended(job, summary)))
         return INTERRUPTED if summary.interrupted else 0
 
     @property
     def plan(self) -> Plan:
+        """The detector to build."""
+        from trainers.detection.building import Plan
+
         return Plan(self.kind, self.depth, self.width_divisor, self.start, self.shorter, self.seed)
 
     @property
     def settings(self) -> TrainConfig:
         """Of the loop: AdamW for random weights; for others SGD with detectron2's rate, momentum, decay and steps."""
+        from trainers.config import TrainConfig
+
         given: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("out", "steps", "batch_size", "dtype", "device", "seed", "save_every", "evaluate_every")
@@ -120,19 +121,27 @@ class TrainDetector:
         given |= {"optimiser": "sgd", "schedule": "milestones", "milestones": (2 / 3, 8 / 9)}
         return TrainConfig(lr=self.lr or 0.02 / 16 * self.batch_size, **given)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the run's folder keeps of the flags."""
+        return {"detector": {name: each for name, each in asdict(self).items() if name not in ("json", "quiet")}}
+
     def _here(self, job: Job) -> RunSummary:
+        from trainers.loop import resume, train
+
         go = resume if self.resume else train
-        return go(self.settings, *job.parts(), {"detector": asdict(self)})
+        return go(self.settings, *job.parts(), self.about)
 
     def _on_ray(self) -> RunSummary:
         from pipeline.train import RayTraining, train_on_ray
-        from workflows.train import whole_path
+        from workflows.detector_job import parts
+        from workflows.runs import whole_path
 
         names = ("data", "images", "test", "start", "classes", "attributes")
         paths: dict[str, Any] = {name: whole_path(getattr(self, name)) for name in names}
         known = replace(self, **paths)  # other nodes are elsewhere
         engine = RayTraining(self.workers, address=self.address)
-        return train_on_ray(self.settings, partial(parts, known), engine, self.resume, {"detector": asdict(self)})
+        return train_on_ray(self.settings, partial(parts, known), engine, self.resume, self.about)
 
     def _ended(self, job: Job, summary: RunSummary) -> Iterator[str]:
         """Write the weights, and say how it went and what to do with them."""
@@ -142,66 +151,13 @@ class TrainDetector:
             yield "scores  " + "  ".join(f"{name} {value:.2f}" for name, value in summary.scores.items())
         if summary.interrupted:
             return
+        from trainers.checkpoint import load_weights
+        from trainers.detection.saving import save_detector
+
         load_weights(job.built.detector, self.out)
         path = save_detector(job.built.detector, job.built.vocabulary, self.out)
+        emit({"event": "weights", "weights": str(path)})
         yield f"weights {path}"
         model = job.built.model.removeprefix(GRID_PREFIX)
         size = f"--shorter {self.shorter} --longer {self.longer}"
         yield f"next    triptych extract {self.kind} --model {model} --weights {path} {size} --images DIR --out STORE"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run with its data read: what is trained on, what is scored on, and the detector."""
-
-    train: Detections
-    test: Detections
-    images: FolderImages
-    built: Built
-    seed: int
-
-    def told(self) -> Iterator[str]:
-        names = self.built.vocabulary
-        yield f"train   {self.train}"
-        yield f"test    {self.test}"
-        yield f"detector  {self.built.model}, {len(names.classes):,} classes, {len(names.attributes):,} attributes"
-        yield f"it {self.built.started}"
-
-    def parts(self) -> tuple[nn.Module, Task, Task]:
-        """What the loop takes."""
-        colours = self.built.colours
-        learns = DetectionTask(self.train, self.images, colours, self.seed, training=True)
-        return self.built.detector, learns, DetectionTask(self.test, self.images, colours, self.seed)
-
-
-def parts(flags: TrainDetector) -> tuple[nn.Module, Task, Task]:
-    """What the loop takes, made anew in each process."""
-    return prepared(flags).parts()
-
-
-def prepared(flags: TrainDetector) -> Job:
-    """Read the data, and make the detector.
-
-    Raises:
-        ConfigError, DataError, WeightsError: what is named is not there, or does not fit.
-    """
-    described = read_things(flags.data)
-    test = None if flags.test is None else read_things(flags.test)
-    if test is None:
-        described, test = held_out(described, HELD_OUT, flags.seed)
-    vocabulary = Vocabulary(
-        _names(flags.classes, all_names(described), MOST_CLASSES),
-        _names(flags.attributes, all_attributes(described), MOST_ATTRIBUTES),
-    )
-    images = FolderImages(flags.images or _folder(flags.data), flags.shorter, flags.longer)
-    learns, scored = (label(each, vocabulary, images) for each in (described, test))
-    return Job(learns, scored, images, build(flags.plan, vocabulary), flags.seed)
-
-
-def _names(file: str | None, found: Iterable[str], most: int) -> Names:
-    return Names.most_frequent(found, most) if file is None else Names.read(Path(file))
-
-
-def _folder(data: str) -> Path:
-    path = Path(data)
-    return path if path.is_dir() else path.parent

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import tyro
 
 from storage.convert import convert, shard_bytes
 from storage.errors import StoreError
-from storage.interop.base import ImportOptions
+from storage.interop import coco
+from storage.interop.base import ExportReport, ImportOptions
+from storage.interop.parquet import write_parquet
 from storage.interop.transfer import FORMATS, export_store, import_store, read_sizes
 from storage.secrets import shown
-from storage.store import open_store
-from workflows.stores import difference_text
+from storage.store import FeatureStore, open_store
+from workflows.output import Command, emit
+from workflows.stores import difference_facts, difference_text
 from workflows.text import byte_progress, size
 
+
+def _write_tars(store: FeatureStore, out: Path) -> ExportReport:
+    return ExportReport(len(store), len(store.to_webdataset(out)))
+
+
+EXPORT_ONLY: dict[str, Callable[[FeatureStore, Path], ExportReport]] = {
+    "webdataset": _write_tars,
+    "parquet": write_parquet,
+    coco.NAME: coco.write_detections,
+}
 StoreDtype = Literal["float16", "float32", "bfloat16", "uint8"]
 SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Convert:
-    """Copy a store into another shard format or number type, and compare the two.
+class Convert(Command):
+    """Copy a store into another shard format or number type, and compare.
 
     triptych convert features/regions --to hdf5 --out features/regions-h5
     """
@@ -43,6 +58,8 @@ class Convert:
             raise StoreError("--archive goes with --to arrow; h5py reads zstd only with a plugin.")
         with byte_progress("converting") as on_records:
             done = convert(self.store, self.out, "arrow-zstd" if self.archive else self.to, self.dtype, on_records)
+        sizes = {"bytes_before": done.bytes_before, "bytes_after": done.bytes_after}
+        emit({"out": shown(self.out), **sizes, "difference": difference_facts(done.difference)})
         print(difference_text(done.difference))
         print(
             f"{shown(self.out)}: {size(done.bytes_after)}, "
@@ -52,7 +69,7 @@ class Convert:
 
 
 @dataclass(frozen=True)
-class Import:
+class Import(Command):
     """Take other projects' feature files into a store. Rows that cannot be read are listed, and become error rows.
 
     triptych import --from lxmert-tsv train2014_obj36.tsv --out features/lxmert --dtype float32
@@ -73,6 +90,7 @@ class Import:
     def run(self) -> int:
         options = ImportOptions(read_sizes(self.sizes)) if self.sizes else ImportOptions()
         done = import_store(self.source, self.out, self.from_, self.dtype, format=self.format, options=options)
+        emit({"out": shown(self.out), "dtype": self.dtype, **asdict(done)})
         for note in done.notes:
             print(f"note: {note}")
         for bad in done.bad[:SHOWN]:
@@ -96,25 +114,49 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Command):
     """Write a store as another project's feature file.
 
     triptych export features/regions --to lxmert-tsv --out train2014_obj36.tsv
+
+    triptych export features/regions --to parquet --out share
     """
 
     store: tyro.conf.Positional[str]
     """The store."""
-    to: Annotated[str, tyro.conf.arg(help=f"Format to write: {', '.join([*FORMATS, 'webdataset'])}.")]
+    to: Annotated[str, tyro.conf.arg(help=f"Format to write: {', '.join([*FORMATS, *EXPORT_ONLY])}.")]
     out: str
-    """File or folder to write; it must not be there yet."""
+    """File or folder to write; it must not be there yet, but for parquet, which goes on where it stopped."""
+    images: str | None = None
+    """coco-detections: the images, as of extract, for their file names. Default: the key and .jpg."""
 
     def run(self) -> int:
-        if self.to == "webdataset":
-            written = open_store(self.store).to_webdataset(self.out)
-            print(f"{len(written)} tar files in {shown(self.out)}")
-            return 0
-        done = export_store(self.store, self.out, self.to)
+        if self.images is not None and self.to != coco.NAME:
+            raise StoreError(f"--images goes with --to {coco.NAME}; {self.to} has no file names of images.")
+        if self.to == coco.NAME:
+            files = file_names(self.images) if self.images is not None else None
+            done = coco.write_detections(open_store(self.store), Path(self.out), files)
+        elif self.to in EXPORT_ONLY:
+            done = EXPORT_ONLY[self.to](open_store(self.store), Path(self.out))
+        else:
+            done = export_store(self.store, self.out, self.to)
+        emit({"out": shown(self.out), **asdict(done)})
         for note in done.notes:
             print(f"note: {note}")
         print(f"{done.records} records written to {shown(self.out)}, {done.files} files")
         return 0
+
+
+def file_names(images: str) -> dict[str, str]:
+    """The images' file names by key: the key and the suffix of its file, or the file's own name where that is another.
+
+    Raises:
+        SourceError: the images cannot be listed.
+    """
+    from pipeline.sources import SourceConfig, open_source
+
+    names = {}
+    for ref in open_source(SourceConfig(images)).list().refs:
+        path = PurePosixPath(ref.uri)
+        names[ref.key] = ref.key + path.suffix if str(path.with_suffix("")).endswith(ref.key) else path.name
+    return names

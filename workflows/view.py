@@ -10,11 +10,12 @@ from typing import Annotated
 
 import tyro
 
+from workflows.output import Command, emit
 from workflows.viewing.pictures import ImageFlags, Pictures
 
 
 @dataclass(frozen=True)
-class View:
+class View(Command):
     """Look at stores in the browser: images with boxes, grids and patches as maps, neighbours, errors, differences.
 
     triptych view features/regions --images photos
@@ -38,6 +39,7 @@ class View:
         sock = listen(self.host, self.port)
         app = make_app([Opened(path) for path in self.stores], Pictures(self.pictures))
         address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
+        emit({"address": address})
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         if sys.stdout.isatty() and _has_screen():
             webbrowser.open(address)

@@ -12,7 +12,7 @@ import numpy as np
 
 from storage.codecs import cast, record_dtype
 from storage.convert import in_dtype
-from storage.errors import StoreError
+from storage.errors import StoreError, did_you_mean
 from storage.interop import FORMATS
 from storage.interop.base import BadRow, ExportReport, Foreign, Import, ImportOptions
 from storage.interop.unpickling import first_line
@@ -52,7 +52,8 @@ def foreign(name: str) -> Foreign:
         StoreError: there is none.
     """
     if name not in FORMATS:
-        raise StoreError(f"format {name!r} is not known; choose one of {', '.join(FORMATS)}.")
+        near = did_you_mean(name, FORMATS)
+        raise StoreError(f"format {name!r} is not known; choose one of {', '.join(FORMATS)}{near}")
     return FORMATS[name]
 
 

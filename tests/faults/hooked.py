@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import torch
 
-import extractors
 import pipeline.unit as unit
 from extractors import GridConfig, ImageError, Prepared
 from extractors.grid import GridExtractor
@@ -43,6 +42,9 @@ class HookedConfig(GridConfig):
     hanging: str = ""
     jumping: bool = False
     pids: str = ""
+
+    def make(self) -> HookedExtractor:
+        return _in_an_actor(self)
 
 
 class HookedExtractor(GridExtractor):
@@ -92,6 +94,3 @@ def _in_an_actor(config: HookedConfig) -> HookedExtractor:
     if config.device.startswith("cuda"):
         config = replace(config, device="cpu")
     return HookedExtractor(config)
-
-
-extractors._EXTRACTORS[HookedConfig] = _in_an_actor

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.patches import PatchConfig
+from extractors.configs import PatchConfig
 from tests.golden.capture import captured
 from tests.golden.compare import MODELS, Folder, Report
 from tests.golden.models import compare_valid

@@ -12,6 +12,7 @@ import yaml
 
 from storage import TriptychError
 from tests.compare_data import compare_data
+from tests.helpers import json_lines
 from workflows.cli import main
 from workflows.comparing.features import Features, extract
 
@@ -59,10 +60,13 @@ def test_a_failed_cell_is_named_and_the_others_go_on(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("--recipes", *RECIPES, "--visuals", "pixels", "--seeds", "0", "--starts", "vilt_vqa=nothing.ckpt")
-    assert compare(data, tmp_path, *args) == 1
+    assert compare(data, tmp_path, *args, "--json", "--quiet") == 1
     told = capsys.readouterr()
+    assert told.err.startswith("1 of 2 cells") and told.err.count("\n") == 2, "errors are all that --quiet leaves"
     assert "1 of 2 cells failed:\nViLT, pixels, seed 0: ConfigError: --start nothing.ckpt is no file" in told.err
-    assert "Grid-VLP, pixels, seed 0: accuracy" in told.out
+    *cells, end = json_lines(told.out)
+    assert {each["label"]: bool(each["error"]) for each in cells} == {"ViLT, pixels": True, "Grid-VLP, pixels": False}
+    assert end["html"] == str(tmp_path / "report.html")
     rows = {each["label"]: each for each in pq.read_table(tmp_path / "results.parquet").to_pylist()}
     assert rows["ViLT, pixels"]["error"] and rows["Grid-VLP, pixels"]["score"] is not None
     assert "nothing.ckpt is no file" in (tmp_path / "report.html").read_text()

@@ -17,6 +17,7 @@ from storage import open_store
 from storage.codecs import cast, decode, encode
 from storage.compact import fold
 from tests.helpers import TINY, write_photos
+from tests.notebooks import run_cells
 from workflows.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,15 @@ def test_ray_data_reads_what_the_store_holds(stores: Stores) -> None:
     assert printed("read_with_ray_data", stores["regions", "arrow"]) == wanted(stores["regions", "arrow"])
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_notebook_reads_with_ray_data_what_the_store_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_cells("read_with_ray_data")
+    assert sorted(names["means"]) == sorted(names["store"]) == ["astronaut", "chelsea", "coffee", "rocket"]
+    assert len(names["shards"]) == 2
+
+
 @pytest.mark.parametrize(("view", "format"), [("regions", "arrow"), ("grid", "hdf5")])
 def test_torch_gets_every_image_once_in_each_way(view: str, format: str, stores: Stores) -> None:
     store = stores[view, format]
@@ -131,7 +141,7 @@ def test_datasets_shows_the_features_that_the_page_names(stores: Stores) -> None
 
 def test_examples_are_short_documented_and_on_the_page() -> None:
     page = (ROOT / "docs" / "reading_elsewhere.md").read_text()
-    for path in EXAMPLES.glob("*.py"):
+    for path in (*EXAMPLES.glob("read_*.py"), EXAMPLES / "committed.py"):
         text = path.read_text()
         assert len(text.splitlines()) < 40, path
         assert path.name in page

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storage.frames import cached_frame
+from tests.helpers import json_lines
 from tests.recipe_data import Data
 from trainers.text import load_tokenizer
 from workflows.cli import main
-from workflows.explain import cached_frame, places_of
+from workflows.looking import places_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ASKED = {  # recipe: where its images come from, an image and a word, the shape of the maps, and the head
@@ -108,7 +110,9 @@ def test_a_run_from_a_store_is_told_where_the_images_lie(
     asked = ["explain", run, "--image", "9", "--word", "color", "--out", str(tmp_path / "pictures")]
     assert main(asked) == 2
     assert "name their folder with --images" in capsys.readouterr().err
-    assert main([*asked, "--images", images]) == 0
+    assert main([*asked, "--images", images, "--json"]) == 0
+    [facts] = json_lines(capsys.readouterr().out)
+    assert facts["word"] == "color" and len(facts["files"]) == 3
     assert len(list((tmp_path / "pictures").iterdir())) == 3
 
 

@@ -120,8 +120,7 @@ def test_flags_that_mean_nothing_to_pixels_are_not_there(capsys: pytest.CaptureF
         ("pixels", ("--shorter", "--longer"), ("--weights", "--device", "--dtype", "--store-dtype", "--width-divisor")),
         ("patches", ("--weights", "--layer", "--norm", "--size", "--store-dtype"), ("--shorter", "--width-divisor")),
     ):
-        with pytest.raises(SystemExit):
-            main(["extract", view, "--help"])
+        assert main(["extract", view, "--help"]) == 0
         told = capsys.readouterr().out
         assert all(flag in told for flag in there)
         assert not [flag for flag in absent if f"{flag} " in told]

@@ -23,7 +23,8 @@ from tests.recipe_data import Data
 from tests.unit.trainers.toy import Toy, told, toy_config, toy_model
 from trainers.loop import DivergedError, RunSummary, train
 from trainers.tasks.base import Task
-from workflows.train import Train, built
+from workflows.runs import built
+from workflows.train import Train
 
 pytestmark = [
     pytest.mark.ray,

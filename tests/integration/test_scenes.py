@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.helpers import json_lines
 from trainers.data import DATASETS
 from trainers.data.check import check
 from trainers.data.sets import load
@@ -67,12 +68,17 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def test_the_same_seed_makes_the_same_bytes_and_a_run_goes_on(scenes: Path, tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_bytes_and_a_run_goes_on(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert make(tmp_path / "other", "--workers", "2") == 0
     assert contents(tmp_path / "other") == contents(scenes)
     for path in sorted((tmp_path / "other" / "images" / "coco" / "train2014").iterdir())[:5]:
         path.unlink()
-    assert make(tmp_path / "other") == 0
+    capsys.readouterr()
+    assert make(tmp_path / "other", "--json") == 0
+    [facts] = json_lines(capsys.readouterr().out)
+    assert facts["images"] == 48 and facts["data_sets"]["vqav2"]["examples"]
     assert contents(tmp_path / "other") == contents(scenes)
 
 

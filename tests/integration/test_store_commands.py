@@ -270,3 +270,22 @@ def test_features_are_extracted_in_the_dtype_asked_for(dtype: str, photos: Path,
         np.testing.assert_array_equal(
             found[key].features, cast(cast(wanted, dtype), "float32") if dtype == "bfloat16" else wanted
         )
+
+
+def test_a_store_is_exported_for_viewers_and_for_datasets(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, suffix in zip("abcdef", (".jpg", ".png", ".png", ".jpeg", ".jpg", ".JPG"), strict=True):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{key}{suffix}").write_bytes(b"whatever")
+    coco = ["export", str(store), "--to", "coco-detections", "--out", str(tmp_path / "coco")]
+    assert main([*coco, "--images", str(tmp_path / "images")]) == 0
+    images = json.loads((tmp_path / "coco" / "instances.json").read_text())["images"]
+    assert sorted(row["file_name"] for row in images) == ["a.jpg", "c.png", "d.jpeg", "e.jpg", "f.JPG"]
+    assert main([*coco[:-1], str(tmp_path / "made-up")]) == 0
+    assert "file names are the key and .jpg" in capsys.readouterr().out
+    parquet = ["export", str(store), "--to", "parquet", "--out", str(tmp_path / "share")]
+    assert main(parquet) == main(parquet) == 0
+    assert "5 records written to" in capsys.readouterr().out
+    assert main([*parquet, "--images", str(tmp_path / "images")]) == 2
+    assert "--images goes with --to coco-detections; parquet has no file names" in capsys.readouterr().err

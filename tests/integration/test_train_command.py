@@ -12,6 +12,7 @@ import torch
 
 from storage import open_store
 from tests import official_files
+from tests.helpers import json_lines
 from tests.recipe_data import Data
 from trainers.data import load
 from workflows.cli import main
@@ -73,9 +74,10 @@ def test_answers_and_rationales_are_scored_together(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("answer", "rationale"):
-        assert main(["train", *arguments(f"vl_bert_vcr_{name}", data, tmp_path / name), "--steps", "2"]) == 0
+        assert main(["train", *arguments(f"vl_bert_vcr_{name}", data, tmp_path / name), "--steps", "2", "--json"]) == 0
+        [summary] = json_lines(capsys.readouterr().out)
+        assert (summary["step"], summary["recipe"]) == (2, f"vl_bert_vcr_{name}") and summary["scores"]
     answers, rationales = (tmp_path / name / "run" for name in ("answer", "rationale"))
-    capsys.readouterr()
     beside = ["evaluate", str(rationales), "--beside", str(answers), "--json"]
     assert main(beside) == 0, "the answers are those that training ended with"
     scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
@@ -200,7 +202,7 @@ def test_the_list_names_every_recipe_and_its_score(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("args", "message"),
     (
-        (["no_such"], "there is no recipe 'no_such'; `triptych train --list` shows them all"),
+        (["no_such"], "there is no recipe 'no_such'. `triptych train --list` shows them all"),
         (["vilt_vqa", "--visual", "ears"], "--visual 'ears' is not known; choose one of store, pixels, cache-through"),
         (["vilt_vqa"], "this run reads annotations; name their folder with --annotations"),
     ),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from storage import open_store
+from tests.helpers import json_lines
 from trainers.data.files import write_json
 from trainers.scenes.drawing import save
 from trainers.scenes.scene import make_scene
@@ -127,12 +128,14 @@ def test_a_run_that_goes_on_has_the_losses_of_one_that_did_not_stop(scenes: Path
 
 
 @pytest.mark.slow
-def test_coco_s_boxes_of_photographs_train(tmp_path: Path, shared: Path) -> None:
+def test_coco_s_boxes_of_photographs_train(tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coco = shared / "data" / "detection" / "coco_mini"
     boxes = ["--data", str(coco / "annotations" / "instances_train2017.json"), "--images", str(coco)]
     test = ["--test", str(coco / "annotations" / "instances_val2017.json")]
     run = [*boxes, *test, "--out", str(tmp_path / "run"), "--kind", "grid", "--steps", "2", *SMALL]
-    assert main(["train-detector", *run]) == 0
+    assert main(["train-detector", *run, "--json"]) == 0
+    end, weights = json_lines(capsys.readouterr().out)
+    assert end["step"] == 2 and weights["weights"] == str(tmp_path / "run" / "detector.safetensors")
     assert (tmp_path / "run" / "detector.safetensors").is_file()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from trainers.tasks.base import Prediction
 
 SIDE, QUALITY = 320, 80  # pixels of the longer side of a picture, and of its JPEG
 SHOWN, BOXES = 6, 8  # examples, and boxes of a picture
+LOOK = 200  # pixels of the longer side of a picture of what a line looks at
 Box = tuple[float, float, float, float]
 
 
@@ -37,23 +40,38 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a line looks at when it reads a word.
+
+    chosen   in words, what Grad-CAM is the score of
+    attention, gradcam  JPEGs as data
+    """
+
+    chosen: str
+    attention: str
+    gradcam: str
+
+
+@dataclass(frozen=True)
 class Said:
-    """What one line answered."""
+    """What one line answered; where it looked, or, in words, why that cannot be shown."""
 
     label: str
     answer: str
     right: bool
+    look: Look | str | None = None
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One example on the page."""
+    """One example on the page; the word is the one at which the looks are, if there are any."""
 
     table: str
     text: str
     truth: str
     pictures: tuple[Picture, ...]
     answers: tuple[Said, ...]
+    word: str = ""
 
 
 def truth_of(example: Example) -> str | None:
@@ -76,6 +94,16 @@ def answer_of(prediction: Prediction) -> str:
 def said(answer: Any) -> str:
     """An answer in words."""
     return {True: "true", False: "false"}[answer] if isinstance(answer, bool) else str(answer)
+
+
+def telling_word(text: str, texts: Sequence[str]) -> str:
+    """The word of a text that the fewest of the texts have, of several the longest: what it is about."""
+    having = Counter(word for each in texts for word in set(_words(each.lower())))
+    return min(_words(text), key=lambda word: (having[word.lower()], -len(word)), default="")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
 
 
 def disagreeing(
@@ -128,12 +156,16 @@ def picture_of(image: np.ndarray, record: RegionRecord | None, names: Mapping[st
         names: of the detector's classes, where it has any.
     """
     height, width = image.shape[:2]
+    return Picture(uri_of(image, SIDE), width, height, () if record is None else _boxes(record, names))
+
+
+def uri_of(image: np.ndarray, side: int) -> str:
+    """An image uint8 (H, W, 3) as a JPEG in a page, its longer side no more than so many pixels."""
     small = Image.fromarray(image)
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(uri, width, height, () if record is None else _boxes(record, names))
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _boxes(record: RegionRecord, names: Mapping[str, Sequence[str]]) -> tuple[tuple[Box, str], ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from storage.errors import did_you_mean
 from trainers.data import (
     coco_captions,
     gqa,
@@ -222,7 +223,8 @@ class Joined(Sequence[Example]):
 def data_set(name: str) -> DataSet:
     """The data set of a name; raises DataError where there is none."""
     if name not in DATASETS:
-        raise DataError(f"there is no data set {name!r}; choose from {', '.join(DATASETS)}.")
+        near = did_you_mean(name, DATASETS)
+        raise DataError(f"there is no data set {name!r}; choose from {', '.join(DATASETS)}{near}")
     return DATASETS[name]
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from extractors import ConfigError, RegionConfig
+from extractors.configs import BUTD, GRID_PREFIX
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, PY_BOTTOM_UP, R101_C4, BottomUpDetector, DetectorConfig
 from extractors.grid_detector import GridDetector
-from extractors.networks import BUTD, GRID_MODELS, GRID_PREFIX, detector_colours, detector_for
+from extractors.networks import GRID_MODELS, detector_colours, detector_for
 from extractors.regions import vocabulary as published_names
 from extractors.resnet import BLOCKS
 from extractors.trunk import Colours

@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 
 from extractors import RegionConfig
+from extractors.configs import BUTD
 from extractors.faster_rcnn import BottomUpDetector
 from extractors.grid_detector import GridDetector
-from extractors.networks import BUTD, detector_for
+from extractors.networks import detector_for
 from extractors.weights import VOCABULARY_KEY, fill, read_checkpoint
 from storage.places import open_place
 from trainers.detection.vocabulary import Vocabulary

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.base import ConfigError
-from extractors.patches import PatchConfig, make_tower
+from extractors.configs import ConfigError, PatchConfig
+from extractors.patches import make_tower
 from trainers.batch import Pixels
 
 # The encoders that METER's paper compares (tables 4 and 5); of CLIP without its last block, as in the official code.

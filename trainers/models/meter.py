@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from extractors.patches import PatchConfig
+from extractors.configs import PatchConfig
 from trainers.batch import Batch, Cells, Part, Pixels, Text, VisualInput
 from trainers.models.fusion import FUSIONS, Decoder, GatedLayers
 from trainers.models.heads import Classifier, WordHead

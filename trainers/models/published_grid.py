@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extractors.networks import GRID_PREFIX
+from extractors.configs import GRID_PREFIX
 from extractors.weights import PUBLISHED, find_weights
 from extractors.weights import fill as fill_network
 from trainers.models.checkpoints import BERT_LAYERS, OURS, TEXT, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill

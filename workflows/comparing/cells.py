@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from extractors import ConfigError
-from extractors.base import ConvConfig
+from extractors.configs import ConvConfig
 from storage.spec import canonical_json
 from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig

@@ -14,6 +14,7 @@ from trainers.data.keys import matched
 from trainers.tasks.base import Prediction
 from workflows.comparing.cells import Cell
 from workflows.comparing.features import features_of
+from workflows.comparing.looking import with_looks
 from workflows.comparing.measuring import predictions_of
 from workflows.comparing.running import Setting
 from workflows.recipes.sources import SourceImages, find_images, group_of
@@ -40,10 +41,12 @@ def _of_table(name: str, lines: Mapping[str, Cell], setting: Setting) -> list[Sh
     numbers = disagreeing(examples, answers)
     keys = [key for number in numbers for key in examples[number].images]
     pictures = _pictures(keys, list(lines.values()), setting)
-    return [
+    found = [
         shown(name, examples[number], {label: given[number] for label, given in answers.items()}, pictures.__getitem__)
         for number in numbers
     ]
+    texts = [each.texts[0] for each in examples]
+    return with_looks(found, [examples[number] for number in numbers], texts, lines, setting)
 
 
 def _pictures(keys: Sequence[str], cells: Sequence[Cell], setting: Setting) -> dict[str, Picture]:

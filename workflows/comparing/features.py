@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors import ConfigError, ExtractorConfig, view_of
-from extractors.base import NetworkConfig
+from extractors.configs import NetworkConfig
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import INTERRUPTED, Progress, run_job
 from pipeline.sources import SourceConfig

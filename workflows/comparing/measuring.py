@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from extractors import make_extractor
-from extractors.base import Extractor, NetworkConfig
+from extractors.base import Extractor
+from extractors.configs import NetworkConfig
 from storage.places import open_place
 from trainers.comparison.blind import blind_score
 from trainers.comparison.latency import Extracted, Latency, latency

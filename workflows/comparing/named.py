@@ -9,11 +9,13 @@ zero-shot retrieval beside it, VQA is what is compared here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from extractors import ConfigError, GridConfig, RegionConfig
-from extractors.base import ConvConfig
+from extractors.configs import ConvConfig
+from storage.errors import did_you_mean
 from trainers.config import Rule
 from trainers.models.image_towers import IMAGE_TOWERS
 from trainers.models.text_towers import TextTowerConfig
@@ -213,14 +215,13 @@ def named(name: str) -> Matrix:
         ConfigError: there is none.
     """
     if name not in NAMED:
-        raise ConfigError(f"there is no comparison {name!r}; `triptych compare --list` shows them all.")
+        near = did_you_mean(name, NAMED)
+        raise ConfigError(f"there is no comparison {name!r}{near} `triptych compare --list` shows them all.")
     return NAMED[name]()
 
 
-def listed() -> list[str]:
+def listed() -> Iterator[dict[str, Any]]:
     """Each comparison's name, the table that it follows, and its lines."""
-    lines = []
     for name, matrix in ((name, make()) for name, make in NAMED.items()):
-        labels = dict.fromkeys(row.label for row in matrix.rows)
-        lines += [f"{name:<24} {matrix.source}: {matrix.title}", f"{'':<24} {'; '.join(labels)}"]
-    return lines
+        lines = list(dict.fromkeys(row.label for row in matrix.rows))
+        yield {"name": name, "source": matrix.source, "title": matrix.title, "lines": lines}

@@ -33,7 +33,7 @@ from workflows.comparing.measuring import cached, parameters_of, scored, trained
 from workflows.progress import TerminalProgress
 from workflows.recipes.building import LEAST, Run
 from workflows.recipes.sources import Places
-from workflows.train import built, kept_answers
+from workflows.runs import built, kept_answers
 
 CELLS = "cells"
 POINTS, EVALUATIONS = 100, 5  # of the learning curves

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extractors import ConfigError
+from storage.errors import did_you_mean
 from workflows.recipes import grid, meter, vilt, vl_bert
 from workflows.recipes.base import Recipe
 
@@ -22,5 +23,6 @@ def recipe_of(name: str) -> Recipe:
         ConfigError: there is none.
     """
     if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; `triptych train --list` shows them all.")
+        near = did_you_mean(name, RECIPES)
+        raise ConfigError(f"there is no recipe {name!r}{near} `triptych train --list` shows them all.")
     return RECIPES[name]()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from extractors import ConfigError, ExtractorConfig, GridConfig
-from extractors.base import NetworkConfig
+from extractors.configs import NetworkConfig
 from extractors.networks import GRID_MODELS, grid_colours
 from trainers.codebook import CodebookConfig
 from trainers.config import TrainConfig

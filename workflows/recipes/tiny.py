@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from extractors import ExtractorConfig, PixelConfig
-from extractors.base import ConvConfig, ResizedConfig
-from extractors.patches import PatchConfig
+from extractors.configs import ConvConfig, PatchConfig, ResizedConfig
 from trainers.codebook import CodebookConfig
 from trainers.config import Rule
 from trainers.models.grid_vlp import GridVLPConfig

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from extractors import GridConfig, ImageError, RegionConfig, make_extractor
-from extractors.base import ConvConfig, float32_multiplied
+from extractors.base import float32_multiplied
 from extractors.boxes import class_survivors, nms_each, nms_within_classes
+from extractors.configs import ConvConfig
 from extractors.fused import convolve
 from extractors.resnet import ConvNorm
 from extractors.roi_pool import roi_pool

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from extractors import ConfigError, GridConfig, ImageError, RegionConfig, make_extractor
-from extractors.base import Extractor, ExtractorConfig, Prepared
-from extractors.patches import PatchConfig
-from extractors.pixels import PixelConfig
+from extractors.base import Extractor, Prepared
+from extractors.configs import ExtractorConfig, PatchConfig, PixelConfig
 from extractors.views import Ready, Views, configs_beside, make_views
 from storage import GridRecord, RegionRecord
 from tests.unit.storage.samples import assert_same

@@ -415,7 +415,8 @@ def test_weights_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_default_of_a_model_is_a_published_name() -> None:
-    from extractors.networks import DETECTORS, GRID_MODELS
+    from extractors.configs import DETECTORS
+    from extractors.networks import GRID_MODELS
 
     assert {f"grid-{model}" for model in GRID_MODELS} | set(DETECTORS) <= set(PUBLISHED)
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from extractors import ConfigError, GridConfig, RegionConfig, make_extractor, read_image
-from extractors.base import ConvConfig, Prepared
+from extractors.base import Prepared
+from extractors.configs import ConvConfig
 from extractors.regions import RegionExtractor
 from extractors.views import Views, make_views, without_weights
 from pipeline import cluster

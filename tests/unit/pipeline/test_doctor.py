@@ -13,12 +13,13 @@ import pipeline.doctor as doctor
 from extractors import GridConfig
 from pipeline.probe import Probe
 from workflows.cli import main
+from workflows.doctor import MODELS
 
 NARROW = GridConfig(model="r50", weights="random:0", width_divisor=32, shorter=64, longer=100, device="cpu")
 
 
 def test_the_command_prints_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setitem(doctor.MODELS, "grid r50", NARROW)
+    monkeypatch.setitem(MODELS, "grid r50", NARROW)
     monkeypatch.setattr(doctor, "WRITTEN", 2 << 20)
     assert main(["doctor", "--out", str(tmp_path / "not" / "there"), "--models", "grid r50"]) in (0, 1)
     told = capsys.readouterr().out

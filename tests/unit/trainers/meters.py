@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from extractors.patches import PatchConfig
+from extractors.configs import PatchConfig
 from trainers.batch import Batch, Cells, Pixels, Text
 from trainers.models.layers import LayerConfig
 from trainers.models.meter import Meter, MeterConfig

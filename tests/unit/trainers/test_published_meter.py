@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from extractors.patches import PatchConfig
+from extractors.configs import PatchConfig
 from extractors.weights import WeightsError
 from tests.official_checkpoints import meter_checkpoint, meter_state
 from tests.unit.extractors.towers import save_tower

@@ -11,8 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from extractors.base import ConfigError
-from extractors.patches import PatchConfig
+from extractors.configs import ConfigError, PatchConfig
 from extractors.weights import WeightsError
 from tests.unit.extractors.towers import save_tower
 from tests.unit.trainers.meters import ARCHITECTURES, SMALL, pixels, stirred, text, tower

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extractors import ConfigError, GridConfig
-from extractors.base import ConvConfig
+from extractors.configs import ConvConfig
 from workflows.comparing.cells import Cell, Common, Matrix, Row, cells_of, in_order, of_recipes
 from workflows.comparing.data import file_digest
 from workflows.comparing.named import NAMED, listed, named
@@ -135,10 +135,10 @@ def test_every_named_comparison_has_its_lines_also_tiny(name: str) -> None:
 
 
 def test_the_list_names_every_comparison_and_its_table() -> None:
-    text = "\n".join(listed())
+    text = str(list(listed()))
     assert all(name in text for name in NAMED) and "METER table 7" in text and "merged attention" in text
-    with pytest.raises(ConfigError, match="there is no comparison 'depth'"):
-        named("depth")
+    with pytest.raises(ConfigError, match="there is no comparison 'encoder_dept'; did you mean encoder_depth?"):
+        named("encoder_dept")
 
 
 def test_a_row_without_pre_training_reads_its_task_s_data_alone() -> None:

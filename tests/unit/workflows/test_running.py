@@ -15,12 +15,15 @@ from pipeline.config import EngineConfig
 from storage import TriptychError
 from tests.compare_data import compare_data
 from trainers import loop
+from trainers.comparison.examples import Look, Picture, shown
 from trainers.comparison.result import CellResult, saved
 from trainers.config import TrainConfig
+from trainers.data import load
 from workflows.comparing import measuring, running
 from workflows.comparing.cells import Cell, Common, cells_of, of_recipes
 from workflows.comparing.data import Data
 from workflows.comparing.features import Features, features_of
+from workflows.comparing.looking import LOOKED, with_looks
 from workflows.comparing.running import Setting, extract_all, run_cell, told_often
 from workflows.train import Train
 
@@ -79,6 +82,25 @@ def test_a_cell_is_scored_and_measured(done: tuple[CellResult, Path]) -> None:
     assert seconds[STEPS // 2 - 1] <= (row.step_ms or 0) / 1e3 <= seconds[STEPS // 2]
     assert [each["step"] for each in row.curve if each["score"] is not None] == [2, 4, 6, 8, 10]
     assert len([each for each in row.curve if each["loss"] is not None]) == STEPS
+
+
+def test_the_page_shows_where_a_line_looks(done: tuple[CellResult, Path], data: Path) -> None:
+    _, out = done
+    examples = load("vqav2", "val", str(data / "annotations")).examples[:5]
+    answer = {"answer": "red"}
+    given = [shown("t", each, {"ViLT": answer}, lambda key: Picture("", 1, 1)) for each in examples]
+    texts = [each.texts[0] for each in examples]
+    found = with_looks(given, examples, [*texts, "unheard of"], {"ViLT": cell()}, setting(data, out))
+    assert [bool(each.word) for each in found] == [True] * LOOKED + [False] * 2 and found[LOOKED:] == given[LOOKED:]
+    for each in found[:LOOKED]:
+        look = each.answers[0].look
+        assert isinstance(look, Look) and look.chosen.startswith("the answer '") and look.attention != look.gradcam
+        assert each.word in each.text and each.text == given[found.index(each)].text
+    endless = replace(examples[0], texts=(" ".join(["a"] * 99 + ["kite"]),))
+    [told] = with_looks(given[:1], [endless], [], {"ViLT": cell()}, setting(data, out))
+    assert told.answers[0].look == f"{told.word!r} is no word of {endless.texts[0]!r}; choose one of a, kite."
+    of_pairs = replace(cell(), recipe=replace(cell().recipe, task="nlvr2"))
+    assert with_looks(given, examples, texts, {"ViLT": of_pairs}, setting(data, out)) == given
 
 
 def test_a_finished_cell_is_never_run_again(

@@ -9,7 +9,7 @@ import pytest
 from extractors import ConfigError, GridConfig, PixelConfig
 from trainers.models.image_towers import IMAGE_TOWERS
 from workflows.comparing.named import named
-from workflows.extract import with_config_file
+from workflows.config_file import with_config_file
 from workflows.recipes import recipe_of
 from workflows.recipes.tiny import tiny
 

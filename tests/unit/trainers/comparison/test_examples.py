@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from storage import RegionRecord
-from trainers.comparison.examples import SIDE, Said, disagreeing, picture_of, shown, truth_of
+from trainers.comparison.examples import SIDE, Said, disagreeing, picture_of, shown, telling_word, truth_of
 from trainers.data.base import Example
 
 
@@ -56,6 +56,13 @@ def test_statements_are_true_or_false() -> None:
     assert truth_of(Example("1", (), ("s",), {"answer": "red"})) == "red"
     assert truth_of(Example("1", (), ("s",), {"label": 2})) == "entailment"
     assert truth_of(Example("1", (), ("s",), {"box": (1, 2, 3, 4)})) is None
+
+
+def test_the_word_that_tells_most_is_the_one_that_few_texts_have() -> None:
+    texts = ["Is there a red kite?", "Is there a red car?", "is the cat red"]
+    assert telling_word(texts[0], texts) == "kite"
+    assert telling_word("Is there a car beside the umbrella?", texts) == "umbrella"  # of those equally rare the longest
+    assert telling_word("?", texts) == ""
 
 
 BLACK = np.zeros((480, 640, 3), np.uint8)

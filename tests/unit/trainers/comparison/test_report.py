@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.trainers.comparison.cells import cached, result
-from trainers.comparison.examples import picture_of, shown
+from trainers.comparison.examples import Look, picture_of, shown, uri_of
 from trainers.comparison.lines import tables_of
 from trainers.comparison.report import Report, bars, render
 from trainers.comparison.result import CellResult
@@ -56,7 +56,9 @@ def page() -> str:
     example = Example("1", ("k",), ("Is it <red>?",), {"multiple_choice_answer": "yes"})
     answers = {"ViLT, pixels": {"answer": "no"}, "VL-BERT, cached regions": {"answer": "yes"}}
     told = shown("Visual question answering (vqav2)", example, answers, lambda key: picture_of(image, None, {}))
-    return render(replace(REPORT, examples=[told]))
+    looked = replace(told.answers[0], look=Look("the answer 'no'", uri_of(image, 20), uri_of(image, 20)))
+    unseen = replace(told.answers[1], look="the model reads <40> tokens")
+    return render(replace(REPORT, examples=[replace(told, word="<red>", answers=(looked, unseen))]))
 
 
 def test_the_page_loads_nothing_from_anywhere(page: str) -> None:
@@ -79,13 +81,20 @@ def test_the_page_says_what_was_found_where_and_by_what_command(page: str) -> No
 
 def test_every_picture_and_chart_has_words_for_it(page: str) -> None:
     found = Page(page)
-    assert [each["alt"] for each in found.images] == ["The image of: Is it <red>?"]
+    looks = ["Attention of ViLT, pixels", "Grad-CAM of ViLT, pixels"]
+    assert [each["alt"] for each in found.images] == ["The image of: Is it <red>?", *looks]
     assert page.count("<svg") == page.count('role="img" aria-label="') - 3  # as many bars: two lines, one with a cache
 
 
 def test_right_and_wrong_answers_are_told_apart_without_colours(page: str) -> None:
     words = " ".join(Page(page).words.split())
     assert "ViLT, pixelsno ✗" in words and "VL-BERT, cached regionsyes ✓" in words
+    assert "“<red>” in Is it <red>?" in words
+    assert "ViLT, pixels: the answer 'no' ✗ the model reads <40> tokens VL-BERT, cached regions ✓" in words
+
+
+def test_examples_of_which_no_word_was_looked_at_have_no_section_for_it(page: str) -> None:
+    assert "Where they look" in page and "Where they look" not in render(REPORT)
 
 
 def test_a_page_of_failures_names_them() -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from extractors.base import Extractor
-from extractors.pixels import PixelConfig, PixelExtractor
+from extractors.configs import PixelConfig
+from extractors.pixels import PixelExtractor
 from extractors.resnet import ResNetConfig
 from storage import FeatureLayout, GridRecord, PatchRecord, Record, RegionRecord, Spec, StoreWriter
 from tests.unit.trainers import meters
