@@ -14,7 +14,7 @@ COPY extractors extractors
 COPY trainers trainers
 COPY pipeline pipeline
 COPY workflows workflows
-RUN pip install --no-cache-dir -c constraints.txt ".[captions,detection,ray,s3,tensorboard]"
+RUN pip install --no-cache-dir -c constraints.txt ".[captions,detection,gpu,ray,s3,tensorboard]"
 
 RUN useradd --create-home triptych
 USER triptych

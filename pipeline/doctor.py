@@ -28,6 +28,7 @@ WRITTEN = 256 << 20  # bytes that the disk is tried with
 MIB = 1 << 20
 FILES_WANTED = 1024  # open at once: shards are mapped
 TEMPORARY_WANTED = 4 << 30  # bytes: shards for object stores are made there, and plans
+BUSY, TAKEN = 10, 0.1  # percent of the time, and a share of the memory, that other work on a GPU may take unnoticed
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -106,6 +107,7 @@ def troubles(out: Path) -> Iterator[str]:
     if not torch.cuda.is_available() and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
         build = "has no CUDA" if torch.version.cuda is None else "sees none"
         yield f"there is an NVIDIA GPU, and torch {torch.__version__} {build}: install a CUDA build, or mend the driver"
+    yield from _taken_gpus()
     if torch.get_num_threads() < int(cores):
         yield (
             f"torch uses {torch.get_num_threads()} of {cores:g} cores: OMP_NUM_THREADS is "
@@ -129,6 +131,21 @@ def troubles(out: Path) -> Iterator[str]:
         yield f"{temporary} has {free:.1f} GiB free, and what goes to object storage is made there: set TMPDIR"
     if not os.access(out, os.W_OK):
         yield f"{out} cannot be written: choose another --out, or change its permissions"
+
+
+def _taken_gpus() -> Iterator[str]:
+    """GPUs that other work uses, asked before anything of ours runs there."""
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        if total - free > TAKEN * total:
+            taken = f"{(total - free) / 2**30:.0f} of {total / 2**30:.0f} GiB"
+            yield f"of GPU {number} others hold {taken}: batches will be smaller; choose another one by --device"
+        try:
+            busy = torch.cuda.utilization(number)
+        except ModuleNotFoundError:
+            continue  # without triptych[gpu]
+        if busy > BUSY:
+            yield f"GPU {number} is {busy} % busy with other work: the speeds below are not those of a free one"
 
 
 def bound(probe: Probe, disk: float) -> str:

@@ -68,3 +68,20 @@ def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatc
     assert len(told) == len(parts) and all(part in line for part, line in zip(parts, told, strict=True))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert any("would use 64 threads, and this container may use 4 cores" in line for line in doctor.troubles(tmp_path))
+
+
+def test_gpus_that_others_use_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: ((20 if number else 80) << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda number: 97 * number)
+    first, second = list(doctor._taken_gpus())
+    assert first.startswith("of GPU 1 others hold 60 of 80 GiB: ") and second.startswith(
+        "GPU 1 is 97 % busy with other"
+    )
+    assert {first, second} <= set(doctor.troubles(tmp_path))
+
+    def missing(number: int) -> int:
+        raise ModuleNotFoundError("pynvml does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", missing)
+    assert list(doctor._taken_gpus()) == [first]
