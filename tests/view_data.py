@@ -103,7 +103,7 @@ def make_stores(root: Path) -> Stores:
 
 def client(stores: list[Path], images: Path | None = None, **flags: bool) -> TestClient:
     """The server over some stores, without a network; the images are listed."""
-    pictures = Pictures(ImageFlags(str(images) if images else None, **flags))
+    pictures = Pictures(ImageFlags(str(images) if images else "", **flags))
     if pictures.listing:
         pictures.listing.wait()
     return TestClient(make_app([Opened(path) for path in stores], pictures), base_url="http://127.0.0.1")

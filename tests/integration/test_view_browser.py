@@ -91,7 +91,8 @@ def test_a_search_by_keyboard_leads_to_an_image_and_back(visit: Open) -> None:
     page.locator(".card").nth(1).wait_for(state="detached")
     page.locator(".card a").focus()
     page.keyboard.press("Enter")
-    assert page.locator("h1").inner_text() == "dogs/two" and page.get_by_text("1 of 1").is_visible()
+    page.get_by_role("heading", name="dogs/two").wait_for()
+    assert page.get_by_text("1 of 1").is_visible()
     page.keyboard.press("Escape")
     page.locator(".card").wait_for()
     assert page.get_by_label("Key", exact=True).input_value() == "dogs"
@@ -102,6 +103,7 @@ def test_arrows_go_on_and_boxes_light_up_with_their_rows(visit: Open) -> None:
     page.get_by_role("heading", name="cats/one").wait_for()
     page.keyboard.press("ArrowRight")
     page.get_by_role("heading", name="cats/two").wait_for()
+    assert page.get_by_role("button", name="Next").is_disabled()
     page.keyboard.press("ArrowRight")  # there is no third
     boxes, rows = page.locator(".large .box"), page.locator("tbody tr")
     assert boxes.count() == rows.count() == 3 and rows.first.inner_text().split() == ["cat", "0.89", "blue", "0.80"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from storage import ErrorRow, FeatureStore, TriptychError
 from storage.codecs import exact_dtype
+from storage.errors import did_you_mean
 from storage.secrets import shown
 
 KINDS = {"class": "classes", "attribute": "attributes"}
@@ -82,6 +82,4 @@ class Opened:
     def _unknown(self, what: str, text: str, names: Sequence[str]) -> str:
         if not names:
             return f"{self.name} does not name its {KINDS[what]}; type a number."
-        near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
-        return f"no {what} has {text!r} in its name{hint}."
+        return f"no {what} has {text!r} in its name{did_you_mean(text, names)}"

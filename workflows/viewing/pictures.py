@@ -5,43 +5,31 @@ from __future__ import annotations
 import io
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 
+from extractors.images import ImageError, decode
+from pipeline.sources import Source, SourceConfig, open_source
+from pipeline.sources.addresses import is_address
+from pipeline.sources.files import absolute, uri_path
 from storage.secrets import shown
 from workflows.viewing.jobs import Job
 from workflows.viewing.opened import ViewError
-
-if TYPE_CHECKING:
-    from pipeline.sources import Source
 
 SIDES = (320, 1280)  # pixels that the longer side has at most: of a picture in a list, and of one alone
 REMEMBERED = 500  # pictures, some 20 MB
 
 
 @dataclass(frozen=True)
-class ImageFlags:
+class ImageFlags(SourceConfig):
     """Where the images are, as of extract; what it was given there finds them by the same keys here."""
 
-    images: str | None = None
+    images: str = ""
     """The images of the store, whatever extract takes: a folder, a list, tars, COCO-style JSON, Parquet or Arrow."""
-    layout: Literal["coco", "vg", "flickr30k", "cc3m"] | None = None
-    """A folder laid out as that data set's own."""
-    image_root: str | None = None
-    """COCO-style JSON, list file or table: folder that relative paths start from."""
-    all_files: bool = False
-    """Folder: every file, whatever its extension; keys have the extension."""
-    keep_extension: bool = False
-    """Keys have the file extension."""
-    image_column: str | None = None
-    """Parquet, Arrow: column with paths or bytes."""
-    key_column: str | None = None
-    """Parquet, Arrow: column with keys."""
 
 
 class PictureError(ViewError):
@@ -60,16 +48,14 @@ class Pictures:
 
     def __init__(self, flags: ImageFlags) -> None:
         self.images = flags.images
-        self.name = None if flags.images is None else shown(flags.images)
+        self.name = shown(flags.images) or None
         self.listing: Job | None = None
         self._uris: dict[str, str] = {}
         self._source: Source | None = None
         self._decoding = threading.BoundedSemaphore(os.cpu_count() or 1)  # a large image takes much memory
         self.jpeg = lru_cache(REMEMBERED)(self._jpeg)
-        if flags.images is not None:
-            from pipeline.sources import SourceConfig, open_source
-
-            self._source = open_source(SourceConfig(**{**asdict(flags), "images": flags.images}))
+        if flags.images:
+            self._source = open_source(flags)
             self.listing = Job(self._list, 0)
 
     def pixels(self, key: str) -> np.ndarray:
@@ -80,8 +66,6 @@ class Pictures:
         """
         if self._source is None:
             raise PictureError("no images were named; start the command with --images.")
-        from extractors.images import ImageError, decode
-
         uri = self._uris.get(key)
         if uri is None:
             raise PictureError(self._why_absent(key))
@@ -109,10 +93,6 @@ class Pictures:
         return f"--images {self.name} has no image {key!r} among {len(self._uris):,}."
 
     def _check_inside(self, uri: str) -> None:
-        from pipeline.sources.addresses import is_address
-        from pipeline.sources.files import absolute, uri_path
-
-        assert self.images is not None
         if is_address(uri) or not Path(self.images).is_dir():
             return  # at an address there are no links; a list file or a table names what may be read
         if not uri_path(uri.partition("#")[0]).resolve().is_relative_to(absolute(self.images).resolve()):

@@ -57,7 +57,7 @@ def report(opened: Opened, pictures: Pictures, number: int) -> Made:
         images.append(image)
     facts = {**opened.facts, "name": opened.name, "kept_of": [len(images), len(store)]}
     errors = [asdict(row) for row in opened.errors[:MOST_ERRORS]]
-    data = {"store": facts, "images": images, "errors": errors, "pictured": pictures.images is not None}
+    data = {"store": facts, "images": images, "errors": errors, "pictured": bool(pictures.images)}
     return Made(page_with(f"{opened.name} - Triptych", data), len(images), unpictured if pictures.images else [])
 
 

@@ -44,8 +44,8 @@ const app = {
     const [part, query] = location.hash.slice(1).split("?");
     return [PARTS[part] ? part : "images", Object.fromEntries(new URLSearchParams(query || ""))];
   },
-  stepButton(text, by) {
-    return make("button", { type: "button", text, on: { click: () => app.step && app.step(by) } });
+  stepButton(text, by, allowed = true) {
+    return make("button", { type: "button", text, disabled: !allowed, on: { click: () => app.step && app.step(by) } });
   },
   recordView,
 };
@@ -204,9 +204,9 @@ function imagePage(app, query) {
             ? make(
                 "div",
                 { class: "steps" },
-                app.stepButton("Previous", -1),
+                app.stepButton("Previous", -1, at > 0),
                 make("span", { class: "soft", text: `${count(at + 1)} of ${count(found.found)}` }),
-                app.stepButton("Next", 1),
+                app.stepButton("Next", 1, at + 1 < found.found),
               )
             : null,
         ),

@@ -68,7 +68,7 @@ def test_a_list_comes_in_pages_and_shows_the_boxes_that_were_searched(page: Test
 
 
 def test_what_cannot_be_searched_is_told(page: TestClient) -> None:
-    assert "nearest is 'cat'" in refused(page, "images", **{"class": "caat"})
+    assert "did you mean cat?" in refused(page, "images", **{"class": "caat"})
     assert "does not name its classes" in refused(page, "images", store=GRID, **{"class": "cat"})
     assert "without class_ids" in refused(page, "images", store=GRID, **{"class": "1"})
     assert "from 0 to 1" in refused(page, "images", least="nan")
