@@ -1,4 +1,4 @@
-"""`triptych report`: some images of a store as one HTML file, to send to others."""
+"""`triptych report`: some images of stores as one HTML file, to send to others."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ class Report(Command):
     triptych report features/regions --out regions.html --images photos
     """
 
-    store: tyro.conf.Positional[str]
-    """The store, a folder or an address such as s3://bucket/features."""
+    stores: tyro.conf.Positional[tuple[str, ...]]
+    """One store or several of the same images, folders or addresses."""
     out: str
     """The HTML file to write."""
     pictures: Annotated[ImageFlags, tyro.conf.arg(name="")] = field(default_factory=ImageFlags)
     number: int = 24
-    """Images in it, evenly spread over the store."""
+    """Images in it, evenly spread over the (first) store."""
 
     def run(self) -> int:
         """Write the file; returns the exit status."""
         from workflows.viewing.opened import Opened, ViewError
         from workflows.viewing.report import report
 
+        if not self.stores:
+            raise ViewError("no store was named; wanted one or more, as in `triptych report features/regions`.")
         if self.number < 1:
             raise ViewError(f"--number {self.number} must be at least 1.")
         path = Path(self.out)
         if path.is_dir():
             raise ViewError(f"--out {self.out} is a folder; name a file, such as {path / 'report.html'}.")
-        opened = Opened(self.store)
+        opened = [Opened(each) for each in self.stores]
         made = report(opened, Pictures(self.pictures), self.number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(made.html, encoding="utf-8")
         facts = {"images": made.images, "bytes": path.stat().st_size, "unpictured": made.unpictured}
         emit({"out": self.out, **facts})
-        print(f"{self.out}: {made.images} of {len(opened.store):,} images, {size(path.stat().st_size)}")
+        print(f"{self.out}: {made.images} of {len(opened[0].store):,} images, {size(path.stat().st_size)}")
         if made.unpictured:
             print(f"{len(made.unpictured)} without a picture; the first: {made.unpictured[0]}")
         return 0

@@ -226,16 +226,15 @@ def test_colours_follow_the_system_and_the_button(visit: Open) -> None:
 
 
 def test_a_report_works_from_a_file(visit: Open, stores: Stores, tmp_path: Path) -> None:
-    for store, name in ((stores.regions, "regions"), (stores.grid, "grid")):
-        out = str(tmp_path / f"{name}.html")
-        assert main(["report", str(store), "--out", out, "--images", str(stores.images)]) == 0
-    page = visit("", base=f"file://{tmp_path}/regions.html")
+    out, shown = tmp_path / "page.html", ["--images", str(stores.images)]
+    assert main(["report", str(stores.regions), str(stores.grid), "--out", str(out), *shown]) == 0
+    page = visit("", base=f"file://{out}")
     page.locator(".card").nth(len(KEYS) - 1).wait_for()
     page.get_by_label("Class").fill("cat")
     page.locator(".card").nth(2).wait_for(state="detached")
     page.locator(".card a").first.click()
     until(page, "document.querySelector('.large img')?.naturalWidth === 80")
     assert page.locator(".large .box").count() == 3
-    page = visit("#image?at=0", base=f"file://{tmp_path}/grid.html")
+    page = visit("#image?store=1&at=0", base=f"file://{out}")
     page.locator("canvas").click(position={"x": 5, "y": 5})
     page.get_by_text("row 0, column 0: 1", exact=True).wait_for()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from storage import open_store
 from tests.test_imports import run_python
 from tests.view_data import KEYS, Stores, make_stores
 from workflows.cli import main
@@ -34,10 +35,12 @@ def test_a_report_holds_its_images_and_all_that_is_shown_of_them(
     assert main(["report", str(stores.regions), "--out", str(out), "--images", str(stores.images)]) == 0
     said = capsys.readouterr().out
     assert "5 of 5 images" in said and "1 without a picture" in said
-    found = data_of(out)
+    page = data_of(out)
+    [found] = page["stores"]
     assert sorted(image["key"] for image in found["images"]) == sorted(KEYS)
-    pictured = [image for image in found["images"] if image.get("picture", "").startswith("data:image/jpeg;base64,")]
-    assert len(pictured) == 4 and all(len(image["boxes"]) == 3 for image in found["images"])
+    assert len(page["pictures"]) == 4 and page["pictures"].keys() < set(KEYS)
+    assert all(each.startswith("data:image/jpeg;base64,") for each in page["pictures"].values())
+    assert all(len(image["boxes"]) == 3 for image in found["images"])
     assert [row["key"] for row in found["errors"]] == ["bad/text", "bad/late"]
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", out.read_text()), "it asks for nothing"
 
@@ -45,13 +48,24 @@ def test_a_report_holds_its_images_and_all_that_is_shown_of_them(
 def test_a_report_of_some_images_and_of_cells(stores: Stores, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     assert main(["report", str(stores.regions), "--out", str(out), "--number", "2"]) == 0
-    found = data_of(out)
-    assert found["store"]["kept_of"] == [2, 5] and "picture" not in found["images"][0]
+    page = data_of(out)
+    assert page["stores"][0]["store"]["kept_of"] == [2, 5] and not page["pictures"]
     for store in (stores.grid, stores.patches):
         assert main(["report", str(store), "--out", str(out)]) == 0
-        assert set(data_of(out)["images"][0]["maps"]) == {"norm", "pca"} and "likeness" in data_of(out)["images"][0]
+        image = data_of(out)["stores"][0]["images"][0]
+        assert set(image["maps"]) == {"norm", "pca"} and "likeness" in image
     assert main(["report", str(stores.pixels), "--out", str(out)]) == 0
-    assert data_of(out)["images"][0]["picture"].startswith("data:image/jpeg")
+    assert data_of(out)["stores"][0]["images"][0]["picture"].startswith("data:image/jpeg")
+
+
+def test_a_report_of_two_stores_has_the_same_images_of_both_and_a_picture_once(stores: Stores, tmp_path: Path) -> None:
+    out, shown = tmp_path / "page.html", ["--images", str(stores.images), "--number", "3"]
+    assert main(["report", str(stores.regions), str(stores.grid), "--out", str(out), *shown]) == 0
+    page = data_of(out)
+    regions, grid = ({image["key"] for image in each["images"]} for each in page["stores"])
+    assert len(regions) == 3 and grid == {key for key in regions if key in open_store(stores.grid)}
+    assert page["pictures"].keys() <= regions
+    assert [each["store"]["view"] for each in page["stores"]] == ["regions", "grid"]
 
 
 def test_what_cannot_be_is_refused_in_a_line(
@@ -62,7 +76,8 @@ def test_what_cannot_be_is_refused_in_a_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         commands = {
-            "no store was named": ["view"],
+            "no store was named; wanted one or more, as in `triptych view": ["view"],
+            "no store was named; wanted one or more, as in `triptych report": ["report", "--out", "x.html"],
             "ssh -L": ["view", store, "--host", "0.0.0.0"],
             "leave --port out": ["view", store, "--port", str(taken.getsockname()[1])],
             "no store": ["view", str(tmp_path / "nothing")],

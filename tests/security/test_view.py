@@ -114,5 +114,5 @@ def test_a_report_cannot_be_left_by_a_key(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "<script>alert" not in page and page.count("<script") == 2
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert json.loads(data)["images"][0]["key"] == key
+    assert json.loads(data)["stores"][0]["images"][0]["key"] == key
     assert "script-src 'sha256-" in page and "unsafe" not in page

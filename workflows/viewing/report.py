@@ -1,14 +1,15 @@
-"""Some images of a store with everything that the page shows of them, as one HTML file."""
+"""Some images of stores with everything that the page shows of them, as one HTML file."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from storage import PixelRecord, Record, RegionRecord
+from storage import FeatureStore, PixelRecord, Record, RegionRecord
 from workflows.viewing.described import described
 from workflows.viewing.maps import as_float32, map_facts, units
 from workflows.viewing.opened import Opened, ViewError
@@ -32,39 +33,57 @@ class Made:
     unpictured: list[str] = field(default_factory=list)
 
 
-def report(opened: Opened, pictures: Pictures, number: int) -> Made:
-    """The page over `number` images, evenly spread over the store.
+def report(stores: Sequence[Opened], pictures: Pictures, number: int) -> Made:
+    """The page over `number` images, evenly spread over the first store, in all of the stores.
 
     Raises:
-        ViewError: the store has no records, or the images cannot be listed.
+        ViewError: a store has no records, or the images cannot be listed.
         StoreError: a shard is missing or damaged.
     """
-    store = opened.store
-    if not len(store):
-        raise ViewError(f"{opened.name} has no records to show; `triptych errors` lists what failed.")
+    for opened in stores:
+        if not len(opened.store):
+            raise ViewError(f"{opened.name} has no records to show; `triptych errors` lists what failed.")
     if pictures.listing:
         pictures.listing.wait()
         if pictures.listing.error:
             raise ViewError(pictures.listing.error)
-    records = [store.at(at) for at in np.linspace(0, len(store) - 1, min(number, len(store))).round().astype(int)]
-    images, unpictured = [], []
-    for record in records:
-        image = kept(opened, record)
+    keys = _spread(stores[0].store, number)
+    shown, unpictured = _pictures(keys, pictures) if pictures.images else ({}, [])
+    data = {"stores": [_of_store(each, keys) for each in stores], "pictures": shown}
+    title = f"{', '.join(each.name for each in stores)} - Triptych"
+    return Made(page_with(title, data), len(keys), unpictured)
+
+
+def _spread(store: FeatureStore, number: int) -> list[str]:
+    places = np.linspace(0, len(store) - 1, min(number, len(store))).round().astype(int)
+    return [store.at(at).key for at in places]
+
+
+def _pictures(keys: Sequence[str], pictures: Pictures) -> tuple[dict[str, str], list[str]]:
+    """Pictures by key, as data; and why there is none of the others, a line each."""
+    found, missing = {}, []
+    for key in keys:
         try:
-            image["picture"] = _picture(record, pictures)
+            found[key] = _data(pictures.pixels(key))
         except PictureError as error:
-            unpictured.append(f"{record.key}: {error}")
-        images.append(image)
+            missing.append(f"{key}: {error}")
+    return found, missing
+
+
+def _of_store(opened: Opened, keys: Sequence[str]) -> dict[str, Any]:
+    """What the page has of one store: facts, the images of these keys that it holds, and errors."""
+    store = opened.store
+    images = [kept(opened, store[key]) for key in keys if key in store]
     facts = {**opened.facts, "name": opened.name, "kept_of": [len(images), len(store)]}
-    errors = [asdict(row) for row in opened.errors[:MOST_ERRORS]]
-    data = {"store": facts, "images": images, "errors": errors, "pictured": bool(pictures.images)}
-    return Made(page_with(f"{opened.name} - Triptych", data), len(images), unpictured if pictures.images else [])
+    return {"store": facts, "images": images, "errors": [asdict(row) for row in opened.errors[:MOST_ERRORS]]}
 
 
 def kept(opened: Opened, record: Record) -> dict[str, Any]:
     """An image as the page has it, and of cells all maps: the server that would make them is not there."""
     facts = described(opened, record)
-    if isinstance(record, RegionRecord | PixelRecord):
+    if isinstance(record, PixelRecord):
+        return {**facts, "picture": _data(record.pixels)}
+    if isinstance(record, RegionRecord):
         return facts
     facts["kinds"] = ["norm", "pca"]
     facts["maps"] = {kind: map_facts(record.features, kind) for kind in facts["kinds"]}
@@ -81,6 +100,6 @@ def likeness(features: np.ndarray) -> str:
     return base64.b64encode(codes.tobytes()).decode()
 
 
-def _picture(record: Record, pictures: Pictures) -> str:
-    pixels = record.pixels if isinstance(record, PixelRecord) else pictures.pixels(record.key)
+def _data(pixels: np.ndarray) -> str:
+    """(H, W, 3) uint8 RGB as a small JPEG in a page."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg(pixels, SIDE)).decode()}"

@@ -2,7 +2,8 @@
 "use strict";
 
 const kept = JSON.parse(document.getElementById("data").textContent);
-const records = new Map(kept.images.map((image) => [image.key, image]));
+const records = kept.stores.map((one) => new Map(one.images.map((image) => [image.key, image])));
+const pictured = Object.keys(kept.pictures).length > 0;
 
 // The bytes of base64 as whole numbers from -127 to 127.
 function signed(text) {
@@ -29,11 +30,11 @@ function cosines(image, row, column) {
 
 const data = {
   live: false,
-  stores: async () => ({ stores: [kept.store], images: { named: kept.pictured, finished: true } }),
+  stores: async () => ({ stores: kept.stores.map((one) => one.store), images: { named: pictured, finished: true } }),
   async images(query) {
     const text = (query.search || "").toLowerCase();
     const asksBoxes = query.class || query.attribute || Number(query.least || 0) > 0;
-    const found = kept.images.filter(
+    const found = kept.stores[query.store || 0].images.filter(
       (image) =>
         image.key.toLowerCase().includes(text) && (!asksBoxes || (image.boxes || []).some((box) => fits(box, query))),
     );
@@ -44,22 +45,23 @@ const data = {
     return { items: items.map(shownOf), found: found.length, first, finished: true };
   },
   async record(store, key) {
-    if (!records.has(key)) throw new Error(`This report does not hold ${key}.`);
-    return records.get(key);
+    const found = records[store].get(key);
+    if (!found) throw new Error(`This report does not hold ${key}.`);
+    return found;
   },
   async map(store, key, kind, row, column) {
-    const image = records.get(key);
+    const image = records[store].get(key);
     return kind === "similar" ? cosines(image, row, column) : image.maps[kind];
   },
   async errors(query) {
     const text = (query.search || "").toLowerCase();
-    const found = kept.errors.filter(
+    const found = kept.stores[query.store || 0].errors.filter(
       (row) =>
         (!query.reason || row.reason === query.reason) && `${row.key} ${row.message}`.toLowerCase().includes(text),
     );
     const first = Number(query.first || 0);
     return { items: found.slice(first, first + Number(query.count || 24)), found: found.length, first, finished: true };
   },
-  picture: (store, item) => records.get(item.key)?.picture || null,
+  picture: (store, item) => records[store].get(item.key)?.picture || kept.pictures[item.key] || null,
   why: async () => "the picture cannot be shown",
 };
