@@ -45,5 +45,6 @@ def spec_differences(
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not known: `; did you mean NAME?`, or a full stop if none is near."""
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else "."
+    bare = {each.lstrip("-"): each for each in known}  # the dashes of options are no likeness
+    near = difflib.get_close_matches(given.lstrip("-"), bare, n=1)
+    return f"; did you mean {bare[near[0]]}?" if near else "."

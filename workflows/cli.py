@@ -56,17 +56,7 @@ HELP = ("-h", "--help")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 (damage found), 2 (wrong job), 3 (too many errors), 130."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:
-        from workflows.version import version_lines
-
-        print("\n".join(version_lines()))
-        return 0
-    group = _group_to_list(args)
-    if group is not None:
-        print(overview(group))
-        return 0 if args and args[-1] in HELP else WRONG_JOB
-    return _guarded(args)
+    return _guarded(list(sys.argv[1:] if argv is None else argv))
 
 
 def overview(group: str) -> str:
@@ -112,6 +102,19 @@ def _guarded(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> int:
+    group = _group_to_list(args)
+    if args == ["--version"]:
+        from workflows.version import version_lines
+
+        print("\n".join(version_lines()), flush=True)
+        return 0
+    if group is not None:
+        print(overview(group), flush=True)
+        return 0 if args and args[-1] in HELP else WRONG_JOB
+    return _run_command(args)
+
+
+def _run_command(args: list[str]) -> int:
     from workflows.output import speaking
 
     command = parse(args)

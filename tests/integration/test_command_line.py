@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -74,6 +75,7 @@ def test_no_help_imports_what_takes_seconds() -> None:
         ("extract gird", "extract needs one of regions, grid, patches, pixels, and not 'gird'; did you mean grid?"),
         ("extract grid --weigths c", "no option --weigths; did you mean --weights? `triptych extract grid --help`"),
         ("info s --jsn", "there is no option --jsn; did you mean --json? `triptych info --help` shows all."),
+        ("doctor --bogus", "there is no option --bogus. `triptych doctor --help` shows all."),
         ("extract grid --images a --out b --model x102", "--model 'x102' is not known; choose one of butd-r101, r50,"),
         ("extract regions --images a --out b --model grid-x10", "detectron2:CONFIG.yaml; did you mean grid-x101?"),
         ("extract regions --images a --out b --views gird,regions", "'gird' is not known"),
@@ -105,6 +107,19 @@ def test_the_version_comes_with_what_a_report_of_a_bug_needs(capsys: pytest.Capt
     torch_line = f"torch {torch.__version__.partition('+')[0]}"
     assert torch_line in facts and f"CUDA of torch {torch.version.cuda or 'none'}" in facts
     assert any(line.startswith("commit ") for line in facts)
+
+
+@pytest.mark.parametrize("line", ["--version", "--help", "extract --help", "data list", "completion fish"])
+def test_who_stops_reading_ends_the_command_without_a_word(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `| head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(line.split()) == 141
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
