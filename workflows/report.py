@@ -30,6 +30,7 @@ class Report(Command):
 
     def run(self) -> int:
         """Write the file; returns the exit status."""
+        from storage.atomic import write_whole, writing
         from workflows.viewing.opened import Opened, ViewError
         from workflows.viewing.report import report
 
@@ -42,8 +43,9 @@ class Report(Command):
             raise ViewError(f"--out {self.out} is a folder; name a file, such as {path / 'report.html'}.")
         opened = [Opened(each) for each in self.stores]
         made = report(opened, Pictures(self.pictures), self.number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made.html, encoding="utf-8")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, made.html.encode())
         facts = {"images": made.images, "bytes": path.stat().st_size, "unpictured": made.unpictured}
         emit({"out": self.out, **facts})
         print(f"{self.out}: {made.images} of {len(opened[0].store):,} images, {size(path.stat().st_size)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import socket
@@ -113,3 +114,20 @@ def test_page_and_report_start_without_torch_or_ray(stores: Stores, tmp_path: Pa
         f"from workflows.cli import main; assert main({line}) == 0; import workflows.view, workflows.viewing.server, "
         "uvicorn, sys; assert not {'torch', 'ray', 'torchvision', 'transformers'} & set(sys.modules), 'slow'"
     )
+
+
+@pytest.mark.parametrize("place", ["file/page.html", "file"])
+def test_a_report_that_cannot_be_written_leaves_what_was_there(
+    place: str, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("before")
+    if place == "file":  # the disk is full
+
+        def refuse(fd: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", refuse)
+    assert main(["report", str(stores.regions), "--out", str(tmp_path / place)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"triptych: cannot write {tmp_path / place}: ") and told.count("\n") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "before"
