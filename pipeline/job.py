@@ -219,7 +219,8 @@ def _start(
 
 def _weights(engine: Engine) -> dict[str, str]:
     """Where each network's weights come from, by view."""
-    return {view: spec.model["weights"]["origin"] for view, spec in engine.specs.items() if "weights" in spec.model}
+    told = {view: spec.model.get("weights") for view, spec in engine.specs.items()}
+    return {view: each["origin"] for view, each in told.items() if isinstance(each, dict) and "origin" in each}
 
 
 def _done(stores: Sequence[StoreWriter], keys: Sequence[str]) -> np.ndarray:

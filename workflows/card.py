@@ -133,7 +133,8 @@ def size_category(records: int) -> str:
 
 def random_weights(facts: dict[str, Any]) -> str:
     """The origin of the network's weights where that is chance, else nothing."""
-    origin = str((facts["spec"]["model"].get("weights") or {}).get("origin", ""))
+    weights = facts["spec"]["model"].get("weights")
+    origin = str(weights.get("origin", "") if isinstance(weights, dict) else weights)
     return origin if origin.startswith("random:") else ""
 
 

@@ -232,9 +232,16 @@ def store_facts(store: FeatureStore) -> dict[str, Any]:
     }
 
 
+def _weights_text(weights: Any) -> str:
+    """Of any spec: what an extractor of somebody else's says of its weights may be of another form."""
+    if not weights:
+        return ""
+    told = [weights.get("origin"), weights.get("sha256", "")[:16]] if isinstance(weights, dict) else [weights]
+    return ", weights " + " ".join(str(each) for each in told if each)
+
+
 def _info_text(path: str, facts: dict[str, Any]) -> str:
     spec, run = facts["spec"], facts["run"]
-    weights = spec["model"].get("weights")
     lines = [
         f"{path}: {facts['view']}, {'complete' if facts['complete'] else 'not complete'}",
         f"  records   {facts['records']} ({facts['rows']} rows of {spec['layout']['dim']} {spec['layout']['dtype']})",
@@ -242,8 +249,7 @@ def _info_text(path: str, facts: dict[str, Any]) -> str:
         *(f"    {count:>6}  {reason}" for reason, count in facts["errors_by_reason"].items()),
         f"  shards    {facts['shards']}, {size(facts['bytes'])}, {' and '.join(facts['formats']) or 'none yet'}",
         f"  spec      {facts['spec_id'][:16]}",
-        f"  model     {spec['model'].get('name', 'not known')}"
-        + (f", weights {weights['origin']} {weights['sha256'][:16]}" if weights else ""),
+        f"  model     {spec['model'].get('name', 'not known')}" + _weights_text(spec["model"].get("weights")),
     ]
     if spec["model"].get("width_divisor", 1) > 1:
         lines.append(f"  narrowed  all widths divided by {spec['model']['width_divisor']}: not the published network")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,21 @@ def test_a_store_is_exported_for_viewers_and_for_datasets(
     assert "5 records written to" in capsys.readouterr().out
     assert main([*parquet, "--images", str(tmp_path / "images")]) == 2
     assert "--images goes with --to coco-detections; parquet has no file names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"origin": "random:0"}, ", weights random:0\n"),
+        ({"sha256": "ab" * 32}, f", weights {'ab' * 8}\n"),
+        ("version 2", ", weights version 2\n"),
+    ],
+)
+def test_what_an_extractor_of_ones_own_says_of_its_weights_is_told(
+    weights: object, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(make_store(tmp_path / "s", [["a"]], replace(REGIONS, model={"name": "mine", "weights": weights})))
+    assert main(["info", store]) == 0
+    assert told in capsys.readouterr().out
+    assert main(["card", store]) == 0
+    assert ("RANDOM WEIGHTS" in capsys.readouterr().out) == ("random:0" in told)

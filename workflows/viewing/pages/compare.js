@@ -230,7 +230,7 @@ function storePage(app, query) {
       "Model",
       `${model.name || "not known"}${model.width_divisor > 1 ? `, all widths divided by ${model.width_divisor}` : ""}`,
     ],
-    ["Weights", model.weights ? `${model.weights.origin} ${String(model.weights.sha256).slice(0, 16)}` : "not known"],
+    ["Weights", weightsOf(model.weights)],
     [
       "Source",
       run.source ? `${count(run.images)} of ${count(run.source_images)} images of ${run.source}` : "not known",
@@ -265,4 +265,10 @@ function storePage(app, query) {
       make("pre", { text: JSON.stringify(store.spec, null, 2) }),
     ),
   );
+}
+
+// What a spec says of weights, of whatever form an extractor of one's own gives it.
+function weightsOf(weights) {
+  const told = weights?.origin || weights?.sha256 ? [weights.origin, weights.sha256?.slice(0, 16)] : [weights];
+  return told.filter((each) => typeof each === "string" && each).join(" ") || "not known";
 }
