@@ -45,6 +45,7 @@ def spec_differences(
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not known: `; did you mean NAME?`, or a full stop if none is near."""
-    bare = {each.lstrip("-"): each for each in known}  # the dashes of options are no likeness
+    # Options are like options, and their dashes are no likeness.
+    bare = {each.lstrip("-"): each for each in known if each.startswith("-") == given.startswith("-")}
     near = difflib.get_close_matches(given.lstrip("-"), bare, n=1)
     return f"; did you mean {bare[near[0]]}?" if near else "."

@@ -71,6 +71,7 @@ def test_no_help_imports_what_takes_seconds() -> None:
     ("line", "words"),
     [
         ("ifno x", "there is no command 'ifno'; did you mean info? `triptych --help` lists all."),
+        ("--verison", "there is no command '--verison'. `triptych --help` lists all."),
         ("frobnicate", "there is no command 'frobnicate'. `triptych --help` lists all."),
         ("extract gird", "extract needs one of regions, grid, patches, pixels, and not 'gird'; did you mean grid?"),
         ("extract grid --weigths c", "no option --weigths; did you mean --weights? `triptych extract grid --help`"),
