@@ -155,8 +155,16 @@ def file_names(images: str) -> dict[str, str]:
     """
     from pipeline.sources import SourceConfig, open_source
 
-    names = {}
-    for ref in open_source(SourceConfig(images)).list().refs:
-        path = PurePosixPath(ref.uri)
-        names[ref.key] = ref.key + path.suffix if str(path.with_suffix("")).endswith(ref.key) else path.name
-    return names
+    return {ref.key: file_name(ref.key, ref.uri) for ref in open_source(SourceConfig(images)).list().refs}
+
+
+def file_name(key: str, uri: str) -> str:
+    """Of one image, by where a source says that it lies: in a folder, in a tar, or in a row of a table."""
+    from pipeline.sources.files import uri_place
+
+    whole, inside, member = uri.partition("#")
+    if inside and member.isdecimal():
+        return f"{key}.jpg"  # there is no file
+    path = PurePosixPath(member.rpartition("@")[0] if inside else str(uri_place(whole)))
+    is_key = f"/{path.with_suffix('')}".endswith(f"/{key}")
+    return key + path.suffix if is_key else path.name

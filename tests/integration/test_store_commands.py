@@ -16,6 +16,7 @@ from storage.codecs import cast, decode, encode
 from tests.helpers import TINY, differences, write_photos
 from tests.unit.storage.samples import REGIONS, contents, make_store, region_record, with_layout
 from workflows.cli import main
+from workflows.transfer import file_name, file_names
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +272,20 @@ def test_features_are_extracted_in_the_dtype_asked_for(dtype: str, photos: Path,
         np.testing.assert_array_equal(
             found[key].features, cast(cast(wanted, dtype), "float32") if dtype == "bfloat16" else wanted
         )
+
+
+def test_file_names_are_those_of_the_images_wherever_they_lie(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a/100%25#?x.png", "ü b.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert file_names(str(folder)) == {"a/100%25#?x": "a/100%25#?x.png", "ü b": "ü b.jpg"}
+    official = "COCO_val2014_000000000042.jpg"
+    (tmp_path / official).touch()
+    (tmp_path / "instances.json").write_text(json.dumps({"images": [{"id": 42, "file_name": official}]}))
+    assert file_names(str(tmp_path / "instances.json")) == {"42": official}
+    assert file_name("a/one", "/data/x.tar#a/one.jpeg@512+9") == "a/one.jpeg"
+    assert file_name("x/y", "/data/table.parquet#7") == "x/y.jpg"
 
 
 def test_a_store_is_exported_for_viewers_and_for_datasets(
