@@ -26,6 +26,7 @@ from storage.atomic import (
     writing,
 )
 from storage.errors import StoreError
+from storage.secrets import shown
 
 LOCK, FOLDING = ".commit.lock", "folding.lock"
 
@@ -78,6 +79,17 @@ def open_place(path: str | Path) -> Place:
     from storage.bucket import Bucket  # fsspec and what it brings take time to import; most stores need none
 
     return Bucket(text)
+
+
+def local_path(text: str) -> Path:
+    """The path of a plain file or folder to write, which other than stores lies on this machine.
+
+    Raises:
+        StoreError: the text is an address: as a path it would be a folder called `s3:`.
+    """
+    if "://" in text:
+        raise StoreError(f"--out {shown(text)} is an address; name a path on this machine, and copy it there.")
+    return Path(text)
 
 
 def inside(file: str) -> str:

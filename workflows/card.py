@@ -14,6 +14,7 @@ import tyro
 
 from storage import FeatureStore, StoreError, open_store
 from storage.atomic import write_whole
+from storage.places import local_path
 from storage.secrets import shown
 from workflows.output import Command, emit
 from workflows.stores import store_facts
@@ -62,7 +63,7 @@ class Card(Command):
             emit({"card": text})
             print(text, end="")
             return 0
-        out = Path(self.out)
+        out = local_path(self.out)
         refuse_existing(out)
         has_parquet = exported(store, out.absolute().parent)
         write_whole(out, card(store, self.licence, has_parquet).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -31,6 +30,7 @@ class Report(Command):
     def run(self) -> int:
         """Write the file; returns the exit status."""
         from storage.atomic import write_whole, writing
+        from storage.places import local_path
         from workflows.viewing.opened import Opened, ViewError
         from workflows.viewing.report import report
 
@@ -38,7 +38,7 @@ class Report(Command):
             raise ViewError("no store was named; wanted one or more, as in `triptych report features/regions`.")
         if self.number < 1:
             raise ViewError(f"--number {self.number} must be at least 1.")
-        path = Path(self.out)
+        path = local_path(self.out)
         if path.is_dir():
             raise ViewError(f"--out {self.out} is a folder; name a file, such as {path / 'report.html'}.")
         opened = [Opened(each) for each in self.stores]

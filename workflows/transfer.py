@@ -15,8 +15,10 @@ from storage.interop import coco
 from storage.interop.base import ExportReport, ImportOptions
 from storage.interop.parquet import write_parquet
 from storage.interop.transfer import FORMATS, export_store, import_store, read_sizes
+from storage.places import local_path
 from storage.secrets import shown
 from storage.store import FeatureStore, open_store
+from storage.writer import HEAD
 from workflows.output import Command, emit
 from workflows.stores import difference_facts, difference_text
 from workflows.text import byte_progress, size
@@ -133,13 +135,16 @@ class Export(Command):
     def run(self) -> int:
         if self.images is not None and self.to != coco.NAME:
             raise StoreError(f"--images goes with --to {coco.NAME}; {self.to} has no file names of images.")
+        out = local_path(self.out)
+        if (out / HEAD).exists():
+            raise StoreError(f"--out {self.out} is a store; choose another folder for what is not.")
         if self.to == coco.NAME:
             files = file_names(self.images) if self.images is not None else None
-            done = coco.write_detections(open_store(self.store), Path(self.out), files)
+            done = coco.write_detections(open_store(self.store), out, files)
         elif self.to in EXPORT_ONLY:
-            done = EXPORT_ONLY[self.to](open_store(self.store), Path(self.out))
+            done = EXPORT_ONLY[self.to](open_store(self.store), out)
         else:
-            done = export_store(self.store, self.out, self.to)
+            done = export_store(self.store, out, self.to)
         emit({"out": shown(self.out), **asdict(done)})
         for note in done.notes:
             print(f"note: {note}")

@@ -323,3 +323,17 @@ def test_what_an_extractor_of_ones_own_says_of_its_weights_is_told(
     assert told in capsys.readouterr().out
     assert main(["card", store]) == 0
     assert ("RANDOM WEIGHTS" in capsys.readouterr().out) == ("random:0" in told)
+
+
+@pytest.mark.parametrize("command", ["export {s} --to parquet", "export {s} --to webdataset", "card {s}", "report {s}"])
+def test_what_is_no_store_is_written_to_this_machine_and_into_no_store(
+    command: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(store)
+    given = command.format(s=store).split()
+    assert main([*given, "--out", "s3://bucket/x"]) == 2
+    assert "--out s3://bucket/x is an address; name a path on this machine" in capsys.readouterr().err
+    assert main([*given, "--out", str(store)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and contents(store) == before
+    assert not (tmp_path / "s3:").exists()

@@ -131,3 +131,11 @@ def test_a_report_that_cannot_be_written_leaves_what_was_there(
     told = capsys.readouterr().err
     assert told.startswith(f"triptych: cannot write {tmp_path / place}: ") and told.count("\n") == 1
     assert [each.name for each in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "before"
+
+
+@pytest.mark.parametrize("flags", ["--layout coco", "--image-root photos", "--all-files"])
+def test_settings_of_images_that_are_not_named_are_refused(
+    flags: str, stores: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(stores.regions), "--out", str(tmp_path / "page.html"), *flags.split()]) == 2
+    assert f"{flags.split()[0]} says how --images are found" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,6 +57,9 @@ class Pictures:
         if flags.images:
             self._source = open_source(flags)
             self.listing = Job(self._list, 0)
+        elif flags != ImageFlags():
+            given = next(name for name, value in asdict(flags).items() if value != getattr(ImageFlags, name))
+            raise ViewError(f"--{given.replace('_', '-')} says how --images are found; name them with --images.")
 
     def pixels(self, key: str) -> np.ndarray:
         """One image: upright RGB, (H, W, 3) uint8.
