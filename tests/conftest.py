@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side: a waiting thread gives its core away
+
+MEMORY, WANTED = Path("/dev/shm"), 8 << 30  # bytes
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= WANTED:  # stores are synced file by file: disks make that slow
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 STARTS_RAY = "pytest.mark.ray"
 LONG = ("tests/faults/test_interruptions.py", "ray")  # what takes longest of all, the longest one last

@@ -15,7 +15,17 @@ LONGEST = 300  # seconds
 PROCESSES = multiprocessing.get_context("forkserver")
 # None of them starts threads when it is imported, which a fork would lose.
 PROCESSES.set_forkserver_preload(
-    ["torchvision", "workflows.extract", "workflows.train", "trainers.models.grid_vlp", "tests.unit.storage.workers"]
+    [
+        "torchvision",
+        "workflows.extract",
+        "workflows.runs",
+        "pipeline.job",
+        "pipeline.local",
+        "extractors.grid",
+        "extractors.regions",
+        "trainers.models.grid_vlp",
+        "tests.unit.storage.workers",
+    ]
 )
 
 
