@@ -226,7 +226,7 @@ def read_head(place: Place) -> dict[str, Any]:
     """
     try:
         head = read_document(place, HEAD)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"there is no store at {place.name} (no {HEAD}); give the folder that `triptych extract --out` named."
         ) from error

@@ -39,9 +39,11 @@ def write_detections(store: FeatureStore, out: Path, files: Mapping[str, str] | 
         files: the images' file names by key; default: the key and `.jpg`.
 
     Raises:
-        StoreError: the store has no classes, an image's size is not known or its file's name is missing, a class has no
-            name, `out` exists, or the disk refuses.
+        StoreError: the store is empty or has no classes, an image's size is not known or its file's name is missing, a
+            class has no name, `out` exists, or the disk refuses.
     """
+    if not len(store):
+        raise StoreError(f"{store.place.name} has no record yet; there is nothing to export.")
     regions_of(store, NAME, NEEDED)  # refuses other stores before anything is written
     ids, told = image_ids(store)
     names = {key: f"{key}.jpg" for key in ids} if files is None else files

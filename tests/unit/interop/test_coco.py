@@ -47,6 +47,12 @@ def test_pycocotools_reads_both_files(tmp_path: Path) -> None:
         assert names == [f"thing {kind}" for kind in record.class_ids]
 
 
+def test_an_empty_store_is_not_exported(tmp_path: Path) -> None:
+    StoreWriter(tmp_path / "store", REGIONS)
+    with pytest.raises(StoreError, match="has no record yet"):
+        write_detections(open_store(tmp_path / "store"), tmp_path / "out")
+
+
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "store", REGIONS)
     record = region_record("a")
