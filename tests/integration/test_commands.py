@@ -274,7 +274,10 @@ def test_narrow_real_weights_are_refused(tmp_path: Path, photos: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_demo_makes_two_sound_stores_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_makes_two_sound_stores_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.demo.NARROW", 32)  # the whole of it runs beside the tests, in .ci/run
     assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("data:image/jpeg") == 4 and page.count('"maps":') == 4 and "://" not in page

@@ -7,9 +7,6 @@ it, is the same wherever no two candidates tie within that.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
@@ -21,7 +18,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from extractors import GridConfig, RegionConfig, make_extractor
-from extractors.kernels import has_triton
 from extractors.ragged import WASTE, Areas, common_size, groups, largest, padded_count
 from extractors.resnet import ResNet, ResNetConfig
 from extractors.trunk import TrunkExtractor
@@ -179,23 +175,3 @@ def test_on_a_cpu_every_image_runs_by_itself() -> None:
     made = make_extractor(GridConfig(**SMALL))
     batch = [made.prepare(str(at), photo((60, 80), at)) for at in range(3)]
     assert made.groups(batch) == [[0], [1], [2]]
-
-
-INTERPRETED = """
-import torch
-from extractors.ragged import Areas
-from extractors.ragged_kernel import clear
-for sizes in ([(30, 32), (20, 25), (32, 3)], [(9, 9)]):
-    areas = Areas(sizes, False, torch.device("cpu"))
-    for channels in (1, 3, 40):
-        maps = torch.randn(len(sizes), channels, *areas.padded).to(memory_format=torch.channels_last)
-        wanted = areas.clear(maps.clone(memory_format=torch.preserve_format))
-        assert clear(maps, torch.tensor(sizes)) is maps and torch.equal(maps, wanted)
-"""
-
-
-@pytest.mark.skipif(not has_triton(), reason="there is no Triton, or no C compiler")
-def test_the_kernel_read_by_tritons_interpreter_clears_the_same() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

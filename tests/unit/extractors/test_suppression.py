@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 
-from extractors.kernels import has_triton
 from extractors.suppression import OVERLAPS_AT_ONCE, bound_of, settled, survivors
 from tests.unit.extractors.test_boxes import overlap
 
@@ -83,25 +79,3 @@ def test_a_bound_is_the_threshold_as_both_rules_read_it(threshold: float) -> Non
     for ratio in (near, near.nextafter(torch.tensor(0.0)), near.nextafter(torch.tensor(1.0))):
         assert (float(ratio) > bound_of(threshold, inclusive=False)) == (float(ratio) > threshold)
         assert (float(ratio) > bound_of(threshold, inclusive=True)) == bool(ratio >= near)
-
-
-INTERPRETED = """
-import torch
-from extractors.suppression import survivors
-from extractors.suppression_kernel import walk
-from tests.unit.extractors.test_suppression import LISTS, random_lists
-for lists, count in [*LISTS, (1, 700)]:
-    for plus, limit, by_class in ((0, 7, True), (1, 1000, False)):
-        boxes, alive, classes = random_lists(lists, count)
-        kinds = classes if by_class else None
-        limit = min(limit, 20) if count > 100 else limit
-        found = walk(boxes, alive, kinds, (0.5, plus, limit))
-        assert torch.equal(found, survivors(boxes, alive, 0.5, plus, limit, kinds)), (lists, count, plus)
-"""
-
-
-@pytest.mark.skipif(not has_triton(), reason="there is no Triton, or no C compiler")
-def test_the_kernel_read_by_tritons_interpreter_leaves_the_same() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

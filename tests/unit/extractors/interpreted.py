@@ -1,0 +1,71 @@
+"""The kernels, read by Triton's interpreter, beside what they stand for: run as a program with TRITON_INTERPRET=1.
+
+Prints a line of JSON: of each kernel what went wrong, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+
+import torch
+from torchvision.ops import roi_pool
+
+from extractors.ragged import Areas
+from extractors.suppression import survivors
+from tests.unit.extractors.test_suppression import LISTS, random_lists
+
+
+def suppression() -> None:
+    from extractors.suppression_kernel import walk
+
+    for lists, count in [*LISTS, (1, 700)]:
+        for plus, limit, by_class in ((0, 7, True), (1, 1000, False)):
+            boxes, alive, classes = random_lists(lists, count)
+            kinds = classes if by_class else None
+            limit = min(limit, 20) if count > 100 else limit
+            found = walk(boxes, alive, kinds, (0.5, plus, limit))
+            assert torch.equal(found, survivors(boxes, alive, 0.5, plus, limit, kinds)), (lists, count, plus)
+
+
+def pooling() -> None:
+    from extractors.roi_pool_kernel import pool
+
+    generator = torch.Generator().manual_seed(0)
+    padded = torch.randn(2, 5, 12, 14, generator=generator).to(memory_format=torch.channels_last)
+    cells = padded[1:, :, :11, :9]
+    corners = [[0.0, 0, 144, 176], [8, 24, 8, 24], [-30, -20, -5, -3], [100, 90, 60, 50], [130, 30, 400, 90.5]]
+    boxes = torch.tensor(corners)
+    for side in (2, 1):
+        found = pool(cells, boxes, side, 1 / 16)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found, roi_pool(cells.contiguous(), [boxes], side, 1 / 16)), side
+    assert pool(cells, boxes[:0], 2, 1 / 16).shape == (0, 5, 2, 2)
+
+
+def clearing() -> None:
+    from extractors.ragged_kernel import clear
+
+    for sizes in ([(30, 32), (20, 25), (32, 3)], [(9, 9)]):
+        areas = Areas(sizes, False, torch.device("cpu"))
+        for channels in (1, 3, 40):
+            maps = torch.randn(len(sizes), channels, *areas.padded).to(memory_format=torch.channels_last)
+            wanted = areas.clear(maps.clone(memory_format=torch.preserve_format))
+            assert clear(maps, torch.tensor(sizes)) is maps and torch.equal(maps, wanted)
+
+
+KERNELS = {"suppression": suppression, "pooling": pooling, "clearing": clearing}
+
+
+def main() -> None:
+    wrong = dict.fromkeys(KERNELS, "")
+    for name, compared in KERNELS.items():
+        try:
+            compared()
+        except Exception:
+            wrong[name] = traceback.format_exc()
+    print(json.dumps(wrong))
+
+
+if __name__ == "__main__":
+    main()
