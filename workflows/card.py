@@ -66,6 +66,7 @@ class Card(Command):
         out = local_path(self.out)
         refuse_existing(out)
         has_parquet = exported(store, out.absolute().parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, card(store, self.licence, has_parquet).encode())
         emit({"out": shown(self.out), "records": len(store), "licence": self.licence, "parquet": has_parquet})
         print(f"{shown(self.out)}: {len(store)} records{'' if self.licence else ', no licence given'}")

@@ -14,7 +14,7 @@ from storage.errors import StoreError
 from storage.interop import coco
 from storage.interop.base import ExportReport, ImportOptions
 from storage.interop.parquet import write_parquet
-from storage.interop.transfer import FORMATS, export_store, import_store, read_sizes
+from storage.interop.transfer import FORMATS, check_known, export_store, import_store, read_sizes
 from storage.places import local_path
 from storage.secrets import shown
 from storage.store import FeatureStore, open_store
@@ -33,6 +33,7 @@ EXPORT_ONLY: dict[str, Callable[[FeatureStore, Path], ExportReport]] = {
     "parquet": write_parquet,
     coco.NAME: coco.write_detections,
 }
+WRITTEN = (*FORMATS, *EXPORT_ONLY)
 StoreDtype = Literal["float16", "float32", "bfloat16", "uint8"]
 SHOWN = 20
 
@@ -126,13 +127,14 @@ class Export(Command):
 
     store: tyro.conf.Positional[str]
     """The store."""
-    to: Annotated[str, tyro.conf.arg(help=f"Format to write: {', '.join([*FORMATS, *EXPORT_ONLY])}.")]
+    to: Annotated[str, tyro.conf.arg(help=f"Format to write: {', '.join(WRITTEN)}.")]
     out: str
     """File or folder to write; it must not be there yet, but for parquet, which goes on where it stopped."""
     images: str | None = None
     """coco-detections: the images, as of extract, for their file names. Default: the key and .jpg."""
 
     def run(self) -> int:
+        check_known(self.to, WRITTEN)
         if self.images is not None and self.to != coco.NAME:
             raise StoreError(f"--images goes with --to {coco.NAME}; {self.to} has no file names of images.")
         out = local_path(self.out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,20 @@ def foreign(name: str) -> Foreign:
     Raises:
         StoreError: there is none.
     """
-    if name not in FORMATS:
-        near = did_you_mean(name, FORMATS)
-        raise StoreError(f"format {name!r} is not known; choose one of {', '.join(FORMATS)}{near}")
+    check_known(name, FORMATS)
     return FORMATS[name]
+
+
+def check_known(name: str, formats: Collection[str]) -> None:
+    """That a format is one of these.
+
+    Raises:
+        StoreError: it is none of them.
+    """
+    if name not in formats:
+        raise StoreError(
+            f"format {name!r} is not known; choose one of {', '.join(formats)}{did_you_mean(name, formats)}"
+        )
 
 
 def import_store(

@@ -222,6 +222,7 @@ WRONG = {
     "unknown format": (["import", "{store}", "--from", "h5", "--out", "{tmp}/x"], "format 'h5' is not known"),
     "absent file": (["import", "{tmp}/no.tsv", "--from", "butd-tsv", "--out", "{tmp}/x"], "there is nothing at"),
     "unknown target": (["export", "{store}", "--to", "csv", "--out", "{tmp}/x"], "format 'csv' is not known"),
+    "misspelt target": (["export", "{store}", "--to", "parket", "--out", "{tmp}/x"], "did you mean parquet?"),
     "regions as a grid": (["export", "{store}", "--to", "grid-feats-pth", "--out", "{tmp}/x"], "holds grid"),
     "archive of HDF5": (["convert", "{store}", "--to", "hdf5", "--archive", "--out", "{tmp}/x"], "--archive goes with"),
     "no store to convert": (["convert", "{tmp}", "--to", "hdf5", "--out", "{tmp}/x"], "there is no store at"),

@@ -134,6 +134,9 @@ def test_the_command_writes_a_card_that_leads_datasets_to_the_export(
     assert found["train"]["key"] == ["a", "c", "d"]
     assert main(["card", str(tmp_path / "store"), "--out", str(out)]) == 2
     assert "exists; choose a new name" in capsys.readouterr().err
+    assert main(["card", str(tmp_path / "store"), "--out", str(tmp_path / "new" / "folder" / "README.md")]) == 0
+    assert (tmp_path / "new" / "folder" / "README.md").is_file()
+    capsys.readouterr()
     assert main(["card", str(tmp_path / "store")]) == 0
     assert capsys.readouterr().out == card(store, None, has_parquet=False)
 
