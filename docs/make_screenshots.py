@@ -2,9 +2,8 @@
 
     uv run python -m docs.make_screenshots
 
-Needs Chromium. The stores are made here, of generated scenes and the bundled photographs: regions with the scenes' true
-boxes and names, made-up scores and their pixels as features; a grid by a narrow network of random weights. A few files
-of the folder are no images, for the page of errors.
+Needs Chromium. The stores are made here, of generated scenes and the bundled photographs, by the small network that
+comes along: it knows the things of scenes. A few files of the folder are no images, for the page of errors.
 """
 
 from __future__ import annotations
@@ -13,127 +12,71 @@ import io
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from extractors import GridConfig, read_image
-from extractors.regions import vocabulary
+from extractors import GridConfig, RegionConfig
+from extractors.configs import SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import run_job
 from pipeline.sources import SourceConfig
-from storage import ErrorRow, FeatureLayout, RegionRecord, Spec, StoreWriter
 from trainers.scenes.drawing import save
-from trainers.scenes.scene import Scene, make_scene
+from trainers.scenes.scene import make_scene
 from workflows.cli import main as triptych
 from workflows.progress import TerminalProgress
-from workflows.scenes import BUNDLED
+from workflows.scenes import BUNDLED, PHOTOS
 from workflows.viewing.opened import Opened
 from workflows.viewing.pictures import ImageFlags, Pictures
 from workflows.viewing.server import in_background, make_app
 
 OUT = Path(__file__).parent / "images"
-SCENES, SIDE = 60, 12
+SCENES = 60
 MOST_BYTES = 150_000
-NO_BOXES = "boxes.json has no entry for the key 'photos/rocket'"
 BROKEN = {
     "upload/half.jpg": b"\xff\xd8\xff\xe0 half of",
     "upload/notes.jpg": b"no image at all",
     "upload/empty.png": b"",
 }
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 375, "height": 812}
-CLASSES, ATTRIBUTES = (vocabulary(1600, 400)[kind] for kind in ("classes", "attributes"))
 PAGES = {  # name, where it is, and what is done there
     "images": ("#images?store=0", None),
     "search": ("#images?store=0&class=umbrella&least=0.6", None),
     "regions": ("#image?store=0&at=2", "box"),
-    "grid": ("#image?store=2&key=photos/coffee", "cell"),
+    "grid": ("#image?store=2&key=scenes/scene-02", "cell"),
     "compare": ("#compare?first=0&second=1&search=scene-0", "compare"),
     "errors": ("#errors?store=0", None),
     "store": ("#store?store=2", None),
 }
 
 
-def make_images(folder: Path) -> dict[str, Scene | None]:
-    """Scenes, photographs and broken files below a folder; scenes by key, None for photographs."""
-    found: dict[str, Scene | None] = {}
+def make_images(folder: Path) -> None:
+    """Scenes, photographs and broken files below a folder."""
     for number in range(SCENES):
-        scene = make_scene(0, number)
-        key = f"scenes/scene-{number:02}"
-        save(scene, BUNDLED, folder / f"{key}.jpg")
-        found[key] = scene
-    (folder / "photos").mkdir()
-    for path in BUNDLED[0].parent.glob("*.jpg"):
-        shutil.copy(path, folder / "photos")
-        found[f"photos/{path.stem}"] = None
+        save(make_scene(1, number), BUNDLED, folder / f"scenes/scene-{number:02}.jpg")
+    shutil.copytree(PHOTOS, folder / "photos")
     (folder / "upload").mkdir()
     for name, content in BROKEN.items():
         (folder / name).write_bytes(content)
-    return found
-
-
-def index_of(name: str, names: list[str]) -> int:
-    return next(at for at, each in enumerate(names) if name in each.split(","))
-
-
-def record_of(key: str, scene: Scene, picture: np.ndarray, seed: int) -> RegionRecord:
-    """The things of a scene as regions, best score first; another seed moves boxes and scores a little."""
-    rng = np.random.default_rng([scene.number, seed])
-    scores = rng.uniform(0.35, 0.99, len(scene.things))
-    order = np.argsort(-scores)
-    moved = rng.normal(0, 1 + 2 * seed, (len(order), 4))
-    limit = np.array([scene.width, scene.height] * 2)
-    things = [scene.things[at] for at in order]
-    boxes = np.clip(np.array([thing.box for thing in things]) + moved, 0, limit).astype(np.float32)
-    pieces = [cv2.resize(_cut(picture, box), (SIDE, SIDE), interpolation=cv2.INTER_AREA) for box in boxes]
-    features = (np.stack(pieces).reshape(len(boxes), -1) / 255 - 0.5).astype(np.float16)
-    return RegionRecord(
-        key,
-        (scene.height, scene.width),
-        boxes,
-        features,
-        features.mean(axis=0),
-        np.array([index_of(thing.kind, CLASSES) for thing in things], np.int32),
-        scores[order].astype(np.float32),
-        np.array([index_of(thing.colour, ATTRIBUTES) for thing in things], np.int32),
-        rng.uniform(0.3, 0.9, len(things)).astype(np.float32),
-    )
-
-
-def _cut(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    x1, y1, x2, y2 = (int(side) for side in box)
-    return picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
-
-
-def make_regions(folder: Path, images: Path, scenes: dict[str, Scene | None], seed: int) -> None:
-    spec = Spec("regions", FeatureLayout(3 * SIDE * SIDE), {"name": "truth of the scenes", "jitter": seed})
-    writer = StoreWriter(folder, spec, {"classes": CLASSES, "attributes": ATTRIBUTES})
-    known = {key: scene for key, scene in scenes.items() if scene}
-    with writer.unit([*known, *BROKEN]) as unit:
-        for key, scene in known.items():
-            unit.append(record_of(key, scene, read_image(images / f"{key}.jpg"), seed))
-        for name in BROKEN:
-            message = "found bytes that are no image, wanted an image file"
-            unit.fail(ErrorRow(name.rpartition(".")[0], f"{images.name}/{name}", "decode", "not_an_image", message))
-        row = ErrorRow("photos/rocket", f"{images.name}/photos/rocket.jpg", "prepare", "no_boxes", NO_BOXES)
-        unit.fail(row)
-        unit.commit()
 
 
 def make_stores(folder: Path) -> list[Path]:
-    """Two stores of regions and one of grids."""
+    """Two stores of regions, of images of two sizes, and one of grids."""
     images = folder / "images"
-    scenes = make_images(images)
-    stores = [folder / name for name in ("regions", "regions-again", "grid")]
-    for seed, store in enumerate(stores[:2]):
-        make_regions(store, images, scenes, seed)
-    grid = GridConfig(model="r50", weights="random:0", width_divisor=4, device="cpu")
-    run_job(ExtractJob(SourceConfig(str(images)), grid, EngineConfig(str(stores[2]))), TerminalProgress())
-    return stores
+    make_images(images)
+    shorter, longer = SHIPPED_SIZE
+    boxes = RegionConfig(
+        model=SHIPPED_DETECTOR, weights=SHIPPED, score_threshold=0.3, shorter=shorter, longer=longer, device="cpu"
+    )
+    grid = GridConfig(model="r50", weights=SHIPPED, shorter=2 * shorter, longer=2 * longer, device="cpu")
+    smaller = replace(boxes, shorter=shorter - 32, longer=longer - 53)
+    stores = {folder / "regions": boxes, folder / "regions-smaller": smaller, folder / "grid": grid}
+    for store, config in stores.items():
+        run_job(ExtractJob(SourceConfig(str(images)), config, EngineConfig(str(store))), TerminalProgress())
+    return list(stores)
 
 
 def act(page: Any, what: str | None) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BUTD = "butd-r101"
 GRID_PREFIX = "grid-"  # of a grid network used as the detector it was trained as
 DETECTORS = (BUTD, "grid-r50", "grid-x101", "grid-x152")
+# What comes with the package: a grid network that knows the things of generated scenes, and the size of their images.
+SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE = "scenes-grid", "grid-r50", (224, 373)
 DETECTRON2 = "detectron2:"  # in front of the config file of a model that detectron2 itself runs
 
 

@@ -134,9 +134,15 @@ def find_weights(weights: str, fitting: Sequence[str] = tuple(PUBLISHED)) -> Che
     return read_checkpoint(path)
 
 
+def shipped_file(weights: str) -> Path | None:
+    """Where weights lie that come with the package; None where these are none."""
+    path = SHIPPED_FOLDER / f"{weights}{SAFETENSORS}"
+    return path if "/" not in weights and path.is_file() else None
+
+
 def _file_of(weights: str) -> Path:
-    shipped = SHIPPED_FOLDER / f"{weights}{SAFETENSORS}"
-    if "/" not in weights and shipped.is_file():
+    shipped = shipped_file(weights)
+    if shipped is not None:
         return shipped
     return _published_file(weights) if weights in PUBLISHED else Path(weights).expanduser()
 

@@ -18,7 +18,7 @@ WRONG_JOB, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 # Where each command's class lies in this folder, and what it does, in the words that the class's docstring begins with.
 # A command's module is imported when it is asked for, and no other, so that each starts as fast as it can.
 COMMANDS = {
-    "demo": ("demo:Demo", "Extract regions and grids from four bundled photographs, and write a page that shows them."),
+    "demo": ("demo:Demo", "Draw scenes, extract their regions and grids, show them, and compare three models."),
     "extract regions": ("extract:ExtractRegions", "Cache region features: boxes with a feature and a class each."),
     "extract grid": ("extract:ExtractGrid", "Cache grid features: one feature for each cell of 32 x 32 pixels."),
     "extract patches": ("extract:ExtractPatches", "Cache patch features: the tokens of a frozen tower."),

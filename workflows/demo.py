@@ -1,26 +1,31 @@
-"""`triptych demo`: the whole way on bundled photographs, from images to two verified stores and a page of them."""
+"""`triptych demo`: the whole way on generated scenes, from images to two stores, a page of them, and a comparison."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from extractors import ExtractorConfig, GridConfig, RegionConfig
-from pipeline.config import EngineConfig, ExtractJob
-from pipeline.sources import SourceConfig
-from storage import verify_store
+from extractors.configs import GRID_PREFIX, SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE
 from workflows.output import Command, emit
-from workflows.progress import told
-from workflows.text import size
 
-PHOTOS = Path(__file__).parent / "photos"
-NARROW = 4  # widths divided by this: a minute on a laptop; the weights are random anyway
+if TYPE_CHECKING:
+    from trainers.scenes.scene import Thing
+    from workflows.viewing.opened import Opened
+
+SCENES, SEED = 300, 1  # the network that comes along was trained on scenes of seed 0
+SPLIT = "test"  # whose features are extracted: pictures on which nothing is trained
+SHOWN = 8  # of them, on the page
+SURE = 0.5  # of a box that is kept
+FOUND = 0.5  # overlap of a box with the thing that it shows
+RECIPES, STEPS = ("vl_bert_vqa", "grid_vlp_vqa", "vilt_vqa"), 200  # by regions, by grids and by pixels
 
 
 @dataclass(frozen=True)
 class Demo(Command):
-    """Extract regions and grids from four bundled photographs, and write a page that shows them.
+    """Draw scenes, extract their regions and grids, show them, and compare three models: all that a first try needs.
 
     triptych demo
 
@@ -28,35 +33,79 @@ class Demo(Command):
     """
 
     out: str = "demo-output"
-    """Folder for the two stores and the page; a second demo finds its images done."""
+    """Folder for all of it; a second demo finds its images and its models done."""
 
     def run(self) -> int:
-        """Run both jobs and write the page; returns the exit status, 1 where a store does not verify."""
-        from pipeline.job import run_job
-        from workflows.viewing.opened import Opened
-        from workflows.viewing.pictures import ImageFlags, Pictures
-        from workflows.viewing.report import report
+        """Run the commands of a first try, one after the other; returns the exit status of the first that fails."""
+        from workflows.cli import parse
 
-        jobs: list[tuple[str, ExtractorConfig]] = [
-            ("regions", RegionConfig(weights="random:0", width_divisor=NARROW)),
-            ("grid", GridConfig(model="r50", weights="random:0", width_divisor=NARROW)),
-        ]
-        sound = True
-        for view, extractor in jobs:
-            print(f"--- triptych extract {view}", flush=True)
-            out = str(Path(self.out) / view)
-            job = ExtractJob(SourceConfig(str(PHOTOS)), extractor, EngineConfig(out))
-            result = told(partial(run_job, job), self.json)
-            if result.status:
-                return result.status
-            found = verify_store(out)
-            sound &= not found.problems
-            state = "sound" if not found.problems else f"{len(found.problems)} problems"
-            print(f"  verify      {state}: {found.records} records, {size(found.bytes)}\n")
-        page = Path(self.out) / "index.html"
-        stores = [Opened(Path(self.out) / view) for view, _ in jobs]
-        made = report(stores, Pictures(ImageFlags(str(PHOTOS))), len(stores[0].store))
-        page.write_text(made.html, encoding="utf-8")
-        emit({"event": "page", "page": str(page), "sound": sound})
-        print(f"open {page} in a browser: the photographs with their boxes, and the grid features as maps")
-        return 0 if sound else 1
+        for args in commands(self.out):
+            print(f"--- triptych {shlex.join(args)}", flush=True)
+            command = parse([*args, "--json"] if self.json else args)
+            assert command is not None
+            status = command.run()
+            if status:
+                return status
+            print(flush=True)
+        named, described, things = labels(self.out)
+        pages = {"boxes": f"{self.out}/index.html", "comparison": f"{self.out}/comparison/report.html"}
+        emit({"event": "demo", "things": things, "named": named, "described": described, **pages})
+        print(f"{named} of {things} things in the pictures are found and named, {described} of these rightly described")
+        print(f"open {pages['boxes']} in a browser: the pictures with their boxes, and the grid features as maps")
+        print(f"open {pages['comparison']} in a browser: three tiny models on regions, grids and pixels")
+        return 0
+
+
+def commands(out: str) -> Iterator[list[str]]:
+    """What the demo runs, as a user would."""
+    shorter, longer = map(str, SHIPPED_SIZE)
+    images, network = ["--images", str(pictures(out))], ["--weights", SHIPPED, "--shorter", shorter, "--longer", longer]
+    boxes = ["--model", SHIPPED_DETECTOR, "--score-threshold", str(SURE)]
+    cells = ["--model", SHIPPED_DETECTOR.removeprefix(GRID_PREFIX)]
+    compared = ["--recipes", *RECIPES, "--visuals", "store", "--seeds", str(SEED), "--steps", str(STEPS)]
+    yield ["scenes", "make", "--images", str(SCENES), "--seed", str(SEED), "--out", f"{out}/scenes"]
+    yield ["extract", "regions", *images, "--out", f"{out}/regions", *boxes, *network]
+    yield ["extract", "grid", *images, "--out", f"{out}/grid", *cells, *network]
+    yield ["verify", f"{out}/regions"]
+    yield ["verify", f"{out}/grid"]
+    yield ["report", f"{out}/regions", f"{out}/grid", *images, "--number", str(SHOWN), "--out", f"{out}/index.html"]
+    yield ["compare", "--data", f"{out}/scenes", "--out", f"{out}/comparison", "--tiny", *compared]
+
+
+def pictures(out: str) -> Path:
+    """The folder of the pictures whose features are extracted."""
+    return Path(out) / "scenes" / "images" / "coco" / f"{SPLIT}2015"
+
+
+def labels(out: str) -> tuple[int, int, int]:
+    """Of the things in the pictures, how many a box was found on with the right name; how many of these boxes were
+    given an attribute of theirs; and how many things there are."""
+    from trainers.scenes.making import splits
+    from trainers.scenes.official import coco_path
+    from trainers.scenes.scene import make_scene
+    from workflows.viewing.opened import Opened
+
+    opened = Opened(Path(out) / "regions")
+    scenes = [make_scene(SEED, number) for number in splits(SCENES)[SPLIT]]
+    things = [(Path(coco_path(scene, SPLIT)).stem, thing) for scene in scenes for thing in scene.things]
+    found = [said for key, thing in things if (said := _described(opened, key, thing)) is not None]
+    return len(found), sum(found), len(things)
+
+
+def _described(opened: Opened, key: str, thing: Thing) -> bool | None:
+    """Whether the surest box on a thing that bears its name has one of its attributes; None where there is none."""
+    import torch
+    from torchvision.ops import box_iou
+
+    from storage import RegionRecord
+
+    record = opened.store[key]
+    assert isinstance(record, RegionRecord) and record.class_ids is not None
+    assert record.class_scores is not None and record.attribute_ids is not None
+    overlap = box_iou(torch.tensor(record.boxes), torch.tensor([thing.box], dtype=torch.float32))[:, 0].numpy()
+    kinds = [opened.named("class", int(each)) for each in record.class_ids]
+    rows = [row for row, kind in enumerate(kinds) if kind == thing.kind and overlap[row] >= FOUND]
+    if not rows:
+        return None
+    surest = max(rows, key=record.class_scores.__getitem__)
+    return opened.named("attribute", int(record.attribute_ids[surest])) in (thing.colour, thing.texture, thing.size)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from extractors import ConfigError
+from extractors.configs import SHIPPED
 from storage.places import open_place
 from trainers.config import TrainConfig
 from trainers.evaluate import FILE as PREDICTIONS
@@ -48,6 +51,18 @@ def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Mod
         print("its network starts from random weights (--start-network)")
 
 
+@contextmanager
+def threads_for(tiny: bool) -> Iterator[None]:
+    """One thread for tiny twins while they run: on an idle machine several are not faster, since they wait for each
+    other longer than they compute; on a busy one they are a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if tiny else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def about_of(name: str, run: Run, flags: Train) -> dict[str, Any]:
     """What `RUN/config.json` keeps beside the settings of the loop, so that `evaluate` finds all again."""
     begun = {"start": flags.start, "start_network": flags.start_network}
@@ -65,8 +80,9 @@ def kept(out: str) -> Run:
     try:
         content = json.loads(open_place(out).read(CONFIG))
         recipe = replace(recipe_of(content["recipe"]), visual=content["visual"])
-        recipe = tiny(recipe) if content["tiny"] else recipe
-        recipe = extracting_with(recipe, content.get("start_network"))
+        network = content.get("start_network")
+        recipe = tiny(recipe, shipped=network == SHIPPED) if content["tiny"] else recipe
+        recipe = extracting_with(recipe, network)
         config = TrainConfig.from_json(content["train"])
         places = Places(**content["places"])
     except (OSError, ValueError, KeyError, TypeError) as error:

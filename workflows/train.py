@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from extractors import ConfigError
+from extractors.configs import SHIPPED
 from storage.errors import did_you_mean
 from workflows.output import Command, emit
 
@@ -144,7 +145,7 @@ class Train(Command):
             near = did_you_mean(visual, VISUALS)
             raise ConfigError(f"--visual {self.visual!r} is not known; choose one of {', '.join(VISUALS)}{near}")
         recipe = replace(recipe, visual=visual)
-        recipe = tiny(recipe, self.steps or 20) if self.tiny else recipe
+        recipe = tiny(recipe, self.steps or 20, self.start_network == SHIPPED) if self.tiny else recipe
         recipe = extracting_with(recipe, self.start_network)
         return replace(recipe, train=self._settings(recipe.train))
 
@@ -158,10 +159,12 @@ class Train(Command):
 
     def _here(self, run: Run, about: Mapping[str, Any]) -> RunSummary:
         from trainers.loop import resume, train
+        from workflows.runs import threads_for
 
-        model, task, validation = self._build(run)()
-        go = resume if self.resume else train
-        return go(run.recipe.train, model, task, validation, about)
+        with threads_for(self.tiny):
+            model, task, validation = self._build(run)()
+            go = resume if self.resume else train
+            return go(run.recipe.train, model, task, validation, about)
 
     def _build(self, run: Run) -> Callable[[], tuple[nn.Module, Task, Task | None]]:
         """Makes model and tasks: a run that goes on has its weights from its checkpoint."""

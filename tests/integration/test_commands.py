@@ -274,17 +274,25 @@ def test_narrow_real_weights_are_refused(tmp_path: Path, photos: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_demo_makes_two_sound_stores_and_a_page(
+def test_demo_makes_two_sound_stores_a_page_and_a_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.demo.NARROW", 32)  # the whole of it runs beside the tests, in .ci/run
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
-    page = (tmp_path / "demo" / "index.html").read_text()
-    assert page.count("data:image/jpeg") == 4 and page.count('"maps":') == 4 and "://" not in page
-    assert len(open_store(tmp_path / "demo" / "regions")) == len(open_store(tmp_path / "demo" / "grid")) == 4
+    monkeypatch.setattr("workflows.demo.SCENES", 60)  # the whole of it runs beside the tests, in .ci/run
+    monkeypatch.setattr("workflows.demo.STEPS", 2)
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--json"]) == 0
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/jpeg") == page.count('"maps":') == 8 and "://" not in page
+    assert len(open_store(out / "regions")) == len(open_store(out / "grid")) == 9
     *events, made = json_lines(capsys.readouterr().out)
-    assert [each["records"] for each in events if each["event"] == "end"] == [4, 4]
-    assert made == {"event": "page", "page": str(tmp_path / "demo" / "index.html"), "sound": True}
+    assert [each["problems"] for each in events if "problems" in each] == [[], []]
+    assert [each["label"] for each in events if each.get("event") == "cell"] == [
+        "VL-BERT, cached regions",
+        "Grid-VLP, cached grid",
+        "ViLT, cached pixels",
+    ]
+    assert (out / "comparison" / "report.html").is_file() and made["boxes"] == str(out / "index.html")
+    assert made["named"] >= 0.6 * made["things"] and made["described"] >= 0.8 * made["named"]
 
 
 @pytest.mark.slow

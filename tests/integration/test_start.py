@@ -268,11 +268,17 @@ def in_detectron2_s_names(network: nn.Module) -> dict[str, Tensor]:
     return heads | {f"roi_heads.{name}" if name.startswith("res5") else name: each for name, each in state.items()}
 
 
+def as_a_grid_network(network: nn.Module) -> dict[str, Tensor]:
+    state = network.state_dict()
+    return {f"backbone.{name}" if name.startswith("res5") else name: each for name, each in state.items()}
+
+
 @pytest.mark.parametrize(
     ("recipe", "named"),
     (
         ("vl_bert_pretrain_e2e", in_torchvision_s_names),
         ("vl_bert_vcr_answer", in_detectron2_s_names),
+        ("vl_bert_vcr_answer", as_a_grid_network),
         ("pixel_bert_pretrain", in_detectron2_s_names),
     ),
 )
@@ -295,7 +301,7 @@ def test_a_network_that_is_not_there_or_does_not_fit_is_told(tmp_path: Path) -> 
     torch.save({"model": in_detectron2_s_names(grid.network)}, tmp_path / "grid.pth")
     with pytest.raises(
         WeightsError,
-        match=r"--start-network: .*grid.pth does not fit VL-BERT's network: 305 of 520 tensors are missing",
+        match=r"--start-network: .*grid.pth does not fit VL-BERT's network: 255 of 520 tensors are missing",
     ):
         start_network(boxes, str(tmp_path / "grid.pth"))
     with pytest.raises(WeightsError, match="'butd-r101' are of another network; this one takes grid-r50"):

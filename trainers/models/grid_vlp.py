@@ -289,4 +289,5 @@ HEADS: dict[str, Callable[[GridVLPConfig], nn.Module]] = {
     "vqa": lambda c: AnswerHead(c.layer.dim, 2 * c.layer.dim, c.vqa_answers),  # of the pooled state
     "gqa": lambda c: AnswerHead(c.layer.dim, 2 * c.layer.dim, c.gqa_answers),  # of the pooled state
     "nlvr2": lambda c: AnswerHead(2 * c.layer.dim, 2 * c.layer.dim, 2),  # of both images' pooled states, side by side
+    "rank": lambda c: nn.Linear(c.layer.dim, 1),  # of the pooled state: how well text and image go together
 }

@@ -54,7 +54,7 @@ _VL_BERT = (
     (r"^cnn_loss_reg\.", "heads.vcr_objects."),
 )
 _FAST_RCNN = (
-    (r"^(roi_heads\.res5|layer4)\.", "res5."),
+    (r"^(roi_heads\.res5|backbone\.res5|layer4)\.", "res5."),  # a C4 detector, a grid network, torchvision
     (r"^(conv1|bn1|layer\d)\.", r"backbone.\1."),
     *RESNET,
 )
@@ -136,8 +136,9 @@ def load_vl_bert_network(network: FastRCNN, weights: str) -> str:
     """Put weights into the network of a VL-BERT that sees pixels, before it is trained along.
 
     Args:
-        weights: a file of the bottom-up detector, by detectron2's or by torchvision's names (as VL-BERT's own
-            `resnet101-pt-vgbua-0000.model`), one of its published names (`butd-r101`, ...), or random:SEED.
+        weights: a file of the bottom-up detector or of a grid network, by detectron2's or by torchvision's names (as
+            VL-BERT's own `resnet101-pt-vgbua-0000.model`), one of its published names (`butd-r101`, ...), or
+            random:SEED.
 
     Returns:
         the SHA-256 of its tensors.

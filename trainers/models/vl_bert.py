@@ -123,7 +123,7 @@ class VLBert(nn.Module):
         self.hidden_feature = nn.Embedding(1, config.feature_dim) if masks and config.body is None else None
         self.no_image = nn.Embedding(1, dim) if config.text_only else None
         self.encoder = Encoder(PostNormLayer(config.layer) for _ in range(config.layers))
-        self.pooler = Pooler(dim) if {"relationship", "vcr"} & set(config.heads) else None
+        self.pooler = Pooler(dim) if {"relationship", "vcr", "nlvr2", "rank"} & set(config.heads) else None
         self.heads = nn.ModuleDict({name: HEADS[name](config) for name in config.heads})
         self._init()
 
@@ -308,8 +308,10 @@ class AnswerHead(nn.Module):
         return self.decoder(self.dropout(self.transform(states)))
 
 
-def _two_layers(config: VLBertConfig, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(config.layer.dim, config.layer.dim), nn.GELU(), nn.Linear(config.layer.dim, classes))
+def _two_layers(config: VLBertConfig, classes: int, states: int = 1) -> nn.Sequential:
+    """Of so many states side by side."""
+    dim = config.layer.dim
+    return nn.Sequential(nn.Linear(states * dim, dim), nn.GELU(), nn.Linear(dim, classes))
 
 
 HEADS: dict[str, Callable[[VLBertConfig], nn.Module]] = {
@@ -320,6 +322,9 @@ HEADS: dict[str, Callable[[VLBertConfig], nn.Module]] = {
     "vcr": lambda c: nn.Sequential(nn.Dropout(0.1), nn.Linear(c.layer.dim, 1)),  # of the pooled state of each choice
     "vcr_objects": lambda c: _two_layers(c, c.object_classes),  # of region states, the whole image's, too
     "refcoco": lambda c: _two_layers(c, 1),  # of region states, the whole image's, too
+    # No task of its paper: for comparisons with models that have them.
+    "nlvr2": lambda c: _two_layers(c, 2, states=2),  # of both images' pooled states, side by side
+    "rank": lambda c: nn.Linear(c.layer.dim, 1),  # of the pooled state: how well text and image go together
 }
 
 

@@ -203,6 +203,7 @@ def cells_of(row: Row, common: Common, digest: Callable[[tuple[str, ...]], str])
     """
     start, network = common.starts.get(row.name), common.networks.get(row.name)
     if network is not None:
+        common = replace(common, flags=replace(common.flags, start_network=network))
         before = row.before and seeing_with(row.before, network)
         row = replace(row, recipe=seeing_with(row.recipe, network), before=before)
     recipe = row.recipe

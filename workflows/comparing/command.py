@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from extractors import ConfigError
 from extractors.base import pick_device
+from extractors.configs import SHIPPED
 from pipeline.config import EngineConfig
 from trainers.comparison.lines import markdown
 from trainers.comparison.report import Report, facts_of, render
@@ -24,6 +25,7 @@ from workflows.comparing.named import named
 from workflows.comparing.running import Setting, extract_all, failed, run_cell
 from workflows.output import complain, emit
 from workflows.recipes import recipe_of
+from workflows.recipes.tiny import sees_by_network
 from workflows.runs import whole_path
 from workflows.train import Train
 
@@ -138,7 +140,9 @@ class Comparison:
 
         starts, networks = (_by_recipe(each) for each in (self.asked.starts, self.asked.networks))
         if self.asked.tiny and networks:
-            raise ConfigError("tiny twins see by small random networks of their own; leave out --networks, or --tiny.")
+            raise ConfigError("tiny twins see by the network that comes along; leave out --networks, or --tiny.")
+        if self.asked.tiny and not self.asked.name:  # named ones compare networks: there, twins differ as they do
+            networks = {row.name: SHIPPED for row in matrix.rows if sees_by_network(row.recipe)}
         common = Common(flags, self.asked.seeds, starts, networks)
         return [cell for row in matrix.rows for cell in cells_of(row, common, digest)]
 

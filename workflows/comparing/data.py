@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extractors import ConfigError
+from extractors.weights import shipped_file
 from pipeline.sources import SourceConfig, open_source
 from storage.atomic import write_whole
 from storage.spec import canonical_json
@@ -81,8 +82,9 @@ class Data:
 
 
 def file_digest(name: str | None) -> str:
-    """Hash of a file's bytes; of whatever is no file its name."""
-    if name is None or not Path(name).is_file():
+    """Hash of the bytes of a file, or of weights that come with the package; of whatever is neither its name."""
+    path = None if name is None else shipped_file(name) or Path(name)
+    if path is None or not path.is_file():
         return str(name)
-    with Path(name).open("rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

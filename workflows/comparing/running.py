@@ -33,7 +33,7 @@ from workflows.comparing.measuring import cached, parameters_of, scored, trained
 from workflows.progress import TerminalProgress
 from workflows.recipes.building import LEAST, Run
 from workflows.recipes.sources import Places
-from workflows.runs import built, kept_answers
+from workflows.runs import built, kept_answers, threads_for
 
 CELLS = "cells"
 POINTS, EVALUATIONS = 100, 5  # of the learning curves
@@ -92,7 +92,8 @@ def run_cell(cell: Cell, setting: Setting) -> CellResult:
     if known is not None:
         return replace(known, label=cell.label)
     try:
-        result = _finished(cell, setting)
+        with threads_for(cell.tiny):
+            result = _finished(cell, setting)
     except Exception as error:  # whatever it is, it is one cell's; the others go on
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

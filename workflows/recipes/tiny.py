@@ -6,7 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from extractors import ExtractorConfig, PixelConfig
-from extractors.configs import ConvConfig, PatchConfig, ResizedConfig
+from extractors.configs import (
+    GRID_PREFIX,
+    SHIPPED,
+    SHIPPED_DETECTOR,
+    SHIPPED_SIZE,
+    ConvConfig,
+    PatchConfig,
+    RegionConfig,
+    ResizedConfig,
+)
+from extractors.resnet import ResNetConfig
 from trainers.codebook import CodebookConfig
 from trainers.config import Rule
 from trainers.models.grid_vlp import GridVLPConfig
@@ -17,6 +27,7 @@ from workflows.recipes.base import Recipe, with_network
 
 DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 128, 4, 256, 2, 16, 64
 STEPS, BATCH = 20, 8
+SHIPPED_BODY = ResNetConfig(50).narrowed(8)  # of `extractors.configs.SHIPPED`
 # A random network without normalisation runs off, or dies, at a higher rate, and by AdamW.
 NETWORK = Rule(r"^network\.", lr=10, optimiser="sgd", optional=True)
 VIT, SWIN = "timm:test_vit", "timm:swin_tiny_patch4_window7_224"
@@ -39,9 +50,15 @@ TEXT = {
 }
 
 
-def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
-    """The tiny twin of a recipe: random weights, a few steps, learning rates that show in them."""
-    model = _tiny_model(with_network(recipe))
+def tiny(recipe: Recipe, steps: int = STEPS, shipped: bool = False) -> Recipe:
+    """The tiny twin of a recipe: random weights, a few steps, learning rates that show in them.
+
+    Args:
+        shipped: whether convolutional networks are the one that comes along, and images of the size that it was
+            trained on; else random ones, 64 pixels.
+    """
+    model = _tiny_model(with_network(recipe), shipped)
+    scale = SHIPPED_SIZE[0] if shipped and sees_by_network(recipe) else SIDE
     seeing = getattr(model, "body", None) is not None
     train = replace(
         recipe.train,
@@ -58,7 +75,7 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         save_every=steps,
         device="cpu",
     )
-    side = min(recipe.side, SIDE) if recipe.prepared not in ("clip", "imagenet") else _tower(recipe.model).size or SIDE
+    side = min(recipe.side, scale) if recipe.prepared not in ("clip", "imagenet") else _tower(recipe.model).size or SIDE
     return replace(
         recipe,
         summary=f"{recipe.summary}; tiny",
@@ -70,8 +87,13 @@ def tiny(recipe: Recipe, steps: int = STEPS) -> Recipe:
         patch=recipe.patch and 16,
         codebook=recipe.codebook and CODEBOOK,
         boxes=recipe.boxes and min(recipe.boxes, 10),
-        extractor=_tiny_extractor(recipe.extractor),
+        extractor=_tiny_extractor(recipe.extractor, shipped, scale),
     )
+
+
+def sees_by_network(recipe: Recipe) -> bool:
+    """Whether what a recipe sees has passed a convolutional network."""
+    return isinstance(recipe.extractor, ConvConfig) or getattr(recipe.model, "body", None) is not None
 
 
 def _rate(recipe: Recipe) -> float:
@@ -80,27 +102,32 @@ def _rate(recipe: Recipe) -> float:
     return 1e-4 if isinstance(recipe.model, MeterConfig) and answers else 1e-3
 
 
-def _tiny_model(config: Any) -> Any:
+def _tiny_model(config: Any, shipped: bool) -> Any:
     layer = replace(config.layer, dim=DIM, heads=HEADS, hidden=HIDDEN)
     if isinstance(config, ViLTConfig):
         return replace(config, layer=layer, layers=LAYERS, side=2)
     if isinstance(config, VLBertConfig | GridVLPConfig):
-        body = None if config.body is None else config.body.narrowed(NARROWER)
-        width = config.feature_dim if body is None else config.feature_dim // NARROWER
+        body, width = config.body, config.feature_dim
+        if body is not None:
+            body = SHIPPED_BODY if shipped else body.narrowed(NARROWER)
+            width = body.out_channels(5)
         return replace(config, layer=layer, layers=LAYERS, body=body, feature_dim=width)
     assert isinstance(config, MeterConfig)
     text = replace(config.text, weights="random:0", settings=TEXT)
     return replace(config, layer=layer, layers=LAYERS, text=text, image=_tower(config))
 
 
-def _tiny_extractor(config: ExtractorConfig | None) -> ExtractorConfig | None:
+def _tiny_extractor(config: ExtractorConfig | None, shipped: bool, side: int) -> ExtractorConfig | None:
     if not isinstance(config, ResizedConfig):
         return config
     usual = 384 if isinstance(config, PixelConfig) else 600
-    small = replace(config, shorter=config.shorter * SIDE // usual, longer=config.longer * SIDE // usual)
+    small = replace(config, shorter=config.shorter * side // usual, longer=config.longer * side // usual)
     if not isinstance(small, ConvConfig):
         return small
-    return replace(small, weights="random:0", device="cpu", width_divisor=NARROWER)
+    if not shipped:
+        return replace(small, weights="random:0", device="cpu", width_divisor=NARROWER)
+    model = SHIPPED_DETECTOR if isinstance(small, RegionConfig) else SHIPPED_DETECTOR.removeprefix(GRID_PREFIX)
+    return replace(small, model=model, weights=SHIPPED, device="cpu")  # type: ignore[call-arg]
 
 
 def _tower(config: MeterConfig) -> PatchConfig:

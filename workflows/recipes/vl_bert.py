@@ -15,6 +15,7 @@ from trainers.models.vl_bert import VLBertConfig
 from workflows.recipes.base import Recipe
 
 CODE = "jackroos/VL-BERT cfgs"
+UNPUBLISHED = "settings of its VQA"  # of tasks that only comparisons ask of it
 ADAMW = TrainConfig(out="", epochs=10, eps=1e-6, weight_decay=1e-4)
 
 
@@ -142,6 +143,41 @@ def vl_bert_refcoco() -> Recipe:
     )
 
 
+def vl_bert_nlvr2() -> Recipe:
+    """VL-BERT on NLVR2, each image with the sentence: for comparisons, its paper has no such task.
+
+    triptych train vl_bert_nlvr2 --store S --annotations DIR --out RUN --start pretrained.model
+    """
+    recipe = vl_bert_vqa()
+    return replace(
+        recipe,
+        summary="VL-BERT: NLVR2, both images' states together",
+        model=VLBertConfig(heads=("nlvr2",)),
+        task="nlvr2",
+        data=("nlvr2",),
+        validation="dev",
+        train=replace(recipe.train, batch_size=128),
+        expected="not in its paper",
+        source=f"{UNPUBLISHED}, half its batch",
+    )
+
+
+def vl_bert_retrieval_f30k() -> Recipe:
+    """VL-BERT on Flickr30k retrieval, Karpathy's split: for comparisons, its paper has no such task.
+
+    triptych train vl_bert_retrieval_f30k --store S --annotations DIR --out RUN --start pretrained.model
+    """
+    return replace(
+        vl_bert_vqa(),
+        summary="VL-BERT: Flickr30k retrieval, 15 false texts",
+        model=VLBertConfig(heads=("rank",)),
+        task="retrieval",
+        data=("flickr30k",),
+        expected="not in its paper",
+        source=f"{UNPUBLISHED}; false texts as ViLT has them",
+    )
+
+
 RECIPES = (
     vl_bert_pretrain,
     vl_bert_pretrain_e2e,
@@ -149,4 +185,6 @@ RECIPES = (
     vl_bert_vcr_answer,
     vl_bert_vcr_rationale,
     vl_bert_refcoco,
+    vl_bert_nlvr2,
+    vl_bert_retrieval_f30k,
 )

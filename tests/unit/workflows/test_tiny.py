@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
-from extractors import ConfigError, GridConfig, PixelConfig
+from extractors import ConfigError, GridConfig, PixelConfig, RegionConfig
+from extractors.configs import SHIPPED, SHIPPED_SIZE
 from trainers.models.image_towers import IMAGE_TOWERS
+from trainers.tasks.families import build_model
 from workflows.comparing.named import named
 from workflows.config_file import with_config_file
 from workflows.recipes import recipe_of
+from workflows.recipes.starting import start_network
 from workflows.recipes.tiny import tiny
 
 
@@ -19,6 +23,26 @@ def test_images_of_convolutional_networks_shrink_alike() -> None:
     sizes = [(448, 448), (448, 746), (600, 1000)]
     small = [tiny(replace(recipe, extractor=GridConfig(shorter=a, longer=b))).extractor for a, b in sizes]
     assert [(each.shorter, each.longer) for each in small] == [(47, 47), (47, 79), (64, 106)]  # type: ignore[union-attr]
+
+
+def test_the_network_that_comes_along_has_its_size_and_that_of_its_images() -> None:
+    boxes, grid, pixels = (tiny(recipe_of(name), shipped=True) for name in ("vl_bert_vqa", "grid_vlp_vqa", "vilt_vqa"))
+    assert isinstance(boxes.extractor, RegionConfig) and isinstance(grid.extractor, GridConfig)
+    for each, model in ((boxes.extractor, "grid-r50"), (grid.extractor, "r50")):
+        assert (each.model, each.weights, each.width_divisor) == (model, SHIPPED, 1)
+        assert (each.shorter, each.longer) == SHIPPED_SIZE
+    assert boxes.side == grid.side == SHIPPED_SIZE[0]
+    assert pixels == tiny(recipe_of("vilt_vqa")), "it sees by no convolutional network"
+
+
+@pytest.mark.parametrize("name", ["vl_bert_vqa", "grid_vlp_vqa", "pixel_bert_vqa"])
+def test_the_network_that_comes_along_fits_what_sees_pixels(name: str) -> None:
+    recipe = tiny(replace(recipe_of(name), visual="pixels"), shipped=True)
+    model = build_model(recipe.model)
+    begun = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}  # type: ignore[union-attr]
+    assert len(start_network(model, SHIPPED)) == 64
+    weights = "backbone.res2.0.conv1.weight"
+    assert not torch.equal(model.network.state_dict()[weights], begun[weights])  # type: ignore[union-attr]
 
 
 def test_cached_pixels_have_the_size_that_the_tiny_model_sees() -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from extractors import ConfigError, GridConfig, RegionConfig, make_extractor
+from extractors.configs import SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE
 from extractors.faster_rcnn import CAFFE, BottomUpDetector, DetectorConfig
 from extractors.regions import RegionExtractor
 from extractors.resnet import ConvNorm, FrozenNorm
-from extractors.weights import SHIPPED_FOLDER, WeightsError, find_weights, randomise
+from extractors.weights import SHIPPED_FOLDER, WeightsError, find_weights, randomise, shipped_file
 from storage import GridRecord, RegionRecord
 from tests.unit.extractors.pictures import noisy_photo
 from trainers.detection.building import Built, Kind, Plan, build, narrow_shape
@@ -24,6 +25,8 @@ from trainers.detection.saving import FILE, read_detector, save_detector
 from trainers.detection.task import detect
 from trainers.detection.vocabulary import Names, Vocabulary
 from trainers.images import grid_pixels
+from trainers.scenes.looks import COLOURS, SIZES, TEXTURES
+from trainers.scenes.looks import KINDS as KINDS_OF_THINGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCABULARY = Vocabulary(Names.of(["cat", "dog", "owl"]), Names.of(["red", "wet"]))
@@ -124,6 +127,15 @@ def test_shipped_names_are_files_of_the_package(tmp_path: Path, monkeypatch: pyt
     extractor = make_extractor(GridConfig(model="r50", weights="scenes-grid", **SIZE))  # type: ignore[arg-type]
     assert extractor.spec.model["weights"]["origin"] == "checkpoint"
     assert SHIPPED_FOLDER.name == "shipped" and SHIPPED_FOLDER.parent.name == "extractors"
+
+
+def test_the_shipped_detector_is_small_and_knows_the_things_of_scenes() -> None:
+    path = shipped_file(SHIPPED)
+    assert path is not None and path.stat().st_size <= 4_000_000
+    shorter, longer = SHIPPED_SIZE
+    extractor = make_extractor(RegionConfig(model=SHIPPED_DETECTOR, weights=SHIPPED, shorter=shorter, longer=longer))
+    assert extractor.vocabulary["classes"] == sorted(KINDS_OF_THINGS)
+    assert extractor.vocabulary["attributes"] == sorted([*COLOURS, *TEXTURES, *SIZES])
 
 
 def test_a_network_of_another_depth_has_another_name(tmp_path: Path) -> None:
