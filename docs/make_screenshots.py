@@ -2,8 +2,8 @@
 
     uv run python -m docs.make_screenshots
 
-Needs Chromium. The stores are made here, of generated scenes and the bundled photographs, by the small network that
-comes along: it knows the things of scenes. A few files of the folder are no images, for the page of errors.
+Needs Chromium. The stores are made here, of generated scenes, by the small network that comes along: it knows their
+things. A few files of the folder are no images, for the page of errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainers.scenes.drawing import save
 from trainers.scenes.scene import make_scene
 from workflows.cli import main as triptych
 from workflows.progress import TerminalProgress
-from workflows.scenes import BUNDLED, PHOTOS
+from workflows.scenes import BUNDLED
 from workflows.viewing.opened import Opened
 from workflows.viewing.pictures import ImageFlags, Pictures
 from workflows.viewing.server import in_background, make_app
@@ -54,10 +54,9 @@ PAGES = {  # name, where it is, and what is done there
 
 
 def make_images(folder: Path) -> None:
-    """Scenes, photographs and broken files below a folder."""
+    """Scenes and broken files below a folder."""
     for number in range(SCENES):
         save(make_scene(1, number), BUNDLED, folder / f"scenes/scene-{number:02}.jpg")
-    shutil.copytree(PHOTOS, folder / "photos")
     (folder / "upload").mkdir()
     for name, content in BROKEN.items():
         (folder / name).write_bytes(content)
@@ -69,7 +68,7 @@ def make_stores(folder: Path) -> list[Path]:
     make_images(images)
     shorter, longer = SHIPPED_SIZE
     boxes = RegionConfig(
-        model=SHIPPED_DETECTOR, weights=SHIPPED, score_threshold=0.3, shorter=shorter, longer=longer, device="cpu"
+        model=SHIPPED_DETECTOR, weights=SHIPPED, score_threshold=0.5, shorter=shorter, longer=longer, device="cpu"
     )
     grid = GridConfig(model="r50", weights=SHIPPED, shorter=2 * shorter, longer=2 * longer, device="cpu")
     smaller = replace(boxes, shorter=shorter - 32, longer=longer - 53)

@@ -54,7 +54,8 @@ class Compare(Command):
     config: str | None = None
     """YAML file with any of these settings, by the same names; flags win over it."""
     tiny: bool = False
-    """The recipes' tiny twins, with random weights, and tiny extractors: minutes on a CPU."""
+    """The recipes' tiny twins: small models that begin with random weights and see by the small network of scenes that
+    comes along (by random ones with --name). Minutes on a CPU."""
 
     def run(self) -> int:
         """Compare; returns the exit status, 1 where a cell failed."""

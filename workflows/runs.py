@@ -53,8 +53,8 @@ def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Mod
 
 @contextmanager
 def threads_for(tiny: bool) -> Iterator[None]:
-    """One thread for tiny twins while they run: on an idle machine several are not faster, since they wait for each
-    other longer than they compute; on a busy one they are a hundred times slower."""
+    """One thread for tiny twins while they run: two are not faster on an idle machine, since they wait for each other
+    longer than they compute, and were 75 times slower on two cores of which another program had one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if tiny else before)
     try:

@@ -58,7 +58,7 @@ class Train(Command):
     start_network: str | None = None
     """Weights of the convolutional network that sees the pixels: a file, or a published name (grid-r50, butd-r101).
     Default: those that --start has, else random ones. With cache-through, of the network that fills the store;
-    default: its published ones."""
+    default: its published ones. With --tiny also scenes-grid, the small network of scenes that comes along."""
     tokenizer: str | None = None
     """A name on the Hugging Face hub, a folder, or a vocab.txt. Default: the recipe's."""
     answers: str | None = None

@@ -187,8 +187,8 @@ def test_pixel_bert_tunes_its_network_and_grid_vlp_does_not() -> None:
 def test_what_it_cannot_read_is_refused(visual: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_of()(Batch(text(), visual))
-    with pytest.raises(ValueError, match="no head 'rank'"):
-        replace(TINY, heads=("rank",))
+    with pytest.raises(ValueError, match="no head 'vcr'"):
+        replace(TINY, heads=("vcr",))
     with pytest.raises(ValueError, match="leave out pool"):
         replace(TINY, pool=2)
 

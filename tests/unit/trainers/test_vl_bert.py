@@ -186,8 +186,8 @@ def test_what_it_cannot_read_is_refused() -> None:
         model(Batch(batch.text))
     with pytest.raises(ValueError, match="not Cells"):
         model(Batch(batch.text, Cells(torch.zeros(3, 4, 6))))
-    with pytest.raises(ValueError, match="no head 'nlvr2'"):
-        VLBertConfig(heads=("nlvr2",))
+    with pytest.raises(ValueError, match="no head 'gqa'"):
+        VLBertConfig(heads=("gqa",))
     pixels = Regions(boxes_of(3, 4), SIZES, pixels=Pixels(torch.zeros(3, 3, 64, 64)))
     with pytest.raises(ValueError, match="no network for pixels"):
         model(replace(batch, visual=pixels))
