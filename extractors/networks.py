@@ -115,7 +115,8 @@ def detector_for(name: str, config: ConvConfig, checkpoint: Checkpoint) -> Detec
         return _with_widths_of(tensors, shape) if checkpoint.has_own_widths else shape
     except KeyError as error:
         raise WeightsError(
-            f"{checkpoint.description} is not a bottom-up detector (it lacks {error}); is it for `extract grid`?"
+            f"{checkpoint.description} is not a bottom-up detector (it lacks {error}); is it for `extract grid`, or "
+            "for another --model, such as grid-r50?"
         ) from error
 
 
