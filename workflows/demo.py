@@ -6,20 +6,14 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from extractors.configs import GRID_PREFIX, SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE
 from workflows.output import Command, emit
-
-if TYPE_CHECKING:
-    from trainers.scenes.scene import Thing
-    from workflows.viewing.opened import Opened
 
 SCENES, SEED = 200, 1  # the network that comes along was trained on scenes of seed 0
 SPLIT = "test"  # whose features are extracted: pictures on which nothing is trained
 SHOWN = 8  # of them, on the page
 SURE = 0.5  # of a box that is kept
-FOUND = 0.5  # overlap of a box with the thing that it shows
 RECIPES, STEPS = ("vl_bert_vqa", "grid_vlp_vqa", "vilt_vqa"), 100  # by regions, by grids and by pixels
 
 
@@ -59,7 +53,8 @@ class Demo(Command):
 def commands(out: str) -> Iterator[list[str]]:
     """What the demo runs, as a user would."""
     shorter, longer = map(str, SHIPPED_SIZE)
-    images, network = ["--images", str(pictures(out))], ["--weights", SHIPPED, "--shorter", shorter, "--longer", longer]
+    images = ["--images", f"{out}/scenes/images/coco/{SPLIT}2015"]
+    network = ["--weights", SHIPPED, "--shorter", shorter, "--longer", longer]
     boxes = ["--model", SHIPPED_DETECTOR, "--score-threshold", str(SURE)]
     cells = ["--model", SHIPPED_DETECTOR.removeprefix(GRID_PREFIX)]
     compared = ["--recipes", *RECIPES, "--visuals", "store", "--seeds", str(SEED), "--steps", str(STEPS)]
@@ -72,40 +67,28 @@ def commands(out: str) -> Iterator[list[str]]:
     yield ["compare", "--data", f"{out}/scenes", "--out", f"{out}/comparison", "--tiny", *compared]
 
 
-def pictures(out: str) -> Path:
-    """The folder of the pictures whose features are extracted."""
-    return Path(out) / "scenes" / "images" / "coco" / f"{SPLIT}2015"
-
-
 def labels(out: str) -> tuple[int, int, int]:
     """Of the things in the pictures, how many a box was found on with the right name; how many of these boxes were
     given an attribute of theirs; and how many things there are."""
+    import numpy as np
+
+    from storage import RegionRecord, open_store
+    from trainers.detection.data import Labelled
+    from trainers.detection.scores import described
     from trainers.scenes.making import splits
     from trainers.scenes.official import coco_path
     from trainers.scenes.scene import make_scene
-    from workflows.viewing.opened import Opened
 
-    opened = Opened(Path(out) / "regions")
-    scenes = [make_scene(SEED, number) for number in splits(SCENES)[SPLIT]]
-    things = [(Path(coco_path(scene, SPLIT)).stem, thing) for scene in scenes for thing in scene.things]
-    found = [said for key, thing in things if (said := _described(opened, key, thing)) is not None]
-    return len(found), sum(found), len(things)
-
-
-def _described(opened: Opened, key: str, thing: Thing) -> bool | None:
-    """Whether the surest box on a thing that bears its name has one of its attributes; None where there is none."""
-    import torch
-    from torchvision.ops import box_iou
-
-    from storage import RegionRecord
-
-    record = opened.store[key]
-    assert isinstance(record, RegionRecord) and record.class_ids is not None
-    assert record.class_scores is not None and record.attribute_ids is not None
-    overlap = box_iou(torch.tensor(record.boxes), torch.tensor([thing.box], dtype=torch.float32))[:, 0].numpy()
-    kinds = [opened.named("class", int(each)) for each in record.class_ids]
-    rows = [row for row, kind in enumerate(kinds) if kind == thing.kind and overlap[row] >= FOUND]
-    if not rows:
-        return None
-    surest = max(rows, key=record.class_scores.__getitem__)
-    return opened.named("attribute", int(record.attribute_ids[surest])) in (thing.colour, thing.texture, thing.size)
+    store, said, things = open_store(Path(out) / "regions"), list[bool](), 0
+    kinds, looks = (store.vocabulary[kind].index for kind in ("classes", "attributes"))
+    for scene in (make_scene(SEED, number) for number in splits(SCENES)[SPLIT]):
+        record = store[Path(coco_path(scene, SPLIT)).stem]
+        assert isinstance(record, RegionRecord)
+        rows = {"boxes": record.boxes, "scores": record.class_scores, "classes": record.class_ids}
+        boxes = np.array([thing.box for thing in scene.things], np.float32)
+        classes = np.array([kinds(thing.kind) for thing in scene.things])
+        attributes = tuple(tuple(map(looks, (each.colour, each.texture, each.size))) for each in scene.things)
+        truth = Labelled(record.key, boxes, classes, attributes)
+        said += described({**rows, "attributes": record.attribute_ids}, truth)
+        things += len(scene.things)
+    return len(said), sum(said), things

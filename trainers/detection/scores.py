@@ -47,7 +47,7 @@ def scores(found: Sequence[Prediction], truth: Sequence[Labelled], with_attribut
     whole = measure.compute()
     result = {"mAP": 100 * float(whole["map"]), "mAP50": 100 * float(whole["map_50"])}
     if with_attributes:
-        right = [hit for each, true in zip(found, truth, strict=True) for hit in _described(each, true)]
+        right = [hit for each, true in zip(found, truth, strict=True) for hit in described(each, true)]
         result["attributes"] = 100 * float(np.mean(right)) if right else 0.0
     return result
 
@@ -64,8 +64,8 @@ def _truth(labelled: Labelled) -> dict[str, torch.Tensor]:
     return {"boxes": torch.from_numpy(labelled.boxes), "labels": torch.from_numpy(labelled.classes)}
 
 
-def _described(found: Prediction, labelled: Labelled) -> Iterator[bool]:
-    """Of each true box with attributes that was found, whether the surest box on it names one of them."""
+def described(found: Prediction, labelled: Labelled) -> Iterator[bool]:
+    """Of each true box with attributes that was found in its class, whether the surest box on it names one of them."""
     from torchvision.ops import box_iou
 
     boxes = _tensors(found)

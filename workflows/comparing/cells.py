@@ -18,6 +18,7 @@ from trainers.models.vl_bert import VLBertConfig
 from workflows.comparing.data import file_digest
 from workflows.comparing.features import features_of
 from workflows.recipes import Recipe, recipe_of
+from workflows.recipes.tiny import sees_by_network
 from workflows.train import Train
 
 FORMAT = 1  # of what is measured, and how; another one makes all cells new
@@ -237,13 +238,15 @@ def held_out(recipe: Recipe) -> Recipe:
 
 
 def seeing_with(recipe: Recipe, network: str) -> Recipe:
-    """A recipe whose store is filled by a network with these weights.
+    """A recipe whose store is filled by a network with these weights; as it is where it sees pixels alone.
 
     Raises:
         ConfigError: it has no such network.
     """
-    if not isinstance(recipe.extractor, ConvConfig):
+    if not sees_by_network(recipe):
         raise ConfigError(f"--networks: {recipe.summary!r} sees by no convolutional network; leave out {network}.")
+    if not isinstance(recipe.extractor, ConvConfig):
+        return recipe
     return replace(recipe, extractor=replace(recipe.extractor, weights=network))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extractors import ConfigError, GridConfig
-from extractors.configs import ConvConfig
+from extractors.configs import SHIPPED, ConvConfig
 from workflows.comparing.cells import Cell, Common, Matrix, Row, cells_of, in_order, of_recipes
 from workflows.comparing.data import file_digest
 from workflows.comparing.named import NAMED, listed, named
@@ -94,6 +94,13 @@ def test_weights_of_networks_go_to_what_fills_the_store() -> None:
         assert (recipe.extractor.weights, recipe.extractor.longer) == ("file", 448)
     with pytest.raises(ConfigError, match="sees by no convolutional network"):
         cell("vilt_vqa", replace(COMMON, networks={"vilt_vqa": "random:7"}))
+
+
+def test_weights_of_a_network_that_no_store_is_filled_by_are_for_pixels() -> None:
+    [row] = of_recipes(["vl_bert_vcr_answer"], ["pixels"]).rows
+    for common in (COMMON, Common(Train(device="cpu"), (0,))):
+        found = cells_of(row, replace(common, networks={row.name: SHIPPED}), "+".join)[0]
+        assert found.network == SHIPPED and found.recipe.extractor is None
 
 
 def test_a_recipe_without_a_score_cannot_be_compared() -> None:
