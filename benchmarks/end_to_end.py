@@ -5,10 +5,10 @@
 
 Protocol. The photographs of --photos again and again as files of their own, as many as --images; "one size": the same
 ones cut and resized to 640 x 480 before. One job of the local engine a row, weights random (seed 0), resized to
-600/1000, `--batch-size auto`, `--decode-workers` as given or auto. The clock runs from when a fifth of the images are
-done to when all are but the last unit: before, the GPU picks its kernels and batches grow; after, nothing overlaps the
-last commit. "GPU busy" is NVML's utilisation, the share of time in which a kernel ran, every tenth of a second in that
-time. Megapixels are those that the network sees. The store is removed after each row.
+600/1000, `--batch-size auto`, `--decode-workers` as given or auto, units as a job chooses them. The clock runs from
+when a fifth of the images are done to when nine tenths are: before, the GPU picks its kernels and batches grow; after,
+nothing overlaps the last commit. "GPU busy" is NVML's utilisation, the share of time in which a kernel ran, every tenth
+of a second in that time. Megapixels are those that the network sees. The store is removed after each row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.sources import SourceConfig
 from pipeline.unit import UnitReport
 
 SIZE = (640, 480)
-WARM_UP = 0.2  # of the images
+STEADY = (0.2, 0.9)  # shares of the images that are done
 
 
 class Clock:
@@ -81,9 +81,9 @@ class Clock:
         while not ended.wait(0.1):
             self.busy.append((time.perf_counter(), torch.cuda.utilization()))
 
-    def facts(self, last_unit: int) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Images a second and the share of time that the GPU was busy, once warm."""
-        steady = [each for each in self.seen if WARM_UP * self.images <= each[1] <= self.images - last_unit]
+        steady = [each for each in self.seen if STEADY[0] <= each[1] / self.images <= STEADY[1]]
         (began, first), (ended, last) = steady[0], steady[-1]
         busy = [share for at, share in self.busy if began <= at <= ended]
         return {
@@ -123,9 +123,7 @@ def bench(model: str, dtype: str, one_size: bool, args: argparse.Namespace) -> d
     with tempfile.TemporaryDirectory(dir=args.work, prefix="end-to-end-") as name:
         folder = Path(name)
         pixels = make_files(args.photos, folder / "images", args.images, one_size)
-        engine = EngineConfig(
-            str(folder / "store"), decode_workers=args.decode_workers or "auto", images_per_shard=args.unit
-        )
+        engine = EngineConfig(str(folder / "store"), decode_workers=args.decode_workers or "auto")
         clock, began = Clock(args.images), time.perf_counter()
         job = ExtractJob(SourceConfig(str(folder / "images")), config_of(model, dtype, args), engine)
         with clock.watching():
@@ -133,7 +131,7 @@ def bench(model: str, dtype: str, one_size: bool, args: argparse.Namespace) -> d
         whole = time.perf_counter() - began
         assert result.status == 0, result
         size = sum(each.stat().st_size for each in (folder / "store").rglob("*") if each.is_file())
-    found = clock.facts(args.unit)
+    found = clock.facts()
     return {
         "model": model, "dtype": dtype, "sizes": "one" if one_size else "many", **found, "whole_seconds": whole,
         "megapixels_per_second": pixels * found["images_per_second"], "bytes_an_image": size / args.images,
@@ -155,7 +153,7 @@ def report(facts: list[dict[str, Any]], args: argparse.Namespace, disk: float) -
               "whole job", "seconds by stage, all threads"]  # fmt: skip
     return (
         f"# From files to committed shards, {time.strftime('%Y-%m-%d')}\n\n"
-        f"{hardware()}, {args.images} images a row, units of {args.unit}, a disk that takes {disk / 1e6:.0f} MB/s. "
+        f"{hardware()}, {args.images} images a row, a disk that takes {disk / 1e6:.0f} MB/s. "
         "Command: `python -m benchmarks.end_to_end`; its docstring is the protocol.\n\n" + table(header, cells) + "\n"
     )
 
@@ -166,7 +164,6 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--sizes", nargs="+", choices=["many", "one"], default=["many", "one"])
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--unit", type=int, default=128, help="images of a unit of work")
     parser.add_argument("--decode-workers", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width-divisor", type=int, default=1, help="above 1: to try this script out")

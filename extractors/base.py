@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from extractors.configs import ConfigError, ConvConfig, NetworkConfig, ResizedConfig
 from extractors.fused import compute_dtype
 from extractors.images import ImageError, resize_shortest_edge
+from extractors.launching import arrival, to_host
 from extractors.resnet import ResNetConfig
 from extractors.weights import Checkpoint
 from storage.codecs import record_dtype
@@ -116,22 +117,32 @@ class Extractor(ABC):
 
     def to_numpy(self, features: Sequence[Tensor]) -> list[np.ndarray | ImageError]:
         """Features of several images, (..., D) each, in the dtype that records carry to the store: the stored one, or
-        float32 where the store encodes. They leave a GPU together, which waits for each copy.
+        float32 where the store encodes. They leave a GPU together.
 
         Returns:
             an array an image, or the error that a value is not finite, or too large for the stored dtype.
         """
+        return self.leaving(features)()
+
+    def leaving(self, features: Sequence[Tensor]) -> Callable[[], list[np.ndarray | ImageError]]:
+        """As `to_numpy`, which is what the function that is given does: it waits, and its device is busy meanwhile."""
         dtype = record_dtype(self.spec.layout.dtype).name
         limit = FLOAT16_MAX if dtype == "float16" else torch.finfo(torch.float32).max
-        good = torch.stack([(each.abs() <= limit).all() for each in features]).tolist()
-        flat = torch.cat([each.reshape(-1) for each in features]).to(getattr(torch, dtype)).cpu()
-        numbers = flat.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else flat.numpy()
-        parts = np.split(numbers, np.cumsum([each.numel() for each in features])[:-1])
-        error = ImageError(
-            "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
-        )
-        each_image = zip(parts, features, good, strict=True)
-        return [part.reshape(each.shape) if fine else error for part, each, fine in each_image]
+        good = to_host(torch.stack([(each.abs() <= limit).all() for each in features]))
+        flat = to_host(torch.cat([each.reshape(-1) for each in features]).to(getattr(torch, dtype)))
+        wait, shapes = arrival(self.device), [each.shape for each in features]
+
+        def arrived() -> list[np.ndarray | ImageError]:
+            wait()
+            numbers = flat.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else flat.numpy()
+            parts = np.split(numbers, np.cumsum([shape.numel() for shape in shapes])[:-1])
+            error = ImageError(
+                "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
+            )
+            each_image = zip(parts, shapes, good.tolist(), strict=True)
+            return [part.reshape(shape) if fine else error for part, shape, fine in each_image]
+
+        return arrived
 
 
 @contextmanager

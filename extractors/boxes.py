@@ -77,8 +77,15 @@ def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, fl
 
 def clip(boxes: Tensor, height: float, width: float, plus: int = 0) -> Tensor:
     """Boxes (..., 4) cut to the image: [0, size] or, in Caffe's convention, [0, size - 1]."""
-    limit = boxes.new_tensor([width - plus, height - plus, width - plus, height - plus])
-    return torch.minimum(boxes.clamp(min=0), limit)
+    return torch.minimum(boxes.clamp(min=0), corners(boxes, width - plus, height - plus))
+
+
+def corners(boxes: Tensor, x: float, y: float) -> Tensor:
+    """(4,): x, y, x, y where the boxes are, and like them. A GPU fills it in by itself, where to copy it there would
+    wait for all that was before."""
+    found = boxes.new_full((2, 2), x)
+    found[:, 1] = y
+    return found.flatten()
 
 
 def nonempty(boxes: Tensor) -> Tensor:
@@ -100,18 +107,39 @@ def nms_each(
     boxes: Sequence[Tensor], scores: Sequence[Tensor], threshold: float, plus: int, limit: int | None
 ) -> list[Tensor]:
     """`nms` of several images; a GPU runs all of them at once. A score of -inf is of a box that is none."""
+    rows, counts = nms_padded(boxes, scores, threshold, plus, limit)
+    return [mine[:count] for mine, count in zip(rows, counts.tolist(), strict=True)]
+
+
+def nms_padded(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], threshold: float, plus: int, limit: int | None
+) -> tuple[Tensor, Tensor]:
+    """As `nms_each`, and a GPU need not be waited for.
+
+    Returns:
+        rows (P, M) int64 and how many of them are survivors (P,) int64; behind these are any rows.
+    """
     orders = [each.argsort(descending=True, stable=True) for each in scores]
     ranked = [each[order] for each, order in zip(boxes, orders, strict=True)]
     alive = [each[order] > -torch.inf for each, order in zip(scores, orders, strict=True)]
-    if boxes[0].device.type == "cuda":
-        found = survivors(_side_by_side(ranked), _side_by_side(alive), bound_of(threshold, bool(plus)), plus, limit)
-        images, ranks = found.nonzero(as_tuple=True)
-        each_image = ranks.split(torch.bincount(images, minlength=len(orders)).tolist())
-        return [order[rows] for order, rows in zip(orders, each_image, strict=True)]
-    return [
-        order[good][_kept(each[good], threshold, plus, limit)]
-        for order, each, good in zip(orders, ranked, alive, strict=True)
-    ]
+    if boxes[0].device.type != "cuda":
+        kept = [
+            order[good][_kept(each[good], threshold, plus, limit)]
+            for order, each, good in zip(orders, ranked, alive, strict=True)
+        ]
+        return _side_by_side(kept), torch.tensor([len(each) for each in kept])
+    found = survivors(_side_by_side(ranked), _side_by_side(alive), bound_of(threshold, bool(plus)), plus, limit)
+    return _side_by_side(orders).gather(1, first_true(found, limit or found.shape[1])), found.sum(dim=1)
+
+
+def first_true(found: Tensor, most: int) -> Tensor:
+    """Where in each row of (P, N) bool it is true, in order: (P, `most` or N) int64, with zeros behind. Rows have no
+    more than `most`. Unlike `nonzero` it does not wait for a GPU."""
+    lists, count = found.shape
+    most = min(most, count)
+    places = torch.where(found, found.cumsum(dim=1) - 1, most)  # the last place is for what is false
+    columns = torch.arange(count, device=found.device).expand_as(found)
+    return torch.zeros(lists, most + 1, dtype=torch.int64, device=found.device).scatter_(1, places, columns)[:, :most]
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
@@ -153,17 +181,23 @@ def _area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., 2] - boxes[..., 0] + one) * (boxes[..., 3] - boxes[..., 1] + one)
 
 
-def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def class_survivors(boxes: Tensor, scores: Tensor, threshold: float, count: Tensor | None = None) -> Tensor:
     """Caffe's per-class NMS on shared boxes: (N, C) bool, where box n survives in class c.
 
     All classes rank the same N boxes, so one IoU matrix serves them all: the boxes that one box suppresses are the
     bits of one integer, and a class is one walk down its ranking. On a GPU all classes are walked at once.
+
+    Args:
+        count: how many of the boxes there are; those behind them neither survive nor suppress. None: all.
     """
     order = scores.t().argsort(dim=1, descending=True, stable=True)
     if boxes.device.type == "cuda":
-        everyone = torch.ones_like(order, dtype=torch.bool)
-        found = survivors(boxes[order], everyone, bound_of(threshold, inclusive=True), plus=1)
+        there = torch.ones_like(order, dtype=torch.bool) if count is None else order < count
+        found = survivors(boxes[order], there, bound_of(threshold, inclusive=True), plus=1)
         return torch.zeros_like(found).scatter_(1, order, found).t()
+    if count is not None and count < len(boxes):
+        found = class_survivors(boxes[:count], scores[:count], threshold)
+        return torch.cat([found, found.new_zeros(len(boxes) - len(found), scores.shape[1])])
     pixels = boxes.numpy()
     over = _iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)
     np.fill_diagonal(over, False)

@@ -167,13 +167,17 @@ class ProposalGenerator(nn.Module):
 
     def propose(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
         """One image's proposals, boxes (R, 4) and scores (R,), best first, from what `candidates` takes."""
-        return self.best_of([self.candidates(logits, deltas, size, scale)])[0]
+        boxes, scores, counts = self.best_of([self.candidates(logits, deltas, size, scale)])
+        return boxes[0, : counts[0]], scores[0, : counts[0]]
 
-    def best_of(self, candidates: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """Each image's proposals from its candidates: boxes (R, 4) in input pixels, best first, and scores (R,)."""
+    def best_of(self, candidates: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Each image's proposals from its candidates, best first, without waiting for a GPU: boxes (B, R, 4) in input
+        pixels, scores (B, R), and how many there are (B,); behind these are any boxes."""
         boxes, scores = zip(*candidates, strict=True)
-        kept = box_ops.nms_each(boxes, scores, PROPOSAL_NMS, self.config.conventions.plus, self.counts[1])
-        return [(box[rows], score[rows]) for box, score, rows in zip(boxes, scores, kept, strict=True)]
+        kept, counts = box_ops.nms_padded(boxes, scores, PROPOSAL_NMS, self.config.conventions.plus, self.counts[1])
+        chosen = zip(boxes, scores, kept, strict=True)
+        found = [(box[rows], score[rows]) for box, score, rows in chosen]
+        return torch.stack([box for box, _ in found]), torch.stack([score for _, score in found]), counts
 
     def candidates(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
         """What proposals of one image are chosen from: its best anchors, moved.
@@ -383,7 +387,15 @@ class BottomUpDetector(nn.Module):
     def propose(
         self, cells: Tensor, frames: Sequence[tuple[tuple[int, int], float]], areas: Areas | None = None
     ) -> list[Tensor]:
-        """Each image's proposals (R, 4) in input pixels, best first.
+        """Each image's proposals (R, 4) in input pixels, best first; as for `proposals`."""
+        boxes, counts = self.proposals(cells, frames, areas)
+        return [mine[:count] for mine, count in zip(boxes, counts.tolist(), strict=True)]
+
+    def proposals(
+        self, cells: Tensor, frames: Sequence[tuple[tuple[int, int], float]], areas: Areas | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Each image's proposals (B, R, 4) in input pixels, best first, and how many there are (B,); behind these are
+        any boxes. A GPU is not waited for.
 
         Args:
             cells: (B, C, h, w), zero outside of the images; more than frames if the batch was filled up.
@@ -393,7 +405,8 @@ class BottomUpDetector(nn.Module):
         heads = (own_parts(each, areas)[: len(frames)] for each in self.proposal_generator.rpn_head(cells))
         each_image = zip(*heads, frames, strict=True)
         candidates = [self.proposal_generator.candidates(*maps, *frame) for *maps, frame in each_image]
-        return [boxes for boxes, _ in self.proposal_generator.best_of(candidates)]
+        boxes, _, counts = self.proposal_generator.best_of(candidates)
+        return boxes, counts
 
     def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
         """Class-specific boxes (R, K, 4) in input pixels, not clipped."""

@@ -21,7 +21,7 @@ from extractors.images import ImageError
 from extractors.networks import LoadedDetector, as_in_checkpoints, grid_body, grid_colours, load_detector
 from extractors.ragged import Areas, own_parts
 from extractors.resnet import ResNet, Stage, fold, redilated
-from extractors.trunk import Colours, TrunkExtractor
+from extractors.trunk import Colours, Results, TrunkExtractor
 from extractors.weights import Checkpoint, fill, find_weights
 from storage.records import GridRecord, Record
 from storage.spec import FeatureLayout, Spec
@@ -68,13 +68,17 @@ class GridExtractor(TrunkExtractor):
             preprocess=self.preprocess_facts(),
         )
 
-    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
+    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> Results:
         maps = own_parts(self.res5(res4, areas).float(), areas)
-        cells = self.to_numpy([each[0].permute(1, 2, 0) for each in maps[: len(batch)]])
-        return [
-            each if isinstance(each, ImageError) else GridRecord(image.key, image.image_size, each)
-            for image, each in zip(batch, cells, strict=True)
-        ]
+        arrived = self.leaving([each[0].permute(1, 2, 0) for each in maps[: len(batch)]])
+
+        def results() -> list[Record | ImageError]:
+            return [
+                each if isinstance(each, ImageError) else GridRecord(image.key, image.image_size, each)
+                for image, each in zip(batch, arrived(), strict=True)
+            ]
+
+        return results
 
 
 def _load(config: GridConfig) -> _Parts:

@@ -18,9 +18,10 @@ from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Predictions
 from extractors.given_boxes import BoxTable, read_boxes
 from extractors.images import ImageError
+from extractors.launching import to_host
 from extractors.networks import load_detector
 from extractors.ragged import Areas, own_parts
-from extractors.trunk import TrunkExtractor
+from extractors.trunk import Results, TrunkExtractor
 from storage.records import Record, RegionRecord
 from storage.spec import FeatureLayout, Spec
 
@@ -64,71 +65,97 @@ class RegionExtractor(TrunkExtractor):
             return prepared
         return replace(prepared, boxes=self.table.of(prepared.key, prepared.image_size))
 
-    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
+    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> Results:
         cells = self.detector.cells(res4, areas)
         if areas is not None:
             areas.clear(cells)  # the RPN's convolution is 3x3
-        boxes = self._boxes(batch, cells, areas)
+        boxes, proposals = self._boxes(batch, cells, areas)
         heads = self.detector.roi_heads
         features = heads.features_of(own_parts(cells, areas)[: len(batch)], boxes)
         found = heads.predict(features)
         counts = [len(each) for each in boxes]
         parts = zip(*(each.split(counts) for each in (features, *found)), strict=True)
-        kept = [self._kept(*each) for each in zip(batch, boxes, parts, strict=True)]
-        return self._records(batch, kept)
+        kept = [self._kept(*each) for each in zip(batch, boxes, proposals, parts, strict=True)]
+        return self._leaving(batch, kept)
 
-    def _boxes(self, batch: list[Prepared], cells: Tensor, areas: Areas | None) -> list[Tensor]:
-        """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last."""
+    def _boxes(
+        self, batch: list[Prepared], cells: Tensor, areas: Areas | None
+    ) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+        """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last; and how
+        many of them are proposals, where others may stand behind these."""
         frames = [_frame(image) for image in batch]
+        found: Sequence[Tensor]
+        counts: Sequence[Tensor | None] = [None] * len(batch)
         if self.table is None:
-            found = self.detector.propose(cells, [(each.input_size, each.scale) for each in frames], areas)
+            sizes = [(each.input_size, each.scale) for each in frames]
+            found, counts = map(list, self.detector.proposals(cells, sizes, areas))
         else:
-            given = [image.boxes.to(self.device) for image in batch if image.boxes is not None]
+            given = [image.boxes.to(self.device, non_blocking=True) for image in batch if image.boxes is not None]
             found = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
-        wholes = (rules.whole_image_box(frame.input_size, self.conventions).to(self.device) for frame in frames)
-        return [torch.cat(each) for each in zip(found, wholes, strict=True)]
+        wholes = (rules.whole_image_box(frame.input_size, self.conventions) for frame in frames)
+        whole_boxes = (each.to(self.device, non_blocking=True) for each in wholes)
+        return [torch.cat(each) for each in zip(found, whole_boxes, strict=True)], counts
 
-    def _kept(self, image: Prepared, boxes: Tensor, parts: tuple[Tensor, ...]) -> _Kept:
+    def _kept(self, image: Prepared, boxes: Tensor, proposals: Tensor | None, parts: tuple[Tensor, ...]) -> _Kept:
         """From what is known of an image's boxes; the whole image, last, is not among those to select from."""
         features, *predicted = parts
         found = Predictions(*(each[:-1] for each in predicted))
-        selected = self._select(boxes[:-1], found, _frame(image), image.boxes)
-        scores, ids = found.attribute_probs[selected.rows].max(dim=1)
+        selected, count = self._select(image, boxes[:-1], proposals, found)
+        rows = selected.rows
+        there = torch.arange(len(rows), device=rows.device) < count
+        scores, ids = found.attribute_probs[rows].max(dim=1)
         return _Kept(
-            torch.cat([features[selected.rows], features[-1:]]),
+            torch.cat([features[rows].where(there[:, None], 0), features[-1:]]),
+            count,
             selected.boxes.float(),
             selected.class_ids.int(),
             selected.class_scores,
             ids.int(),
             scores,
-            found.class_probs[selected.rows].half() if self.config.class_probs else None,
+            found.class_probs[rows].half() if self.config.class_probs else None,
         )
 
     def _input_boxes(self, boxes: Tensor, frame: rules.Frame) -> Tensor:
         """Given boxes in input pixels: one factor in Caffe's convention, one an axis in detectron2's."""
         return boxes * frame.scale if self.conventions is CAFFE else frame.to_input(boxes)
 
-    def _select(self, boxes: Tensor, found: Predictions, frame: rules.Frame, own: Tensor | None) -> rules.Selected:
+    def _select(
+        self, image: Prepared, boxes: Tensor, proposals: Tensor | None, found: Predictions
+    ) -> tuple[rules.Selected, Tensor]:
+        """What is selected, and how much of it is; the rest means nothing. All rules but 10-100 wait for a GPU."""
         if self.rule.rule == "10-100":
-            return rules.by_confidence(boxes, found, frame, self.rule)
+            return rules.by_confidence_padded(boxes, found, _frame(image), self.rule, proposals)
+        there = slice(proposals)
+        selected = self._select_some(image, boxes[there], Predictions(*(each[there] for each in found)))
+        return selected, torch.tensor(len(selected.rows))
+
+    def _select_some(self, image: Prepared, boxes: Tensor, found: Predictions) -> rules.Selected:
+        frame = _frame(image)
+        own = None if image.boxes is None else image.boxes.to(self.device, non_blocking=True)
         if own is not None and not self.config.box_regression:
-            return rules.given(own.to(self.device), None, found, frame)
+            return rules.given(own, None, found, frame)
         regressed = self.detector.decode(boxes, found.box_deltas)
         if own is not None:
-            return rules.given(own.to(self.device), regressed, found, frame)
+            return rules.given(own, regressed, found, frame)
         return rules.ON_REGRESSED[self.rule.rule](regressed, found, frame, self.rule)
 
-    def _records(self, batch: list[Prepared], kept: list[_Kept]) -> list[Record | ImageError]:
-        """Records on the CPU: each field of all images in one copy, for which a GPU waits."""
-        features = self.to_numpy([each.features for each in kept])
-        counts = [len(each.boxes) for each in kept]
-        fields = list(zip(*kept, strict=True))[1 : None if self.config.class_probs else -1]
-        columns = [torch.cat(field).cpu().split(counts) for field in fields]
-        rows = zip(*columns, strict=True)
-        return [
-            mine if isinstance(mine, ImageError) else _record(image, mine, [each.numpy() for each in row])
-            for image, mine, row in zip(batch, features, rows, strict=True)
-        ]
+    def _leaving(self, batch: list[Prepared], kept: list[_Kept]) -> Results:
+        """What waits for the records: each field of all images leaves a GPU in one copy."""
+        lengths = [len(each.boxes) for each in kept]
+        _, counts, *fields = zip(*kept, strict=True)
+        columns = [to_host(torch.cat(field)).split(lengths) for field in fields if field[0] is not None]
+        found = to_host(torch.stack([each.to(self.device, non_blocking=True) for each in counts]))
+        arrived = self.leaving([each.features for each in kept])
+
+        def results() -> list[Record | ImageError]:
+            features = arrived()
+            rows = zip(batch, features, found.tolist(), *columns, strict=True)
+            return [
+                mine if isinstance(mine, ImageError) else _record(image, mine, [each[:count].numpy() for each in row])
+                for image, mine, count, *row in rows
+            ]
+
+        return results
 
     def _selection_facts(self) -> dict[str, object]:
         common = {"proposals": self.detector.config.proposals}
@@ -138,12 +165,13 @@ class RegionExtractor(TrunkExtractor):
 
 
 class _Kept(NamedTuple):
-    """What is kept of an image, on the device: N boxes.
+    """What is kept of an image, on the device: N boxes, of which the first `there` count.
 
     features (N + 1, D), the whole image's last; the rest as in `RegionRecord`, (N, ...)
     """
 
     features: Tensor
+    there: Tensor
     boxes: Tensor
     class_ids: Tensor
     class_scores: Tensor
@@ -154,8 +182,9 @@ class _Kept(NamedTuple):
 
 def _record(image: Prepared, features: np.ndarray, fields: Sequence[np.ndarray]) -> RegionRecord:
     """`fields`: as `_Kept` orders them, from boxes on."""
-    named = dict(zip(_Kept._fields[1:], fields, strict=False))  # without class_probs where they are not asked for
-    return RegionRecord(image.key, image.image_size, features=features[:-1], whole_image=features[-1], **named)
+    named = dict(zip(_Kept._fields[2:], fields, strict=False))  # without class_probs where they are not asked for
+    mine = features[: len(fields[0])]
+    return RegionRecord(image.key, image.image_size, features=mine, whole_image=features[-1], **named)
 
 
 def _frame(image: Prepared) -> rules.Frame:

@@ -33,7 +33,7 @@ class Frame(NamedTuple):
 
     def _factors(self, boxes: Tensor) -> Tensor:
         (height, width), (raw_height, raw_width) = self.input_size, self.image_size
-        return boxes.new_tensor([raw_width / width, raw_height / height] * 2)
+        return box_ops.corners(boxes, raw_width / width, raw_height / height)
 
 
 class Selected(NamedTuple):
@@ -85,23 +85,52 @@ def ten_to_hundred(boxes: Tensor, class_probs: Tensor, rule: Selection) -> tuple
     Returns:
         rows (N,) int64 and every proposal's confidence (R,): its best probability among the classes it survives in.
     """
-    survivors = box_ops.class_survivors(boxes, class_probs, rule.nms_threshold)
+    rows, count, confidence = _ten_to_hundred(boxes, class_probs, rule, None)
+    return rows[:count], confidence
+
+
+def _ten_to_hundred(
+    boxes: Tensor, class_probs: Tensor, rule: Selection, proposals: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ten_to_hundred`, without waiting for a GPU: rows (max_boxes or R,), how many of them are kept, confidence.
+
+    Args:
+        proposals: how many of the boxes are proposals; None: all.
+    """
+    survivors = box_ops.class_survivors(boxes, class_probs, rule.nms_threshold, proposals)
     confidence = torch.where(survivors, class_probs, 0).amax(dim=1)
-    rows = (confidence >= rule.score_threshold).nonzero()[:, 0]
-    ranked = confidence.argsort(descending=True, stable=True)
-    if len(rows) < rule.min_boxes:
-        rows = ranked[: rule.min_boxes]
-    elif len(rows) > rule.max_boxes:
-        rows = ranked[: rule.max_boxes]
-    return rows, confidence
+    ranked_by, there = confidence, len(boxes)
+    if proposals is not None:
+        ranked_by = confidence.where(torch.arange(there, device=boxes.device) < proposals, -1)
+    reached = ranked_by >= rule.score_threshold
+    enough = reached.sum()
+    in_order = (~reached).to(torch.uint8).argsort(stable=True)  # those reached come first
+    ranked = ranked_by.argsort(descending=True, stable=True)
+    within = (enough >= rule.min_boxes) & (enough <= rule.max_boxes)
+    rows = torch.where(within, in_order, ranked)[: rule.max_boxes]
+    count = enough.clamp(rule.min_boxes, rule.max_boxes)
+    return rows, count.clamp(max=there) if proposals is None else torch.minimum(count, proposals), confidence
 
 
 def by_confidence(proposals: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
     """10-100 on one image: proposals over the scale, not regressed and not clipped, with their arg-max classes."""
+    selected, count = by_confidence_padded(proposals, found, frame, rule, None)
+    return Selected(*(each[:count] for each in selected))
+
+
+def by_confidence_padded(
+    proposals: Tensor, found: Predictions, frame: Frame, rule: Selection, there: Tensor | None
+) -> tuple[Selected, Tensor]:
+    """As `by_confidence`, without waiting for a GPU: what is selected, of a length that is known beforehand, and how
+    much of it is.
+
+    Args:
+        there: how many of the proposals are some; None: all.
+    """
     boxes = proposals / frame.scale
-    rows, _ = ten_to_hundred(boxes, found.class_probs[:, :-1], rule)
+    rows, count, _ = _ten_to_hundred(boxes, found.class_probs[:, :-1], rule, there)
     scores, classes = found.class_probs[rows, :-1].max(dim=1)
-    return Selected(rows, boxes[rows], classes, scores)
+    return Selected(rows, boxes[rows], classes, scores), count
 
 
 def class_aware(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from extractors.base import Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_pil
 from extractors.configs import ConvConfig
 from extractors.images import ImageError, resize_caffe
+from extractors.launching import started
 from extractors.ragged import Areas, common_size, groups, padded_count
 from extractors.resnet import ResNet
 from storage.records import Record
@@ -21,6 +23,8 @@ from storage.records import Record
 SMALLEST_INPUT = 3  # pixels a side: the Caffe pool has no output below
 SHARED_STAGE = 4  # behind it the views go their own ways: res5 is a box head, dilated, or neither
 UNIT_STD = (1.0, 1.0, 1.0)
+
+Results = Callable[[], list[Record | ImageError]]  # of the images that a network is at work on; it waits for them
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,19 @@ class TrunkExtractor(Extractor):
         return found, areas
 
     @abstractmethod
-    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> list[Record | ImageError]:
-        """The rest of `forward`, from the map on, which stays as it is where images are in it; it may hold more."""
+    def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> Results:
+        """The rest of the network, from the map on, which stays as it is where images are in it; it may hold more.
+
+        Returns:
+            what waits for the results.
+        """
 
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        return self.finish(batch, *self.res4(batch))
+        return self.finish(batch, *self.res4(batch))()
+
+    def extract(self, batch: Sequence[Prepared]) -> list[Record | ImageError]:
+        found = extract_together({"": self}, [{"": image} for image in batch])
+        return [each[""] for each in found]
 
     def preprocess_facts(self) -> dict[str, object]:
         """The `preprocess` part of the spec."""
@@ -159,11 +171,18 @@ def extract_together(
     """
     results: list[dict[str, Record | ImageError]] = [{} for _ in batch]
     first, extractor = next(iter(family.items()))
-    with torch.inference_mode(), extractor.precision():
-        for rows in extractor.groups([images[first] for images in batch]):
-            res4, areas = extractor.res4([batch[row][first] for row in rows])
-            for name, member in family.items():
-                found = member.finish([batch[row][name] for row in rows], res4, areas)
-                for row, result in zip(rows, found, strict=True):
-                    results[row][name] = result
+    groups = extractor.groups([images[first] for images in batch])
+    under_way = [started(partial(_begin, family, [batch[row] for row in rows]), extractor.device) for rows in groups]
+    for rows, begun in zip(groups, under_way, strict=True):
+        for name, found in begun.result().items():
+            for row, result in zip(rows, found(), strict=True):
+                results[row][name] = result
     return results
+
+
+def _begin(family: Mapping[str, TrunkExtractor], batch: Sequence[Mapping[str, Prepared]]) -> dict[str, Results]:
+    """Run images that go together through the networks of a family; what waits for each member's results."""
+    first, extractor = next(iter(family.items()))
+    with torch.inference_mode(), extractor.precision():
+        res4, areas = extractor.res4([images[first] for images in batch])
+        return {name: member.finish([images[name] for images in batch], res4, areas) for name, member in family.items()}

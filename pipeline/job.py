@@ -308,13 +308,21 @@ def _run_facts(result: JobResult, before: dict[str, Any], again: bool) -> dict[s
         "engine": job.engine.engine,
         "device": start.device,
         "hardware": hardware(start.device),
-        "version": importlib.metadata.version("triptych"),
+        "version": version(),
         "images_this_run": report.images,
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.images_per_second, 3),
         "stage_seconds": {stage: round(value, 3) for stage, value in sorted(report.seconds.items())},
         "peak_rss": report.peak_rss,
     }
+
+
+def version() -> str:
+    """Of this package; a checkout that is run where it lies has none."""
+    try:
+        return importlib.metadata.version("triptych")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(device: str) -> str:

@@ -17,6 +17,7 @@ from extractors.boxes import (
     clip,
     decode,
     detectron2_anchors,
+    first_true,
     nms,
     nms_each,
     nms_within_classes,
@@ -246,3 +247,13 @@ def test_a_score_of_minus_infinity_is_of_no_box(plus: int) -> None:
 
 def test_no_boxes_of_any_class() -> None:
     assert nms_within_classes(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5).shape == (0,)
+
+
+def test_the_first_true_columns_come_in_order() -> None:
+    found = torch.rand(20, 15, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 20)[:, None]
+    for most in (15, 40):
+        rows = first_true(found, most)
+        assert rows.shape == (20, 15)
+        for mine, row in zip(found, rows, strict=True):
+            assert row.tolist() == mine.nonzero()[:, 0].tolist() + [0] * int((~mine).sum())
+    assert first_true(found.logical_and(found.cumsum(1) <= 3), 3).shape == (20, 3)

@@ -18,9 +18,11 @@ from extractors import GridConfig, ImageError, RegionConfig, make_extractor
 from extractors.base import float32_multiplied
 from extractors.boxes import class_survivors, nms_each, nms_within_classes
 from extractors.configs import ConvConfig
+from extractors.faster_rcnn import Predictions
 from extractors.fused import convolve
 from extractors.resnet import ConvNorm
 from extractors.roi_pool import roi_pool
+from extractors.selection import Frame, Selection, by_confidence_padded
 from extractors.suppression import _rounds
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobStart, run_job
@@ -169,3 +171,32 @@ def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             one[key].features.astype(np.float32), many[key].features.astype(np.float32), rtol=0.1, atol=0.05
         )
+
+
+def test_boxes_are_selected_as_on_a_cpu() -> None:
+    boxes = random_lists(1, 300)[0][0]
+    generator = torch.Generator().manual_seed(3)
+    found = Predictions(torch.rand(300, 41, generator=generator), torch.zeros(300, 160), torch.zeros(300, 2))
+    there = Predictions(*(each.cuda() for each in found))
+    for count in (300, 200, 5):
+        for threshold in (0.5, 0.9, 0.999):
+            rule = Selection("10-100", 10, 100, threshold, 0.3)
+            frame = Frame((600, 800), (300, 400), 2.0)
+            wanted, kept = by_confidence_padded(boxes, found, frame, rule, torch.tensor(count))
+            mine, on_gpu = by_confidence_padded(boxes.cuda(), there, frame, rule, torch.tensor(count).cuda())
+            assert int(kept) == int(on_gpu)
+            assert all(torch.equal(each[:kept].cpu(), other[:kept]) for each, other in zip(mine, wanted, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["10-100", "class-aware", "class-agnostic", "detectron2"])
+def test_every_rule_gives_whole_records_whatever_the_batch(rule: str) -> None:
+    extractor = make_extractor(replace(RegionConfig(**TINY, selection=rule), device="cuda"))  # type: ignore[arg-type]
+    prepared = [extractor.prepare(str(row), image) for row, image in enumerate(images())]
+    for image, record in zip(prepared, extractor.extract(prepared), strict=True):
+        assert isinstance(record, RegionRecord) and record.key == image.key
+        count = len(record.boxes)
+        fields = (record.features, record.class_ids, record.class_scores, record.attribute_ids, record.attribute_scores)
+        assert count <= 100 and {len(each) for each in fields if each is not None} == {count}
+        assert count >= 10 or rule != "10-100"
+        [alone] = extractor.extract([image])
+        np.testing.assert_allclose(alone.whole_image, record.whole_image, rtol=2e-3, atol=2e-4)  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ from extractors.selection import (
     Selected,
     Selection,
     by_confidence,
+    by_confidence_padded,
     class_agnostic,
     class_aware,
     detectron2_inference,
@@ -320,3 +321,22 @@ def test_the_defaults_are_those_of_the_official_codes() -> None:
     assert DEFAULTS["class-agnostic"] == Selection("class-agnostic", 0, 36, 0.0, 0.3)
     assert DEFAULTS["detectron2"] == Selection("detectron2", 0, 100, 0.05, 0.5)
     assert set(DEFAULTS) == {"10-100", "class-aware", "class-agnostic", "detectron2"}
+
+
+@pytest.mark.parametrize(("count", "behind"), [(0, 3), (1, 1), (5, 4), (12, 5), (30, 0)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_stands_behind_the_proposals_is_never_selected(count: int, behind: int, seed: int) -> None:
+    """On a GPU all images have as many boxes, and what is none follows; here it would win and suppress the others."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = (torch.rand(count + behind, 2, generator=generator) * 8).round()
+    boxes = torch.cat([corners, corners + (torch.rand(count + behind, 2, generator=generator) * 8).round()], dim=1)
+    boxes[count:] = torch.tensor([0.0, 0, 16, 16])
+    probs = torch.rand(count + behind, 4, generator=generator)
+    probs[count:] = 1
+    found = Predictions(probs, torch.zeros(count + behind, 12), torch.zeros(count + behind, 2))
+    alone = Predictions(*(each[:count] for each in found))
+    for rule in (Selection("10-100", 2, 5, 0.6, 0.3), Selection("10-100", 10, 20, 0.6, 0.3)):
+        wanted = by_confidence(boxes[:count], alone, FRAME, rule)
+        selected, kept = by_confidence_padded(boxes, found, FRAME, rule, torch.tensor(count))
+        assert len(selected.rows) == min(rule.max_boxes, count + behind)
+        assert all(torch.equal(mine[:kept], other) for mine, other in zip(selected, wanted, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,12 @@ def test_a_unit_that_cannot_be_written_ends_the_one_beside_it(tmp_path: Path, mo
         run_job(job_of(tmp_path), Watch())
     assert threading.active_count() == before
     assert list((tmp_path / "store" / "shards").iterdir()) == []
+
+
+def test_a_checkout_that_is_not_installed_extracts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert run_job(job_of(tmp_path), Watch()).status == 0
+    assert '"not installed"' in (tmp_path / "store" / "run.json").read_text()
