@@ -13,7 +13,7 @@ FEW = 512  # boxes that one warp walks through by itself, without waiting for ot
 def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: tuple[float, int, int]) -> Tensor:
     """As `survivors`; the rule is bound, plus and limit."""
     lists, count = alive.shape
-    survives = torch.zeros_like(alive, dtype=torch.int8)
+    survives = torch.zeros(alive.shape, dtype=torch.int8, device=alive.device)  # row by row, however `alive` lies
     if not survives.numel():
         return survives.bool()
     ids = torch.empty(1, device=boxes.device) if classes is None else classes.contiguous()
@@ -21,7 +21,7 @@ def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: tuple[float
     # Fused multiplications and additions would round otherwise than a CPU does.
     _walk[(lists,)](
         boxes.contiguous(),
-        alive.to(torch.int8),
+        alive.to(torch.int8).contiguous(),
         ids,
         survives,
         count,

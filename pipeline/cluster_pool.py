@@ -26,9 +26,7 @@ from pipeline.sources import ImageRef
 from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport
 from storage import TriptychError
 
-IN_FLIGHT = (
-    UNITS_AT_ONCE  # units an actor has: the one it runs, and the next, which it begins as the first is committed
-)
+IN_FLIGHT = UNITS_AT_ONCE  # units an actor has: one is committed, one run, one loaded
 DEATHS_ALLOWED = 2  # of processes over one unit, or one image alone
 STARTS_IN_VAIN = 3  # actors that die in a row before they stand: the job's fault, not an image's
 DEATHS_IN_A_ROW = 100  # without one finished image between them

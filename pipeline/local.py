@@ -1,5 +1,5 @@
-"""The local engine: every unit in this process, one committing while the next one runs. The default, and the yardstick
-for the other."""
+"""The local engine: every unit in this process, one committing while the next one runs and the one behind it is loaded.
+The default, and the yardstick for the other."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from storage.writer import UnitWriter
 
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
-UNITS_AT_ONCE = 2  # of a worker: one is written and committed while the next one's images are run
+UNITS_AT_ONCE = 3  # of a worker: one is written and committed, one's images are run, one's are loaded
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
 
 
@@ -51,7 +51,7 @@ class UnitReport:
     records   of all views together, as are rows and bytes
     reasons   why images failed, counted once an image
     seconds   by stage, summed over threads; "idle" is the network's threads with nothing to do, roughly: the images of
-              two units may be in them
+              several units may be in them
     peak_rss  the process's largest resident memory so far, in bytes
     """
 

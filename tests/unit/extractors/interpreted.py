@@ -25,7 +25,12 @@ def suppression() -> None:
             kinds = classes if by_class else None
             limit = min(limit, 20) if count > 100 else limit
             found = walk(boxes, alive, kinds, (0.5, plus, limit))
-            assert torch.equal(found, survivors(boxes, alive, 0.5, plus, limit, kinds)), (lists, count, plus)
+            wanted = survivors(boxes, alive, 0.5, plus, limit, kinds)
+            assert torch.equal(found, wanted), (lists, count, plus)
+            turned = walk(
+                boxes, alive.t().contiguous().t(), kinds, (0.5, plus, limit)
+            )  # as sorting columns lays it out
+            assert torch.equal(turned, wanted), (lists, count, plus)
 
 
 def pooling() -> None:
