@@ -29,7 +29,7 @@ def suppression() -> None:
             assert torch.equal(found, wanted), (lists, count, plus)
             turned = walk(
                 boxes, alive.t().contiguous().t(), kinds, (0.5, plus, limit)
-            )  # as sorting columns lays it out
+            )  # a sort of columns lays it so
             assert torch.equal(turned, wanted), (lists, count, plus)
 
 
