@@ -27,9 +27,7 @@ def suppression() -> None:
             found = walk(boxes, alive, kinds, (0.5, plus, limit))
             wanted = survivors(boxes, alive, 0.5, plus, limit, kinds)
             assert torch.equal(found, wanted), (lists, count, plus)
-            turned = walk(
-                boxes, alive.t().contiguous().t(), kinds, (0.5, plus, limit)
-            )  # a sort of columns lays it so
+            turned = walk(boxes, alive.t().contiguous().t(), kinds, (0.5, plus, limit))  # a sort of columns lays it so
             assert torch.equal(turned, wanted), (lists, count, plus)
 
 
