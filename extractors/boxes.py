@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.suppression import LONGEST, bound_of, survivors
+from extractors.suppression import LONGEST, bound_of, survivors, survivors_of_orders
 
 SCALE_CLAMP = math.log(1000.0 / 16)  # detectron2 `modeling/box_regression.py`: no box grows past 62.5 times its anchor
 
@@ -190,11 +190,10 @@ def class_survivors(boxes: Tensor, scores: Tensor, threshold: float, count: Tens
     Args:
         count: how many of the boxes there are; those behind them neither survive nor suppress. None: all.
     """
-    order = scores.t().argsort(dim=1, descending=True, stable=True)
+    order = scores.t().contiguous().argsort(dim=1, descending=True, stable=True)
     if boxes.device.type == "cuda":
         there = torch.ones_like(order, dtype=torch.bool) if count is None else order < count
-        found = survivors(boxes[order], there, bound_of(threshold, inclusive=True), plus=1)
-        return torch.zeros_like(found).scatter_(1, order, found).t()
+        return survivors_of_orders(boxes, order, there, bound_of(threshold, inclusive=True), plus=1).t()
     if count is not None and count < len(boxes):
         found = class_survivors(boxes[:count], scores[:count], threshold)
         return torch.cat([found, found.new_zeros(len(boxes) - len(found), scores.shape[1])])

@@ -46,6 +46,25 @@ def survivors(
     return found & (found.cumsum(dim=1) <= limit)
 
 
+def survivors_of_orders(boxes: Tensor, orders: Tensor, alive: Tensor, bound: float, plus: int) -> Tensor:
+    """As `survivors` of several rankings of the same boxes.
+
+    Args:
+        boxes: (N, 4) float32.
+        orders: (P, N) int64, rows of `boxes`, best first.
+        alive: (P, N) bool, in these orders.
+
+    Returns:
+        (P, N) bool, in the boxes' own order.
+    """
+    if kernels_for(boxes) and len(boxes) <= LONGEST:
+        from extractors.suppression_kernel import walk_orders  # Triton is no package of every machine
+
+        return walk_orders(boxes, orders, alive, (bound, plus, len(boxes)))
+    found = survivors(boxes[orders], alive, bound, plus)
+    return torch.zeros_like(found).scatter_(1, orders, found)
+
+
 def bound_of(threshold: float, inclusive: bool) -> float:
     """The float32 that an IoU is above where it is above `threshold` or, if inclusive, at least the float32 next to it.
 

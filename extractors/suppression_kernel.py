@@ -1,4 +1,4 @@
-"""`suppression.survivors` as one Triton program a list."""
+"""`suppression.survivors` and its twin as one Triton program a list."""
 
 from __future__ import annotations
 
@@ -10,23 +10,37 @@ from torch import Tensor
 FEW = 512  # boxes that one warp walks through by itself, without waiting for others
 
 
-def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: tuple[float, int, int]) -> Tensor:
-    """As `survivors`; the rule is bound, plus and limit."""
-    lists, count = alive.shape
+Rule = tuple[float, int, int]  # bound, plus and limit
+
+
+def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: Rule) -> Tensor:
+    """As `survivors`."""
+    return _walked(boxes.contiguous(), alive, (None, classes), rule)
+
+
+def walk_orders(boxes: Tensor, orders: Tensor, alive: Tensor, rule: Rule) -> Tensor:
+    """As `survivors_of_orders`."""
+    return _walked(boxes.contiguous(), alive, (orders.contiguous(), None), rule)
+
+
+def _walked(boxes: Tensor, alive: Tensor, lists: tuple[Tensor | None, Tensor | None], rule: Rule) -> Tensor:
+    orders, classes = lists
     survives = torch.zeros(alive.shape, dtype=torch.int8, device=alive.device)  # row by row, however `alive` lies
     if not survives.numel():
         return survives.bool()
-    ids = torch.empty(1, device=boxes.device) if classes is None else classes.contiguous()
-    lanes = max(32, triton.next_power_of_2(count))
+    none = torch.empty(1, device=boxes.device)
+    lanes = max(32, triton.next_power_of_2(alive.shape[1]))
     # Fused multiplications and additions would round otherwise than a CPU does.
-    _walk[(lists,)](
-        boxes.contiguous(),
+    _walk[(len(alive),)](
+        boxes,
+        none if orders is None else orders,
         alive.to(torch.int8).contiguous(),
-        ids,
+        none if classes is None else classes.contiguous(),
         survives,
-        count,
+        alive.shape[1],
         *rule,
         LANES=lanes,
+        ORDERED=orders is not None,
         BY_CLASS=classes is not None,
         num_warps=1 if lanes <= FEW else min(16, lanes // 256),
         enable_fp_fusion=False,
@@ -35,11 +49,17 @@ def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: tuple[float
 
 
 @triton.jit(do_not_specialize=["count", "plus", "limit"])  # else a compilation for many a count
-def _walk(boxes, alive, classes, survives, count, bound, plus, limit, LANES: tl.constexpr, BY_CLASS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _walk(  # type: ignore[no-untyped-def]
+    boxes, orders, alive, classes, survives, count, bound, plus, limit,
+    LANES: tl.constexpr, ORDERED: tl.constexpr, BY_CLASS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * count
     lane = tl.arange(0, LANES)
     inside = lane < count
-    corner = boxes + (row + lane) * 4
+    box = row + lane
+    if ORDERED:  # all lists are of the same boxes
+        box = tl.load(orders + box, mask=inside, other=0)
+    corner = boxes + box * 4
     x1 = tl.load(corner, mask=inside, other=0.0)
     y1 = tl.load(corner + 1, mask=inside, other=0.0)
     x2 = tl.load(corner + 2, mask=inside, other=0.0)
@@ -51,8 +71,13 @@ def _walk(boxes, alive, classes, survives, count, bound, plus, limit, LANES: tl.
     found = 0
     best = tl.min(tl.where(left, lane, LANES), axis=0)
     while (best < LANES) & (found < limit):
-        tl.store(survives + row + best, 1)
-        own = boxes + (row + best) * 4
+        if ORDERED:
+            mine = tl.load(orders + row + best)
+            tl.store(survives + row + mine, 1)
+            own = boxes + mine * 4
+        else:
+            tl.store(survives + row + best, 1)
+            own = boxes + (row + best) * 4
         own_x1, own_y1, own_x2, own_y2 = tl.load(own), tl.load(own + 1), tl.load(own + 2), tl.load(own + 3)
         wide = tl.maximum(tl.minimum(own_x2, x2) - tl.maximum(own_x1, x1) + plus, 0.0)
         high = tl.maximum(tl.minimum(own_y2, y2) - tl.maximum(own_y1, y1) + plus, 0.0)

@@ -12,7 +12,7 @@ import torch
 from torchvision.ops import roi_pool
 
 from extractors.ragged import Areas
-from extractors.suppression import survivors
+from extractors.suppression import survivors, survivors_of_orders
 from tests.unit.extractors.test_suppression import LISTS, random_lists
 
 
@@ -29,6 +29,19 @@ def suppression() -> None:
             assert torch.equal(found, wanted), (lists, count, plus)
             turned = walk(boxes, alive.t().contiguous().t(), kinds, (0.5, plus, limit))  # a sort of columns lays it so
             assert torch.equal(turned, wanted), (lists, count, plus)
+
+
+def suppression_in_orders() -> None:
+    from extractors.suppression_kernel import walk_orders
+
+    for lists, count in [(3, 40), (1, 1), (2, 0), (2, 300)]:
+        boxes, alive, _ = random_lists(lists, count)
+        orders = torch.rand(lists, count, generator=torch.Generator().manual_seed(count)).argsort(dim=1)
+        wanted = survivors_of_orders(boxes[0], orders, alive, 0.3, 1)
+        for laid in (orders, orders.t().contiguous().t()):
+            assert torch.equal(walk_orders(boxes[0], laid, alive, (0.3, 1, count)), wanted), (lists, count)
+        by_hand = survivors(boxes[0][orders], alive, 0.3, 1)
+        assert torch.equal(wanted.gather(1, orders), by_hand), (lists, count)
 
 
 def pooling() -> None:
@@ -57,7 +70,7 @@ def clearing() -> None:
             assert clear(maps, torch.tensor(sizes)) is maps and torch.equal(maps, wanted)
 
 
-KERNELS = {"suppression": suppression, "pooling": pooling, "clearing": clearing}
+KERNELS = {"suppression": suppression, "orders": suppression_in_orders, "pooling": pooling, "clearing": clearing}
 
 
 def main() -> None:
