@@ -142,7 +142,8 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
         TriptychError: what `triptych train` raises, or its pre-training has not come to its end.
     """
     start = cell.start if cell.before is None else _start(cell.before, setting)
-    network = cell.network if cell.recipe.visual == "pixels" else None
+    seeing = cell.recipe.visual == "pixels" and cell.before is None  # else pre-training has brought the network along
+    network = cell.network if seeing else None
     run = setting.run_of(cell)
     resumed = bool(Checkpoints(run.recipe.train.out).steps())
     model, task, validation = run.build() if resumed else built(run, start, network)
@@ -186,10 +187,12 @@ def _start(before: Cell, setting: Setting) -> str:
 
 
 def told_often(config: TrainConfig, examples: int) -> TrainConfig:
-    """A run's settings with enough lines of metrics, evaluations and checkpoints for curves, and for going on."""
+    """A run's settings with enough lines of metrics, evaluations and checkpoints for curves, and for going on.
+    Evaluations are as often as the settings say, if they do."""
     total = config.total_steps(examples)
     part = max(1, total // EVALUATIONS)
-    return replace(config, log_every=max(1, total // POINTS), evaluate_every=part, save_every=min(part, 1000))
+    often = {"log_every": max(1, total // POINTS), "save_every": min(part, 1000)}
+    return replace(config, evaluate_every=config.evaluate_every or part, **often)
 
 
 def _pretraining(cell: Cell, setting: Setting) -> float | None:

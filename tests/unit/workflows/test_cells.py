@@ -113,8 +113,10 @@ def test_a_recipe_without_a_score_cannot_be_compared() -> None:
 def test_pre_training_that_rows_share_is_one_cell() -> None:
     found = cells(named("encoder_depth"))
     befores, own = in_order(found)
-    assert (len(befores), len(own)) == (4 * 3, 4 * 2 * 3)
+    assert (len(befores), len(own)) == (4, 4 * 2 * 3), "the first seed's for all"
     assert {each.before.id for each in own if each.before} == {each.id for each in befores}
+    assert {each.recipe.train.seed for each in befores} == {0}
+    assert [each.recipe.train.seed for each in own] == [0] * 8 + [1] * 8 + [2] * 8, "an early end leaves whole seeds"
 
 
 def test_lines_are_left_out_or_pre_trained_on_less_where_data_is_missing() -> None:
@@ -134,7 +136,8 @@ def test_lines_are_left_out_or_pre_trained_on_less_where_data_is_missing() -> No
 @pytest.mark.parametrize("name", NAMED)
 def test_every_named_comparison_has_its_lines_also_tiny(name: str) -> None:
     matrix = named(name)
-    assert matrix.source.startswith(("Grid-VLP", "METER")) and (NAMED[name].__doc__ or "").startswith(matrix.source[:8])
+    assert (NAMED[name].__doc__ or "").startswith(matrix.source[:8])
+    assert matrix.source.startswith(("Grid-VLP", "METER")) or (name, matrix.source) == ("visual_inputs", "")
     for flags in (Train(device="cpu"), COMMON.flags):
         found = cells(matrix, replace(COMMON, flags=flags, seeds=(0,)))
         assert len({each.id for each in found}) == len(matrix.rows), "two lines are the same run"
