@@ -35,7 +35,7 @@ def test_two_models_two_inputs_and_two_seeds_become_a_page(
 ) -> None:
     assert compare(data, tmp_path, "--recipes", *RECIPES, "--seeds", "0", "1") == 0
     told = capsys.readouterr().out
-    assert "8 of 8  ViLT, pixels, seed 1: accuracy" in told and f"open {tmp_path / 'report.html'}" in told
+    assert "8 of 8  ViLT, pixels, seed 1, vqa: accuracy" in told and f"open {tmp_path / 'report.html'}" in told
     rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
     assert [(each["label"], each["seed"]) for each in rows] == [
         (f"{model}, {seen}", seed)
@@ -63,7 +63,7 @@ def test_a_failed_cell_is_named_and_the_others_go_on(
     assert compare(data, tmp_path, *args, "--json", "--quiet") == 1
     told = capsys.readouterr()
     assert told.err.startswith("1 of 2 cells") and told.err.count("\n") == 2, "errors are all that --quiet leaves"
-    assert "1 of 2 cells failed:\nViLT, pixels, seed 0: ConfigError: --start nothing.ckpt is no file" in told.err
+    assert "1 of 2 cells failed:\nViLT, pixels, seed 0, vqa: ConfigError: --start nothing.ckpt is no file" in told.err
     *cells, end = json_lines(told.out)
     assert {each["label"]: bool(each["error"]) for each in cells} == {"ViLT, pixels": True, "Grid-VLP, pixels": False}
     assert end["html"] == str(tmp_path / "report.html")
@@ -81,8 +81,8 @@ def test_features_that_cannot_be_extracted_fail_their_cells_alone(
     args = ("--recipes", "vl_bert_vqa", "vilt_vqa", "--visuals", "store", "--seeds", "0")
     assert compare(data, tmp_path, *args) == 1
     told = capsys.readouterr()
-    assert "VL-BERT, cached regions, seed 0: its regions cannot be extracted: no weights" in told.err
-    assert "ViLT, cached pixels, seed 0: accuracy" in told.out
+    assert "VL-BERT, cached regions, seed 0, vqa: its regions cannot be extracted: no weights" in told.err
+    assert "ViLT, cached pixels, seed 0, vqa: accuracy" in told.out
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_a_named_comparison_comes_from_a_file(tmp_path: Path, capsys: pytest.Cap
     assert main(["compare", "--config", str(config), "--seeds", "0"]) == 0
     told = capsys.readouterr().out
     assert "pre-training goes without visual_genome, conceptual_captions, sbu: not at hand" in told
-    assert "3 of 3  decoder, pre-training, seed 0: pre-trained" in told
+    assert "3 of 6  decoder, seed 0, pretraining: pre-trained" in told
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert [each["label"] for each in rows] == ["co-attention", "merged attention", "decoder"]
     assert all(each["pretraining_hours"] > 0 and each["before"] for each in rows)

@@ -229,8 +229,7 @@ def cells_of(row: Row, common: Common, digest: Callable[[tuple[str, ...]], str])
         cell = replace(first, recipe=flags.settled(held_out(recipe)))
         if row.before is not None:
             before = replace(flags, seed=common.seeds[0]).settled(row.before)
-            label = f"{row.label}, pre-training"
-            cell = replace(cell, before=replace(cell, label=label, recipe=before, data=digest(before.data)))
+            cell = replace(cell, before=replace(cell, recipe=before, data=digest(before.data)))
         found.append(cell)
     return found
 

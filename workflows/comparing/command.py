@@ -80,7 +80,7 @@ class Comparison:
         for part in [[*befores, *todo]] if self.asked.engine == "local" else [befores, todo]:
             results |= self._run(part, partial(run, setting=setting), setting.device, lacking)
         self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
-        lost = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
+        lost = [f"{each.called}: {each.error}" for each in results.values() if each.error]
         if lost:
             complain("\n".join([f"{len(lost)} of {len(results)} cells failed:", *lost]))
         return lost
@@ -98,8 +98,8 @@ class Comparison:
         def tell(cell: Cell, result: CellResult) -> None:
             found[cell.id] = result
             emit({"event": "cell", **asdict(result)})
-            number, after = f"{len(found)} of {len(cells)}", duration((time.monotonic() - began) / 3600)
-            print(f"{number}  {cell.label}, seed {result.seed}: {told(result)}; after {after}", flush=True)
+            after = duration((time.monotonic() - began) / 3600)
+            print(f"{len(found)} of {len(cells)}  {result.called}: {told(result)}; after {after}", flush=True)
 
         for cell in cells:
             features = features_of(cell.recipe)

@@ -182,7 +182,7 @@ def _held(model: nn.Module, name: str) -> float:
 def _start(before: Cell, setting: Setting) -> str:
     """Where the weights of a pre-training lie."""
     if saved(setting.folder(before)) is None:
-        raise TriptychError(f"what it starts from ({before.label}, seed {before.recipe.train.seed}) is not finished.")
+        raise TriptychError(f"what it starts from ({_head(before).called}) is not finished.")
     return str(setting.folder(before) / "run")
 
 

@@ -193,9 +193,9 @@ def test_cells_of_equal_extractors_share_a_store_and_finished_ones_ask_for_none(
 
 
 def test_a_cell_waits_for_what_it_starts_from(data: Path, tmp_path: Path) -> None:
-    before = replace(cell(seed=1), label="ViLT, pre-training")
+    before = cell(seed=1)
     row = run_cell(replace(cell(), before=before), setting(data, tmp_path))
-    assert row.error == "TriptychError: what it starts from (ViLT, pre-training, seed 1) is not finished."
+    assert row.error == "TriptychError: what it starts from (ViLT, pixels, seed 1, vqa) is not finished."
 
 
 @pytest.mark.parametrize(("steps", "every"), [(3, (1, 1, 1)), (100, (1, 20, 20)), (10_000, (100, 2000, 1000))])

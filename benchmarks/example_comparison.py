@@ -1,0 +1,193 @@
+"""Makes the example of `docs/`: all five models, cached and end to end, on three tasks, in minutes on one GPU.
+
+    uv run python -m benchmarks.example_comparison --scratch scratch --result docs/examples/visual_inputs
+
+Protocol. --images scenes of seed 1 (the network that comes along was trained on those of seed 0), their pictures made
+smaller, to the size that it was trained on, since decoding large ones keeps a GPU waiting. Then the comparison
+`visual_inputs` of tiny twins, with the lines, updates, batches and rates of TRAINING below: stores are filled side by
+side; each line is pre-trained once and fine-tuned on each task with --seeds seeds, --processes cells at a time, the
+first seed of all lines before the second. No cell begins later than --minutes after the start; the report names those
+that did not. Times are of a device, and of cores, that many cells share: read ratios.
+
+Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
+goes on by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+
+from extractors.configs import SHIPPED_SIZE
+from pipeline.config import EngineConfig
+from pipeline.processes import side_by_side
+from trainers.comparison.result import CellResult, saved
+from trainers.scenes.making import make_scenes
+from workflows.compare import Compare
+from workflows.comparing.cells import Cell
+from workflows.comparing.command import Comparison
+from workflows.comparing.features import features_of
+from workflows.comparing.running import Setting, extract_all, failed, run_cell
+from workflows.recipes import Recipe
+from workflows.scenes import BUNDLED
+
+SEED, SEEDS = 1, (0, 1, 2)
+QUALITY = 95  # of the smaller pictures' JPEG
+DECODERS, AT_ONCE = 3, 64  # of each extraction: processes that decode, and images in a batch
+FILES = ("report.html", "results.md", "results.parquet")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one run learns: updates, examples of each, and the largest rate."""
+
+    steps: int
+    batch_size: int
+    lr: float
+
+
+CACHED = {
+    "pretraining": Training(600, 512, 1e-3),
+    "vqa": Training(300, 256, 1e-3),
+    "nlvr2": Training(300, 256, 5e-4),
+    "retrieval": Training(300, 64, 5e-4),
+}
+SEEING = {
+    "pretraining": Training(300, 256, 1e-3),
+    "vqa": Training(150, 256, 1e-3),
+    "nlvr2": Training(100, 256, 5e-4),
+    "retrieval": Training(100, 64, 5e-4),
+}
+# The lines that are run. METER's cached patches are left out: its twin's image encoder is random, and would stay so.
+TRAINING = {
+    "VL-BERT, cached regions": CACHED,
+    "VL-BERT, pixels": SEEING,
+    "Grid-VLP, cached grid": CACHED,
+    "Grid-VLP, pixels": SEEING,
+    "PixelBERT, cached grid": CACHED,
+    "PixelBERT, pixels": SEEING,
+    "ViLT, cached pixels": SEEING,
+    "ViLT, pixels": SEEING,
+    "METER, pixels": SEEING,
+}
+
+
+def main() -> None:
+    """Run the comparison, and put its report where it belongs."""
+    asked, began = parsed(), time.time()
+    data, out = asked.scratch / "scenes", asked.scratch / "comparison"
+    make_scenes(data, asked.images, SEED, BUNDLED, asked.processes)
+    made_smaller(data, asked.processes)
+    tell(began, f"{asked.images} scenes")
+    comparison = Comparison(
+        Compare(
+            data=str(data),
+            out=str(out),
+            name="visual_inputs",
+            seeds=SEEDS[: asked.seeds],
+            processes=asked.processes,
+            device=asked.device,
+            tiny=True,
+        )
+    )
+    matrix, planned, setting = comparison.planned()
+    cells = [cell for each in planned for cell in trained(each, asked.share)]
+    filled(cells, setting, asked.processes)
+    tell(began, "stores")
+    lost = comparison.finish(matrix, cells, setting, partial(in_time, deadline=began + 60 * asked.minutes))
+    tell(began, f"report, {len(lost)} cells missing")
+    asked.result.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copy(out / name, asked.result / name)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for scenes, stores and runs")
+    parser.add_argument("--result", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--images", type=int, default=5000, help="scenes")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, of each line")
+    parser.add_argument("--minutes", type=float, default=5.0, help="no cell begins later")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cells that run at once")
+    parser.add_argument("--share", type=float, default=1.0, help="of the updates, and of the examples of each: a trial")
+    parser.add_argument("--device", default="cuda")
+    return parser.parse_args()
+
+
+def tell(began: float, what: str) -> None:
+    print(f"{time.time() - began:.0f} s  {what}", flush=True)
+
+
+def made_smaller(data: Path, processes: int) -> None:
+    """Pictures in the size of the network that comes along; of the same shape, at the same places."""
+    pictures = sorted({path.resolve() for path in (data / "images").rglob("*.jpg")})
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_smaller, pictures, chunksize=32))
+
+
+def _smaller(path: Path) -> None:
+    shorter, longer = SHIPPED_SIZE
+    with Image.open(path) as image:
+        scale = min(shorter / min(image.size), longer / max(image.size))
+        if scale >= 1:
+            return
+        width, height = (round(side * scale) for side in image.size)
+        smaller = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2)
+    unfinished = path.with_suffix(".partial")
+    smaller.save(unfinished, "JPEG", quality=QUALITY)
+    unfinished.replace(path)
+
+
+def trained(cell: Cell, share: float) -> Iterator[Cell]:
+    """A cell as TRAINING has it; none where that lacks its line."""
+    line = TRAINING.get(cell.label)
+    if line is None or cell.before is None:
+        return
+    before = replace(cell.before, recipe=_set(cell.before, line, share))
+    yield replace(cell, recipe=_set(cell, line, share), before=before)
+
+
+def _set(cell: Cell, line: dict[str, Training], share: float) -> Recipe:
+    asked = line[cell.recipe.task]
+    steps, size = max(2, round(share * asked.steps)), max(4, round(share * asked.batch_size))
+    train = replace(cell.recipe.train, steps=steps, batch_size=size, lr=asked.lr, workers=1)
+    if cell.recipe.task == "retrieval":  # all pairs of the split are scored: once
+        train = replace(train, evaluate_every=steps)
+    return replace(cell.recipe, train=train)
+
+
+def filled(cells: Sequence[Cell], setting: Setting, processes: int) -> None:
+    """All stores, side by side; what goes wrong, the comparison tells of."""
+    needed: dict[object, Cell] = {}
+    for cell in cells:
+        for each in (cell, cell.before):
+            features = each and features_of(each.recipe)
+            if each and features:
+                needed.setdefault((features.name, features.groups), each)
+    engine = EngineConfig(setting.out, decode_workers=DECODERS, batch_size=AT_ONCE)
+    list(side_by_side(partial(_filled, setting=setting, engine=engine), list(needed.values()), processes, {}))
+
+
+def _filled(cell: Cell, setting: Setting, engine: EngineConfig) -> None:
+    extract_all([cell], setting, engine)
+
+
+def in_time(cell: Cell, setting: Setting, deadline: float) -> CellResult:
+    """A cell's row, if there is time for it."""
+    if time.time() > deadline and saved(setting.folder(cell)) is None:
+        return failed(cell, "not begun: its time was over")
+    return run_cell(cell, setting)
+
+
+if __name__ == "__main__":
+    main()
