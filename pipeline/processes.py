@@ -13,8 +13,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from extractors import ConfigError
-
 T = TypeVar("T")
 R = TypeVar("R")
 LOST = "its process was lost; the memory of the machine may be too small for so many processes."
@@ -33,11 +31,8 @@ def side_by_side(
         after: of an item that has to wait, by its number, the one that must have ended.
 
     Raises:
-        ConfigError: there would be no process.
         KeyboardInterrupt: it was asked to stop; what runs has come to its end.
     """
-    if processes < 1:
-        raise ConfigError(f"--processes {processes} run nothing; take 1 or more.")
     waiting, ended, running = list(range(len(items))), set[int](), dict[Future[R], int]()
     pool, broken = _pool(processes), False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,20 @@ def test_features_that_cannot_be_extracted_fail_their_cells_alone(
 
 
 @pytest.mark.slow
-def test_a_named_comparison_comes_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pre-trained on what is there, then fine-tuned; flags win over the file."""
+def test_a_named_comparison_comes_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pre-trained on what is there, then fine-tuned, as other processes would do it; flags win over the file."""
+    monkeypatch.setattr("workflows.comparing.command.side_by_side", _as_if_side_by_side)
     data = compare_data(tmp_path / "data", ("vqav2", "coco_captions"))
     config = tmp_path / "matrix.yaml"
     settings = {"data": str(data), "out": str(tmp_path / "out"), "name": "fusion", "seeds": [7, 8], "steps": 2}
+    settings["processes"] = 3
     config.write_text(yaml.safe_dump({**settings, "tiny": True, "device": "cpu"}))
     assert main(["compare", "--config", str(config), "--seeds", "0"]) == 0
     told = capsys.readouterr().out
     assert "pre-training goes without visual_genome, conceptual_captions, sbu: not at hand" in told
-    assert "3 of 6  decoder, seed 0, pretraining: pre-trained" in told
+    assert "1 of 6  decoder, seed 0, pretraining: pre-trained" in told
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert [each["label"] for each in rows] == ["co-attention", "merged attention", "decoder"]
     assert all(each["pretraining_hours"] > 0 and each["before"] for each in rows)
@@ -117,6 +122,8 @@ def test_the_papers_analyses_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["--data", "DATA", "--out", "OUT", "--name", "depth"], "there is no comparison 'depth'"),
         (["--data", "DATA", "--out", "OUT", "--visuals", "boxes"], "--visuals boxes is not known"),
         (["--data", "DATA", "--out", "OUT", "--recipes", "grid_vlp_gqa"], "no line of the comparison has its data"),
+        (["--data", "DATA", "--out", "OUT", "--processes", "0"], "--processes 0 does not do; take 1 or more"),
+        (["--data", "DATA", "--out", "OUT", "--processes", "2", "--engine", "ray"], "with --engine ray none"),
         (["--data", "DATA", "--out", "OUT", "--starts", "vilt_vqa"], "write RECIPE=WEIGHTS"),
         (["--data", "DATA", "--out", "OUT", "--tiny", "--networks", "vl_bert_vqa=x.pth"], "leave out --networks"),
     ],
@@ -158,6 +165,13 @@ def _dies_of_odd_ones(number: int) -> int:
     if number % 2:
         os._exit(1)
     return 2 * number
+
+
+def _as_if_side_by_side(run: Any, items: Any, processes: int, after: Any) -> Any:
+    """The last ones first, as far as they need not wait; what processes are given goes there and back."""
+    assert (processes, after) == (3, {3: 0, 4: 1, 5: 2})
+    run, items = pickle.loads(pickle.dumps((run, items)))
+    return ((number, run(items[number])) for number in (2, 5, 1, 4, 0, 3))
 
 
 def _all_but_regions(features: Features, *given: Any) -> None:

@@ -59,8 +59,10 @@ class Comparison:
         asked = self.asked
         if asked.data is None or asked.out is None:
             raise ConfigError("a comparison needs data and a folder; name them with --data and --out.")
-        if asked.processes > 1 and asked.engine == "ray":
-            raise ConfigError("--processes are of this machine; leave them out with --engine ray.")
+        if asked.processes < 1 or (asked.processes > 1 and asked.engine == "ray"):
+            raise ConfigError(
+                f"--processes {asked.processes} does not do; take 1 or more of this machine, with --engine ray none."
+            )
         data, out = Data(str(Path(asked.data).absolute())), str(Path(asked.out).absolute())
         matrix = named(asked.name) if asked.name else of_recipes(asked.recipes, asked.visuals)
         matrix = matrix.at_hand(data.has, print)

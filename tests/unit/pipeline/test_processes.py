@@ -7,9 +7,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from extractors import ConfigError
 from pipeline.processes import LOST, side_by_side
 
 
@@ -34,8 +31,3 @@ def test_results_come_by_number_and_what_waits_begins_last(tmp_path: Path) -> No
 def test_a_lost_process_is_told_of_and_what_has_not_begun_goes_on(tmp_path: Path) -> None:
     found = dict(side_by_side(partial(_noted, folder=tmp_path), [1, 2, 4], 1, {1: 0}))
     assert found == {0: LOST, 1: 4, 2: 8}
-
-
-def test_no_process_is_told_of() -> None:
-    with pytest.raises(ConfigError, match="--processes 0 run nothing"):
-        list(side_by_side(str, [1], 0, {}))
