@@ -191,8 +191,8 @@ def told_often(config: TrainConfig, examples: int) -> TrainConfig:
     Evaluations are as often as the settings say, if they do."""
     total = config.total_steps(examples)
     part = max(1, total // EVALUATIONS)
-    often = {"log_every": max(1, total // POINTS), "save_every": min(part, 1000)}
-    return replace(config, evaluate_every=config.evaluate_every or part, **often)
+    evaluate_every = config.evaluate_every or part
+    return replace(config, log_every=max(1, total // POINTS), evaluate_every=evaluate_every, save_every=min(part, 1000))
 
 
 def _pretraining(cell: Cell, setting: Setting) -> float | None:
