@@ -16,6 +16,7 @@ goes on by the same command.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import time
@@ -42,6 +43,7 @@ from workflows.recipes import Recipe
 from workflows.scenes import BUNDLED
 
 SEED, SEEDS = 1, (0, 1, 2)
+DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
 QUALITY = 95  # of the smaller pictures' JPEG
 DECODERS, AT_ONCE = 3, 64  # of each extraction: processes that decode, and images in a batch
 FILES = ("report.html", "results.md", "results.parquet")
@@ -87,7 +89,7 @@ def main() -> None:
     asked, began = parsed(), time.time()
     data, out = asked.scratch / "scenes", asked.scratch / "comparison"
     make_scenes(data, asked.images, SEED, BUNDLED, asked.processes)
-    made_smaller(data, asked.processes)
+    reduced(data, asked.processes)
     tell(began, f"{asked.images} scenes")
     comparison = Comparison(
         Compare(
@@ -128,9 +130,14 @@ def tell(began: float, what: str) -> None:
     print(f"{time.time() - began:.0f} s  {what}", flush=True)
 
 
-def made_smaller(data: Path, processes: int) -> None:
-    """Pictures in the size of the network that comes along; of the same shape, at the same places."""
-    pictures = sorted({path.resolve() for path in (data / "images").rglob("*.jpg")})
+def reduced(data: Path, processes: int) -> None:
+    """Leave out what is not compared, and make pictures as large as the network that comes along takes them."""
+    for folder in (data / "annotations").iterdir():
+        if folder.name not in DATA:
+            shutil.rmtree(folder)
+    shutil.rmtree(data / "images/vcr")
+    # A picture may have several names, all of which are to be smaller.
+    pictures = {path.stat().st_ino: path for path in sorted((data / "images").rglob("*.jpg"))}.values()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(_smaller, pictures, chunksize=32))
 
@@ -143,9 +150,9 @@ def _smaller(path: Path) -> None:
             return
         width, height = (round(side * scale) for side in image.size)
         smaller = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2)
-    unfinished = path.with_suffix(".partial")
-    smaller.save(unfinished, "JPEG", quality=QUALITY)
-    unfinished.replace(path)
+    content = io.BytesIO()
+    smaller.save(content, "JPEG", quality=QUALITY)
+    path.write_bytes(content.getvalue())
 
 
 def trained(cell: Cell, share: float) -> Iterator[Cell]:
