@@ -35,7 +35,7 @@ from pipeline.processes import side_by_side
 from trainers.comparison.result import CellResult, saved
 from trainers.scenes.making import make_scenes
 from workflows.compare import Compare
-from workflows.comparing.cells import Cell
+from workflows.comparing.cells import Cell, in_order
 from workflows.comparing.command import Comparison
 from workflows.comparing.features import features_of
 from workflows.comparing.running import Setting, extract_all, failed, run_cell
@@ -174,19 +174,17 @@ def _set(cell: Cell, line: dict[str, Training], share: float) -> Recipe:
 
 
 def filled(cells: Sequence[Cell], setting: Setting, processes: int) -> None:
-    """All stores, side by side; what goes wrong, the comparison tells of."""
-    needed: dict[object, Cell] = {}
-    for cell in cells:
-        for each in (cell, cell.before):
-            features = each and features_of(each.recipe)
-            if each and features:
-                needed.setdefault((features.name, features.groups), each)
+    """All stores, side by side: of each extractor one of NLVR2's pictures, which have their own names, and one of all
+    others. What goes wrong, the comparison tells of."""
+    needed: dict[tuple[str, bool], list[Cell]] = {}
+    befores, own = in_order(cells)
+    for cell in (*befores, *own):
+        features = features_of(cell.recipe)
+        if features:
+            needed.setdefault((features.name, "nlvr2" in features.groups), []).append(cell)
     engine = EngineConfig(setting.out, decode_workers=DECODERS, batch_size=AT_ONCE)
-    list(side_by_side(partial(_filled, setting=setting, engine=engine), list(needed.values()), processes, {}))
-
-
-def _filled(cell: Cell, setting: Setting, engine: EngineConfig) -> None:
-    extract_all([cell], setting, engine)
+    run = partial(extract_all, setting=setting, engine=engine)
+    list(side_by_side(run, list(needed.values()), processes, {}))
 
 
 def in_time(cell: Cell, setting: Setting, deadline: float) -> CellResult:

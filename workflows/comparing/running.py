@@ -28,7 +28,7 @@ from trainers.config import TrainConfig
 from trainers.loop import resume
 from trainers.tasks.common import SplitTask
 from workflows.comparing.cells import Cell
-from workflows.comparing.features import extract, features_of
+from workflows.comparing.features import Features, extract, features_of
 from workflows.comparing.measuring import cached, parameters_of, scored, trained
 from workflows.progress import TerminalProgress
 from workflows.recipes.building import LEAST, Run
@@ -68,11 +68,12 @@ def extract_all(cells: Sequence[Cell], setting: Setting, engine: EngineConfig) -
     Args:
         engine: how; its `out` is the comparison's.
     """
-    needed, lost = {}, {}
+    needed, lost = dict[str, Features](), {}
     for cell in cells:
         features = features_of(cell.recipe)
         if features is not None and saved(setting.folder(cell)) is None:
-            needed[features.name, features.groups] = features
+            groups = needed[features.name].groups if features.name in needed else ()
+            needed[features.name] = replace(features, groups=tuple(dict.fromkeys((*groups, *features.groups))))
     for features in needed.values():
         try:
             extract(features, Path(setting.images), setting.device, engine, TerminalProgress())

@@ -185,8 +185,9 @@ def test_cells_of_equal_extractors_share_a_store_and_finished_ones_ask_for_none(
     monkeypatch.setattr(running, "extract", lambda features, *_: asked.append(features))
     mine = setting(data, tmp_path)
     cells = [cell("grid_vlp_vqa", "store", seed) for seed in (0, 1)] + [cell("vl_bert_vqa", "store"), cell()]
+    cells.append(cell("grid_vlp_nlvr2", "store"))
     extract_all(cells, mine, EngineConfig(str(tmp_path)))
-    assert [each.view for each in asked] == ["grid", "regions"]
+    assert [(each.view, each.groups) for each in asked] == [("grid", ("coco", "nlvr2")), ("regions", ("coco",))]
     assert features_of(cell("vl_bert_vqa", "pixels").recipe) == features_of(cell("vl_bert_vqa", "store").recipe)
     asked.clear()
     monkeypatch.setattr(running, "saved", lambda folder: "finished")
