@@ -1,6 +1,6 @@
 """Makes the example of `docs/`: all five models, cached and end to end, on three tasks, in minutes on one GPU.
 
-    uv run python -m benchmarks.example_comparison --scratch scratch --result docs/examples/visual_inputs
+    uv run python -m benchmarks.example_comparison --scratch scratch --result docs/comparisons/scenes
 
 Protocol. --images scenes of seed 1 (the network that comes along was trained on those of seed 0), their pictures made
 smaller, to the size that it was trained on, since decoding large ones keeps a GPU waiting. Then the comparison
@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,25 +28,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from extractors.configs import SHIPPED_SIZE
 from pipeline.config import EngineConfig
 from pipeline.processes import side_by_side
-from trainers.comparison.result import CellResult, saved
 from trainers.scenes.making import make_scenes
 from workflows.compare import Compare
-from workflows.comparing.cells import Cell, in_order
-from workflows.comparing.command import Comparison
-from workflows.comparing.features import features_of
-from workflows.comparing.running import Setting, extract_all, failed, run_cell
-from workflows.recipes import Recipe
 from workflows.scenes import BUNDLED
+
+if TYPE_CHECKING:  # torch is loaded by what needs it: processes that draw begin with this file, too
+    from trainers.comparison.result import CellResult
+    from workflows.comparing.cells import Cell
+    from workflows.comparing.running import Setting
+    from workflows.recipes import Recipe
 
 SEED, SEEDS = 1, (0, 1, 2)
 DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
 QUALITY = 95  # of the smaller pictures' JPEG
+EVALUATIONS = 3
 DECODERS, AT_ONCE = 3, 64  # of each extraction: processes that decode, and images in a batch
 FILES = ("report.html", "results.md", "results.parquet")
 
@@ -85,39 +89,48 @@ TRAINING = {
 
 
 def main() -> None:
-    """Run the comparison, and put its report where it belongs."""
+    """Make scenes, compare, and put the report where it belongs."""
     asked, began = parsed(), time.time()
-    data, out = asked.scratch / "scenes", asked.scratch / "comparison"
+    data = asked.scratch / "scenes"
     make_scenes(data, asked.images, SEED, BUNDLED, asked.processes)
     reduced(data, asked.processes)
     tell(began, f"{asked.images} scenes")
-    comparison = Comparison(
-        Compare(
-            data=str(data),
-            out=str(out),
-            name="visual_inputs",
-            seeds=SEEDS[: asked.seeds],
-            processes=asked.processes,
-            device=asked.device,
-            tiny=True,
-        )
+    out = compared(asked, data, began)
+    asked.result.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copy(out / name, asked.result / name)
+
+
+def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
+    """Run the comparison; returns the folder with its report."""
+    from workflows.comparing.command import Comparison
+
+    out = asked.scratch / "comparison"
+    flags = Compare(
+        data=str(data),
+        out=str(out),
+        name="visual_inputs",
+        seeds=SEEDS[: asked.seeds],
+        processes=asked.processes,
+        device=asked.device,
+        tiny=True,
     )
+    command = shlex.join(["python", "-m", "benchmarks.example_comparison", *sys.argv[1:]])
+    comparison = Comparison(flags, partial(in_time, deadline=began + 60 * asked.minutes), command)
     matrix, planned, setting = comparison.planned()
     cells = [cell for each in planned for cell in trained(each, asked.share)]
     filled(cells, setting, asked.processes)
     tell(began, "stores")
-    lost = comparison.finish(matrix, cells, setting, partial(in_time, deadline=began + 60 * asked.minutes))
+    lost = comparison.finish(matrix, cells, setting)
     tell(began, f"report, {len(lost)} cells missing")
-    asked.result.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copy(out / name, asked.result / name)
+    return out
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, required=True, help="folder for scenes, stores and runs")
     parser.add_argument("--result", type=Path, required=True, help="folder for the report")
-    parser.add_argument("--images", type=int, default=5000, help="scenes")
+    parser.add_argument("--images", type=int, default=4000, help="scenes")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, of each line")
     parser.add_argument("--minutes", type=float, default=5.0, help="no cell begins later")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cells that run at once")
@@ -168,14 +181,17 @@ def _set(cell: Cell, line: dict[str, Training], share: float) -> Recipe:
     asked = line[cell.recipe.task]
     steps, size = max(2, round(share * asked.steps)), max(4, round(share * asked.batch_size))
     train = replace(cell.recipe.train, steps=steps, batch_size=size, lr=asked.lr, workers=1)
-    if cell.recipe.task == "retrieval":  # all pairs of the split are scored: once
-        train = replace(train, evaluate_every=steps)
-    return replace(cell.recipe, train=train)
+    evaluations = 1 if cell.recipe.task == "retrieval" else EVALUATIONS  # of retrieval, all pairs of the split
+    return replace(cell.recipe, train=replace(train, evaluate_every=-(-steps // evaluations)))
 
 
 def filled(cells: Sequence[Cell], setting: Setting, processes: int) -> None:
     """All stores, side by side: of each extractor one of NLVR2's pictures, which have their own names, and one of all
     others. What goes wrong, the comparison tells of."""
+    from workflows.comparing.cells import in_order
+    from workflows.comparing.features import features_of
+    from workflows.comparing.running import extract_all
+
     needed: dict[tuple[str, bool], list[Cell]] = {}
     befores, own = in_order(cells)
     for cell in (*befores, *own):
@@ -189,6 +205,9 @@ def filled(cells: Sequence[Cell], setting: Setting, processes: int) -> None:
 
 def in_time(cell: Cell, setting: Setting, deadline: float) -> CellResult:
     """A cell's row, if there is time for it."""
+    from trainers.comparison.result import saved
+    from workflows.comparing.running import failed, run_cell
+
     if time.time() > deadline and saved(setting.folder(cell)) is None:
         return failed(cell, "not begun: its time was over")
     return run_cell(cell, setting)

@@ -40,9 +40,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as the flags ask for it."""
+    """A comparison as the flags ask for it.
+
+    asked     the flags
+    run_one   gives a cell its row, in any process
+    command   that the report names. Default: that of this process
+    """
 
     asked: Compare
+    run_one: RunCell = run_cell
+    command: str | None = None
 
     def run(self) -> int:
         """Compare; returns the exit status, 1 where a cell failed."""
@@ -70,17 +77,13 @@ class Comparison:
         setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer, str(flags.device))
         return matrix, self._cells(matrix, data, flags), setting
 
-    def finish(self, matrix: Matrix, cells: Sequence[Cell], setting: Setting, run: RunCell = run_cell) -> list[str]:
-        """Extract what is lacking, run the cells, write the report; returns a line for each cell that failed.
-
-        Args:
-            run: gives a cell its row, in any process.
-        """
+    def finish(self, matrix: Matrix, cells: Sequence[Cell], setting: Setting) -> list[str]:
+        """Extract what is lacking, run the cells, write the report; returns a line for each cell that failed."""
         befores, todo = in_order(cells)
         lacking = extract_all([*befores, *todo], setting, self._extraction(setting.out))
         results = dict[str, CellResult]()
         for part in [[*befores, *todo]] if self.asked.engine == "local" else [befores, todo]:
-            results |= self._run(part, partial(run, setting=setting), setting.device, lacking)
+            results |= self._run(part, partial(self.run_one, setting=setting), setting.device, lacking)
         self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
         lost = [f"{each.called}: {each.error}" for each in results.values() if each.error]
         if lost:
@@ -130,7 +133,7 @@ class Comparison:
 
     def _write(self, matrix: Matrix, cells: Sequence[Cell], results: Sequence[CellResult], setting: Setting) -> None:
         """The table, the Markdown and the page."""
-        out, command = Path(setting.out), shlex.join(["triptych", *sys.argv[1:]])
+        out, command = Path(setting.out), self.command or shlex.join(["triptych", *sys.argv[1:]])
         write_table(results, out / "results.parquet")
         facts = facts_of(results)
         where = [f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}."] if facts["date"] else []
