@@ -42,7 +42,8 @@ def reset_peak(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():  # else nothing is held, and torch has no numbers to reset
+            torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -49,13 +49,15 @@ class Compare(Command):
     ones for a store, random ones for pixels."""
     engine: Literal["local", "ray"] = "local"
     """One cell after the other in this process, or spread over a Ray cluster, a GPU or a CPU each."""
+    processes: int = 1
+    """Cells that run at once on this machine, a process each: for tiny twins, which leave most of a GPU idle."""
     address: str | None = None
     """Ray: the cluster's address. Default: the one at hand, or a local one."""
     config: str | None = None
     """YAML file with any of these settings, by the same names; flags win over it."""
     tiny: bool = False
     """The recipes' tiny twins: small models that begin with random weights and see by the small network of scenes that
-    comes along (by random ones with --name). Minutes on a CPU."""
+    comes along (by random ones where --name compares networks). Minutes on a CPU."""
 
     def run(self) -> int:
         """Compare; returns the exit status, 1 where a cell failed."""
@@ -64,7 +66,8 @@ class Compare(Command):
 
             for each in listed():
                 emit(each)
-                print(f"{each['name']:<24} {each['source']}: {each['title']}\n{'':<24} {'; '.join(each['lines'])}")
+                title = ": ".join(filter(None, (each["source"], each["title"])))
+                print(f"{each['name']:<24} {title}\n{'':<24} {'; '.join(each['lines'])}")
             return 0
         from workflows.comparing.command import Comparison
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def test_two_models_two_inputs_and_two_seeds_become_a_page(
 ) -> None:
     assert compare(data, tmp_path, "--recipes", *RECIPES, "--seeds", "0", "1") == 0
     told = capsys.readouterr().out
-    assert "8 of 8  ViLT, pixels, seed 1: accuracy" in told and f"open {tmp_path / 'report.html'}" in told
+    assert "8 of 8  ViLT, pixels, seed 1, vqa: accuracy" in told and f"open {tmp_path / 'report.html'}" in told
     rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
     assert [(each["label"], each["seed"]) for each in rows] == [
         (f"{model}, {seen}", seed)
@@ -63,7 +64,7 @@ def test_a_failed_cell_is_named_and_the_others_go_on(
     assert compare(data, tmp_path, *args, "--json", "--quiet") == 1
     told = capsys.readouterr()
     assert told.err.startswith("1 of 2 cells") and told.err.count("\n") == 2, "errors are all that --quiet leaves"
-    assert "1 of 2 cells failed:\nViLT, pixels, seed 0: ConfigError: --start nothing.ckpt is no file" in told.err
+    assert "1 of 2 cells failed:\nViLT, pixels, seed 0, vqa: ConfigError: --start nothing.ckpt is no file" in told.err
     *cells, end = json_lines(told.out)
     assert {each["label"]: bool(each["error"]) for each in cells} == {"ViLT, pixels": True, "Grid-VLP, pixels": False}
     assert end["html"] == str(tmp_path / "report.html")
@@ -81,21 +82,25 @@ def test_features_that_cannot_be_extracted_fail_their_cells_alone(
     args = ("--recipes", "vl_bert_vqa", "vilt_vqa", "--visuals", "store", "--seeds", "0")
     assert compare(data, tmp_path, *args) == 1
     told = capsys.readouterr()
-    assert "VL-BERT, cached regions, seed 0: its regions cannot be extracted: no weights" in told.err
-    assert "ViLT, cached pixels, seed 0: accuracy" in told.out
+    assert "VL-BERT, cached regions, seed 0, vqa: its regions cannot be extracted: no weights" in told.err
+    assert "ViLT, cached pixels, seed 0, vqa: accuracy" in told.out
 
 
 @pytest.mark.slow
-def test_a_named_comparison_comes_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pre-trained on what is there, then fine-tuned; flags win over the file."""
+def test_a_named_comparison_comes_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pre-trained on what is there, then fine-tuned, as other processes would do it; flags win over the file."""
+    monkeypatch.setattr("workflows.comparing.command.side_by_side", _as_if_side_by_side)
     data = compare_data(tmp_path / "data", ("vqav2", "coco_captions"))
     config = tmp_path / "matrix.yaml"
     settings = {"data": str(data), "out": str(tmp_path / "out"), "name": "fusion", "seeds": [7, 8], "steps": 2}
+    settings["processes"] = 3
     config.write_text(yaml.safe_dump({**settings, "tiny": True, "device": "cpu"}))
     assert main(["compare", "--config", str(config), "--seeds", "0"]) == 0
     told = capsys.readouterr().out
     assert "pre-training goes without visual_genome, conceptual_captions, sbu: not at hand" in told
-    assert "3 of 3  decoder, pre-training, seed 0: pre-trained" in told
+    assert "1 of 6  decoder, seed 0, pretraining: pre-trained" in told
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert [each["label"] for each in rows] == ["co-attention", "merged attention", "decoder"]
     assert all(each["pretraining_hours"] > 0 and each["before"] for each in rows)
@@ -117,6 +122,8 @@ def test_the_papers_analyses_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["--data", "DATA", "--out", "OUT", "--name", "depth"], "there is no comparison 'depth'"),
         (["--data", "DATA", "--out", "OUT", "--visuals", "boxes"], "--visuals boxes is not known"),
         (["--data", "DATA", "--out", "OUT", "--recipes", "grid_vlp_gqa"], "no line of the comparison has its data"),
+        (["--data", "DATA", "--out", "OUT", "--processes", "0"], "--processes 0 does not do; take 1 or more"),
+        (["--data", "DATA", "--out", "OUT", "--processes", "2", "--engine", "ray"], "with --engine ray none"),
         (["--data", "DATA", "--out", "OUT", "--starts", "vilt_vqa"], "write RECIPE=WEIGHTS"),
         (["--data", "DATA", "--out", "OUT", "--tiny", "--networks", "vl_bert_vqa=x.pth"], "leave out --networks"),
     ],
@@ -158,6 +165,13 @@ def _dies_of_odd_ones(number: int) -> int:
     if number % 2:
         os._exit(1)
     return 2 * number
+
+
+def _as_if_side_by_side(run: Any, items: Any, processes: int, after: Any) -> Any:
+    """The last ones first, as far as they need not wait; what processes are given goes there and back."""
+    assert (processes, after) == (3, {3: 0, 4: 1, 5: 2})
+    run, items = pickle.loads(pickle.dumps((run, items)))
+    return ((number, run(items[number])) for number in (2, 5, 1, 4, 0, 3))
 
 
 def _all_but_regions(features: Features, *given: Any) -> None:

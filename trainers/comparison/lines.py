@@ -195,7 +195,7 @@ def markdown(title: str, results: Sequence[CellResult], about: Sequence[str]) ->
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         blind = f"Score: {table.metric}. Without looking at images: {table.blind:.1f} %."
         parts.append(f"## {table.name}\n\n{blind}\n\n{body}")
-    failed = [f"- {each.label}, seed {each.seed}: {each.error}" for each in results if each.error]
+    failed = [f"- {each.called}: {each.error}" for each in results if each.error]
     if failed:
         parts.append("## Failed\n\n" + "\n".join(failed))
     return "\n\n".join([*parts, *about]) + "\n"

@@ -76,6 +76,11 @@ class CellResult:
     error: str | None = column(pa.string(), "why it failed, in one line; none: it is finished")
 
     @property
+    def called(self) -> str:
+        """What tells it from all others of a comparison, in words; a label has several tasks."""
+        return f"{self.label}, seed {self.seed}, {self.task}"
+
+    @property
     def cost_hours(self) -> float | None:
         """Extraction, pre-training and training together, in hours of one device."""
         parts = (self.extraction_hours, self.pretraining_hours, self.training_hours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import cos, pi, sin
 from typing import Literal
 
@@ -166,6 +167,7 @@ def plural(kind: str) -> str:
     return f"{kind}es" if kind.endswith(("s", "x")) else f"{kind}s"
 
 
+@cache
 def extent(kind: str) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 of what a kind's outline covers of its unit square."""
     points = [part.points for part in KINDS[kind] if part.light > 0]

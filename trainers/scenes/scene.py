@@ -31,14 +31,14 @@ class Thing:
     size: str
     square: tuple[int, int, int]
 
-    @property
+    @cached_property
     def box(self) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2 in pixels, what is hidden of it included."""
         x, y, side = self.square
         left, top, right, bottom = (round(each * side) for each in extent(self.kind))
         return x + left, y + top, x + max(right, left + 1), y + max(bottom, top + 1)
 
-    @property
+    @cached_property
     def centre(self) -> tuple[float, float]:
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2

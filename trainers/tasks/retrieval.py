@@ -29,7 +29,8 @@ from trainers.tasks.common import ONE, SplitTask, numbered, one, percent
 from trainers.tasks.families import Family
 from trainers.tasks.rows import text_of
 
-FALSE_TEXTS, AT_ONCE = 15, 128
+FALSE_TEXTS = 15
+AT_ONCE = 128 * 768  # texts that are scored together, times the model's width: of a narrow one more, in equal memory
 IMAGES, TEXTS = "images", "texts"
 P = TypeVar("P")
 
@@ -115,18 +116,19 @@ class Retrieval(SplitTask):
 
 def all_scores(family: Family, model: Any, visual: VisualInput, texts: Text) -> Tensor:
     """(V, N): each image with each text."""
+    at_once = max(1, AT_ONCE // model.config.layer.dim)
     if isinstance(model, Meter):
         seen = model.see(visual)
         return torch.stack(
             [
-                torch.cat([_ranks(model, _fused(model, text, _row(seen, image))) for text in _chunks(texts)])
+                torch.cat([_ranks(model, _fused(model, text, _row(seen, image))) for text in _chunks(texts, at_once)])
                 for image in range(len(visual))
             ]
         )
     rows = []
     for image in range(len(visual)):
         alone, scores = nth(visual, image), []
-        for text in _chunks(texts):
+        for text in _chunks(texts, at_once):
             batch = Batch(text, alone, (0,) * len(text))
             batch = replace(batch, layout=family.layout(batch))
             scores.append(_ranks(model, family.pooled(model, family.states(model, batch))))
@@ -150,11 +152,11 @@ def _row(seen: Seen, image: int) -> Seen:
     return replace(seen, tokens=seen.tokens[image : image + 1], mask=mask)
 
 
-def _chunks(texts: Text) -> Iterator[Text]:
+def _chunks(texts: Text, at_once: int) -> Iterator[Text]:
     """So many texts at a time, padded to the longest of them."""
     assert texts.lengths is not None
-    for start in range(0, len(texts), AT_ONCE):
-        lengths = texts.lengths[start : start + AT_ONCE]
+    for start in range(0, len(texts), at_once):
+        lengths = texts.lengths[start : start + at_once]
         width, stop = max(lengths), start + len(lengths)
         mask = None if texts.mask is None else texts.mask[start:stop, :width]
         yield Text(texts.ids[start:stop, :width], mask, lengths=lengths)

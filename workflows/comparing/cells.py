@@ -66,12 +66,14 @@ class Matrix:
     source  the paper's table, for a published comparison
     rows    the lines of the tables
     whole   whether a line is pre-trained on all of its data sets or not at all; else on those that are at hand
+    sees    whether tiny twins see by the network that comes along; not where it is networks that are compared
     """
 
     title: str
     rows: tuple[Row, ...]
     source: str = ""
     whole: bool = False
+    sees: bool = False
 
     def at_hand(self, there: Callable[[str], bool], tell: Callable[[str], None]) -> Matrix:
         """The same with what can be run on the data sets that are there; what is left out is told.
@@ -168,13 +170,15 @@ def of_recipes(names: Sequence[str], visuals: Sequence[str]) -> Matrix:
             raise ConfigError(f"{name} ({recipe.task}) has no score to be compared by; choose a recipe that answers.")
         for visual in visuals:
             seen = replace(recipe, visual=visual)
-            rows.append(Row(f"{model_name(seen)}, {_seen(seen)}", name, seen))
-    return Matrix("Recipes side by side", tuple(rows))
+            rows.append(Row(label_of(seen), name, seen))
+    return Matrix("Recipes side by side", tuple(rows), sees=True)
 
 
-def _seen(recipe: Recipe) -> str:
+def label_of(recipe: Recipe) -> str:
+    """A model and what it sees."""
     features = features_of(recipe)
-    return "pixels" if recipe.visual == "pixels" else f"cached {features.view if features else 'features'}"
+    seen = "pixels" if recipe.visual == "pixels" else f"cached {features.view if features else 'features'}"
+    return f"{model_name(recipe)}, {seen}"
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class Common:
     """What all cells of a comparison share.
 
     flags     settings of all runs, as of `triptych train`; `device` is one that is there
-    seeds     of each row
+    seeds     of each row; what is pre-trained first has the first one
     starts    weights to start from, by recipe
     networks  weights of the networks that see, by recipe
     """
@@ -224,9 +228,8 @@ def cells_of(row: Row, common: Common, digest: Callable[[tuple[str, ...]], str])
         flags = replace(common.flags, recipe=row.name, seed=seed)
         cell = replace(first, recipe=flags.settled(held_out(recipe)))
         if row.before is not None:
-            before = flags.settled(row.before)
-            label = f"{row.label}, pre-training"
-            cell = replace(cell, before=replace(cell, label=label, recipe=before, data=digest(before.data)))
+            before = replace(flags, seed=common.seeds[0]).settled(row.before)
+            cell = replace(cell, before=replace(cell, recipe=before, data=digest(before.data)))
         found.append(cell)
     return found
 
@@ -251,6 +254,8 @@ def seeing_with(recipe: Recipe, network: str) -> Recipe:
 
 
 def in_order(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """What is pre-trained first, and the cells themselves; each once, whatever its labels."""
+    """What is pre-trained first, and the cells themselves, the first seed of all before the second of any; each once,
+    whatever its labels."""
     befores = {each.before.id: each.before for each in cells if each.before}
-    return list(befores.values()), list({each.id: each for each in cells}.values())
+    own = {each.id: each for each in sorted(cells, key=lambda each: each.recipe.train.seed)}
+    return list(befores.values()), list(own.values())

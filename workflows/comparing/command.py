@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from extractors import ConfigError
 from extractors.base import pick_device
 from extractors.configs import SHIPPED
 from pipeline.config import EngineConfig
-from trainers.comparison.lines import markdown
+from pipeline.processes import side_by_side
+from trainers.comparison.lines import duration, markdown
 from trainers.comparison.report import Report, facts_of, render
 from trainers.comparison.result import CellResult, write_table
 from workflows.comparing.cells import Cell, Common, Matrix, cells_of, in_order, of_recipes
@@ -30,7 +32,7 @@ from workflows.runs import whole_path
 from workflows.train import Train
 
 FAILED = 1
-
+RunCell = Callable[..., CellResult]  # as `run_cell`
 
 if TYPE_CHECKING:
     from workflows.compare import Compare
@@ -38,64 +40,100 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as the flags ask for it."""
+    """A comparison as the flags ask for it.
+
+    asked     the flags
+    run_one   gives a cell its row, in any process
+    command   that the report names. Default: that of this process
+    """
 
     asked: Compare
+    run_one: RunCell = run_cell
+    command: str | None = None
 
     def run(self) -> int:
         """Compare; returns the exit status, 1 where a cell failed."""
+        matrix, cells, setting = self.planned()
+        lost = self.finish(matrix, cells, setting)
+        return FAILED if lost else 0
+
+    def planned(self) -> tuple[Matrix, Sequence[Cell], Setting]:
+        """What is compared, its cells, and where they run; a vocabulary is written.
+
+        Raises:
+            ConfigError: flags do not go together, or there is no data.
+        """
         asked = self.asked
         if asked.data is None or asked.out is None:
             raise ConfigError("a comparison needs data and a folder; name them with --data and --out.")
+        if asked.processes < 1 or (asked.processes > 1 and asked.engine == "ray"):
+            raise ConfigError(
+                f"--processes {asked.processes} does not do; take 1 or more of this machine, with --engine ray none."
+            )
         data, out = Data(str(Path(asked.data).absolute())), str(Path(asked.out).absolute())
         matrix = named(asked.name) if asked.name else of_recipes(asked.recipes, asked.visuals)
         matrix = matrix.at_hand(data.has, print)
         flags = self._flags(data, out)
         setting = Setting(out, str(data.images), str(data.annotations), flags.tokenizer, str(flags.device))
-        cells = self._cells(matrix, data, flags)
+        return matrix, self._cells(matrix, data, flags), setting
+
+    def finish(self, matrix: Matrix, cells: Sequence[Cell], setting: Setting) -> list[str]:
+        """Extract what is lacking, run the cells, write the report; returns a line for each cell that failed."""
         befores, todo = in_order(cells)
-        lacking = extract_all([*befores, *todo], setting, self._extraction(out))
-        results = self._run(befores, setting, lacking) | self._run(todo, setting, lacking)
+        lacking = extract_all([*befores, *todo], setting, self._extraction(setting.out))
+        results = dict[str, CellResult]()
+        for part in [[*befores, *todo]] if self.asked.engine == "local" else [befores, todo]:
+            results |= self._run(part, partial(self.run_one, setting=setting), setting.device, lacking)
         self._write(matrix, cells, [replace(results[cell.id], label=cell.label) for cell in cells], setting)
-        lost = [f"{each.label}, seed {each.seed}: {each.error}" for each in results.values() if each.error]
+        lost = [f"{each.called}: {each.error}" for each in results.values() if each.error]
         if lost:
             complain("\n".join([f"{len(lost)} of {len(results)} cells failed:", *lost]))
-        return FAILED if lost else 0
+        return lost
 
-    def _run(self, cells: Sequence[Cell], setting: Setting, lacking: Mapping[str, str]) -> dict[str, CellResult]:
+    def _run(
+        self, cells: Sequence[Cell], run: Callable[[Cell], CellResult], device: str, lacking: Mapping[str, str]
+    ) -> dict[str, CellResult]:
         """Every cell's row, by its id, told as they come.
 
         Args:
             lacking: features that are not there, by name, and why.
         """
-        found = {}
-        for cell, result in self._results(cells, setting, lacking):
+        found, left, began = dict[str, CellResult](), list[Cell](), time.monotonic()
+
+        def tell(cell: Cell, result: CellResult) -> None:
             found[cell.id] = result
             emit({"event": "cell", **asdict(result)})
-            print(f"{len(found)} of {len(cells)}  {cell.label}, seed {result.seed}: {told(result)}", flush=True)
-        return found
+            after = duration((time.monotonic() - began) / 3600)
+            print(f"{len(found)} of {len(cells)}  {result.called}: {told(result)}; after {after}", flush=True)
 
-    def _results(
-        self, cells: Sequence[Cell], setting: Setting, lacking: Mapping[str, str]
-    ) -> Iterator[tuple[Cell, CellResult]]:
-        left = []
         for cell in cells:
             features = features_of(cell.recipe)
             if features is not None and features.name in lacking:
-                yield cell, failed(cell, lacking[features.name])
+                tell(cell, failed(cell, lacking[features.name]))
             else:
                 left.append(cell)
-        if self.asked.engine == "local":
-            yield from ((cell, run_cell(cell, setting)) for cell in left)
-            return
-        from pipeline.spread import spread
+        for number, result in self._results(left, run, device):
+            tell(left[number], result if isinstance(result, CellResult) else failed(left[number], result))
+        return found
 
-        for number, result in spread(partial(run_cell, setting=setting), left, setting.device, self.asked.address):
-            yield left[number], result if isinstance(result, CellResult) else failed(left[number], result)
+    def _results(
+        self, cells: Sequence[Cell], run: Callable[[Cell], CellResult], device: str
+    ) -> Iterator[tuple[int, CellResult | str]]:
+        """Their rows by number, or why there is none."""
+        if self.asked.engine == "ray":
+            from pipeline.spread import spread
+
+            return spread(run, cells, device, self.asked.address)
+        if self.asked.processes == 1:
+            return enumerate(map(run, cells))
+        numbers = {cell.id: number for number, cell in enumerate(cells)}
+        befores = {number: cell.before.id for number, cell in enumerate(cells) if cell.before}
+        after = {number: numbers[before] for number, before in befores.items() if before in numbers}
+        return side_by_side(run, cells, self.asked.processes, after)
 
     def _write(self, matrix: Matrix, cells: Sequence[Cell], results: Sequence[CellResult], setting: Setting) -> None:
         """The table, the Markdown and the page."""
-        out, command = Path(setting.out), shlex.join(["triptych", *sys.argv[1:]])
+        out, command = Path(setting.out), self.command or shlex.join(["triptych", *sys.argv[1:]])
         write_table(results, out / "results.parquet")
         facts = facts_of(results)
         where = [f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}."] if facts["date"] else []
@@ -141,7 +179,7 @@ class Comparison:
         starts, networks = (_by_recipe(each) for each in (self.asked.starts, self.asked.networks))
         if self.asked.tiny and networks:
             raise ConfigError("tiny twins see by the network that comes along; leave out --networks, or --tiny.")
-        if self.asked.tiny and not self.asked.name:  # named ones compare networks: there, twins differ as they do
+        if self.asked.tiny and matrix.sees:
             networks = {row.name: SHIPPED for row in matrix.rows if sees_by_network(row.recipe)}
         common = Common(flags, self.asked.seeds, starts, networks)
         return [cell for row in matrix.rows for cell in cells_of(row, common, digest)]

@@ -19,10 +19,12 @@ from storage.errors import did_you_mean
 from trainers.config import Rule
 from trainers.models.image_towers import IMAGE_TOWERS
 from trainers.models.text_towers import TextTowerConfig
-from workflows.comparing.cells import Matrix, Row
+from workflows.comparing.cells import Matrix, Row, label_of
 from workflows.recipes import Recipe, meter, recipe_of
 from workflows.recipes.base import Prepared
 
+MODELS = ("vl_bert", "grid_vlp", "pixel_bert", "vilt", "meter")
+CAPTIONS = ("coco_captions", "visual_genome")
 CLIP16, CLIP32, SWIN = (IMAGE_TOWERS[name] for name in ("clip-b16-224", "clip-b32-224", "swin-b-384"))
 TOKENIZERS = {
     "bert": meter.BERT,
@@ -163,6 +165,30 @@ def layer_fusion() -> Matrix:
     return Matrix("Should all layers of the encoders be read?", tuple(rows), "METER appendix D, table 4")
 
 
+def visual_inputs() -> Matrix:
+    """All five models on three tasks, each from a cache and end to end: what the project is for; of no paper.
+
+    Cached are VL-BERT's regions, the grids of Grid-VLP and PixelBERT, ViLT's resized pixels, and the patches of METER's
+    image encoder. Each is pre-trained by its own objectives, all on the same captions: VL-BERT goes without text alone,
+    Grid-VLP without questions. VL-BERT's store has the class distributions that its pre-training asks for.
+    """
+    rows = (row for model in MODELS for visual in ("store", "pixels") for row in _on_three_tasks(model, visual))
+    return Matrix("Which visual input is worth its cost?", tuple(rows), sees=True)
+
+
+def _on_three_tasks(model: str, visual: str) -> Iterator[Row]:
+    """A model that is pre-trained and fine-tuned with its images from one source."""
+    before = recipe_of(f"{model}_pretrain")
+    objectives = tuple(name for name in before.objectives if name != "qa")
+    heads = tuple(name for name in before.model.heads if name != "qa")
+    before = replace(
+        before, model=replace(before.model, heads=heads), objectives=objectives, data=CAPTIONS, visual=visual
+    )
+    for name in (f"{model}_vqa", f"{model}_nlvr2", f"{model}_retrieval_f30k"):
+        recipe = replace(recipe_of(name), visual=visual, extractor=before.extractor)
+        yield Row(label_of(recipe), name, recipe, before)
+
+
 def _grid_rows(label: str, config: ConvConfig, names: tuple[str, ...]) -> list[Row]:
     """A Grid-VLP of some features, pre-trained and fine-tuned on each task."""
     boxes = config.max_boxes if isinstance(config, RegionConfig) else None
@@ -204,6 +230,7 @@ NAMED: dict[str, Callable[[], Matrix]] = {
         fine_tuning_resolution,
         pre_training_data,
         layer_fusion,
+        visual_inputs,
     )
 }
 

@@ -28,7 +28,7 @@ from trainers.config import TrainConfig
 from trainers.loop import resume
 from trainers.tasks.common import SplitTask
 from workflows.comparing.cells import Cell
-from workflows.comparing.features import extract, features_of
+from workflows.comparing.features import Features, extract, features_of
 from workflows.comparing.measuring import cached, parameters_of, scored, trained
 from workflows.progress import TerminalProgress
 from workflows.recipes.building import LEAST, Run
@@ -68,11 +68,12 @@ def extract_all(cells: Sequence[Cell], setting: Setting, engine: EngineConfig) -
     Args:
         engine: how; its `out` is the comparison's.
     """
-    needed, lost = {}, {}
+    needed, lost = dict[str, Features](), {}
     for cell in cells:
         features = features_of(cell.recipe)
         if features is not None and saved(setting.folder(cell)) is None:
-            needed[features.name, features.groups] = features
+            groups = needed[features.name].groups if features.name in needed else ()
+            needed[features.name] = replace(features, groups=tuple(dict.fromkeys((*groups, *features.groups))))
     for features in needed.values():
         try:
             extract(features, Path(setting.images), setting.device, engine, TerminalProgress())
@@ -142,7 +143,8 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
         TriptychError: what `triptych train` raises, or its pre-training has not come to its end.
     """
     start = cell.start if cell.before is None else _start(cell.before, setting)
-    network = cell.network if cell.recipe.visual == "pixels" else None
+    seeing = cell.recipe.visual == "pixels" and cell.before is None  # else pre-training has brought the network along
+    network = cell.network if seeing else None
     run = setting.run_of(cell)
     resumed = bool(Checkpoints(run.recipe.train.out).steps())
     model, task, validation = run.build() if resumed else built(run, start, network)
@@ -181,15 +183,17 @@ def _held(model: nn.Module, name: str) -> float:
 def _start(before: Cell, setting: Setting) -> str:
     """Where the weights of a pre-training lie."""
     if saved(setting.folder(before)) is None:
-        raise TriptychError(f"what it starts from ({before.label}, seed {before.recipe.train.seed}) is not finished.")
+        raise TriptychError(f"what it starts from ({_head(before).called}) is not finished.")
     return str(setting.folder(before) / "run")
 
 
 def told_often(config: TrainConfig, examples: int) -> TrainConfig:
-    """A run's settings with enough lines of metrics, evaluations and checkpoints for curves, and for going on."""
+    """A run's settings with enough lines of metrics, evaluations and checkpoints for curves, and for going on.
+    Evaluations are as often as the settings say, if they do."""
     total = config.total_steps(examples)
     part = max(1, total // EVALUATIONS)
-    return replace(config, log_every=max(1, total // POINTS), evaluate_every=part, save_every=min(part, 1000))
+    evaluate_every = config.evaluate_every or part
+    return replace(config, log_every=max(1, total // POINTS), evaluate_every=evaluate_every, save_every=min(part, 1000))
 
 
 def _pretraining(cell: Cell, setting: Setting) -> float | None:

@@ -10,8 +10,12 @@ import pytest
 
 from extractors import ConfigError, GridConfig
 from extractors.configs import SHIPPED, ConvConfig
+from tests.compare_data import compare_data
+from workflows.compare import Compare
 from workflows.comparing.cells import Cell, Common, Matrix, Row, cells_of, in_order, of_recipes
+from workflows.comparing.command import Comparison
 from workflows.comparing.data import file_digest
+from workflows.comparing.features import extractor_of, features_of
 from workflows.comparing.named import NAMED, listed, named
 from workflows.recipes import recipe_of
 from workflows.train import Train
@@ -113,8 +117,35 @@ def test_a_recipe_without_a_score_cannot_be_compared() -> None:
 def test_pre_training_that_rows_share_is_one_cell() -> None:
     found = cells(named("encoder_depth"))
     befores, own = in_order(found)
-    assert (len(befores), len(own)) == (4 * 3, 4 * 2 * 3)
+    assert (len(befores), len(own)) == (4, 4 * 2 * 3), "the first seed's for all"
     assert {each.before.id for each in own if each.before} == {each.id for each in befores}
+    assert {each.recipe.train.seed for each in befores} == {0}
+    assert [each.recipe.train.seed for each in own] == [0] * 8 + [1] * 8 + [2] * 8, "an early end leaves whole seeds"
+
+
+def test_the_five_models_are_pre_trained_alike_and_seen_from_both() -> None:
+    matrix = named("visual_inputs")
+    assert Counter(row.label.partition(",")[0] for row in matrix.rows) == dict.fromkeys(
+        ("VL-BERT", "Grid-VLP", "PixelBERT", "ViLT", "METER"), 2 * 3
+    )
+    assert {row.before.data for row in matrix.rows if row.before} == {("coco_captions", "visual_genome")}
+    befores, own = in_order(cells(matrix))
+    assert (len(befores), len(own)) == (2 * 5, 2 * 5 * 3 * 3)
+    for each in own[:6]:
+        assert each.before and each.model == "VL-BERT" and features_of(each.recipe) is not None
+        assert extractor_of(each.recipe) == extractor_of(each.before.recipe), "one store for both"
+    assert "qa" not in str([(each.recipe.objectives, each.recipe.model.heads) for each in befores])
+
+
+@pytest.mark.parametrize(("name", "network"), [("visual_inputs", SHIPPED), ("fusion", None)])
+def test_tiny_twins_see_where_it_is_not_networks_that_are_compared(
+    name: str, network: str | None, tmp_path: Path
+) -> None:
+    data = compare_data(tmp_path / "data", ("vqav2", "coco_captions"))
+    asked = Compare(data=str(data), out=str(tmp_path / "out"), name=name, seeds=(0,), tiny=True, device="cpu")
+    found = Comparison(asked).planned()[1]
+    seeing = [each for each in found if each.model in ("VL-BERT", "Grid-VLP", "PixelBERT")]
+    assert {each.network for each in found} == {network, None} and all(each.network == network for each in seeing)
 
 
 def test_lines_are_left_out_or_pre_trained_on_less_where_data_is_missing() -> None:
@@ -134,7 +165,8 @@ def test_lines_are_left_out_or_pre_trained_on_less_where_data_is_missing() -> No
 @pytest.mark.parametrize("name", NAMED)
 def test_every_named_comparison_has_its_lines_also_tiny(name: str) -> None:
     matrix = named(name)
-    assert matrix.source.startswith(("Grid-VLP", "METER")) and (NAMED[name].__doc__ or "").startswith(matrix.source[:8])
+    assert (NAMED[name].__doc__ or "").startswith(matrix.source[:8])
+    assert matrix.source.startswith(("Grid-VLP", "METER")) or (name, matrix.source) == ("visual_inputs", "")
     for flags in (Train(device="cpu"), COMMON.flags):
         found = cells(matrix, replace(COMMON, flags=flags, seeds=(0,)))
         assert len({each.id for each in found}) == len(matrix.rows), "two lines are the same run"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from extractors.configs import SHIPPED
 from pipeline.config import EngineConfig
 from storage import TriptychError
 from tests.compare_data import compare_data
@@ -24,6 +25,7 @@ from workflows.comparing.cells import Cell, Common, cells_of, of_recipes
 from workflows.comparing.data import Data
 from workflows.comparing.features import Features, features_of
 from workflows.comparing.looking import LOOKED, with_looks
+from workflows.comparing.named import named
 from workflows.comparing.running import Setting, extract_all, run_cell, told_often
 from workflows.train import Train
 
@@ -183,8 +185,9 @@ def test_cells_of_equal_extractors_share_a_store_and_finished_ones_ask_for_none(
     monkeypatch.setattr(running, "extract", lambda features, *_: asked.append(features))
     mine = setting(data, tmp_path)
     cells = [cell("grid_vlp_vqa", "store", seed) for seed in (0, 1)] + [cell("vl_bert_vqa", "store"), cell()]
+    cells.append(cell("grid_vlp_nlvr2", "store"))
     extract_all(cells, mine, EngineConfig(str(tmp_path)))
-    assert [each.view for each in asked] == ["grid", "regions"]
+    assert [(each.view, each.groups) for each in asked] == [("grid", ("coco", "nlvr2")), ("regions", ("coco",))]
     assert features_of(cell("vl_bert_vqa", "pixels").recipe) == features_of(cell("vl_bert_vqa", "store").recipe)
     asked.clear()
     monkeypatch.setattr(running, "saved", lambda folder: "finished")
@@ -193,15 +196,36 @@ def test_cells_of_equal_extractors_share_a_store_and_finished_ones_ask_for_none(
 
 
 def test_a_cell_waits_for_what_it_starts_from(data: Path, tmp_path: Path) -> None:
-    before = replace(cell(seed=1), label="ViLT, pre-training")
+    before = cell(seed=1)
     row = run_cell(replace(cell(), before=before), setting(data, tmp_path))
-    assert row.error == "TriptychError: what it starts from (ViLT, pre-training, seed 1) is not finished."
+    assert row.error == "TriptychError: what it starts from (ViLT, pixels, seed 1, vqa) is not finished."
+
+
+def test_a_network_that_was_pre_trained_does_not_begin_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str | None, str | None]] = []
+
+    def built(run: Any, start: str | None, network: str | None) -> Any:
+        begun.append((start and Path(start).parent.name, network))
+        raise TriptychError("that is all.")
+
+    row = next(row for row in named("visual_inputs").rows if row.label == "PixelBERT, pixels")
+    common = Common(Train(tiny=True, steps=STEPS, device="cpu"), (0,), networks={row.name: SHIPPED})
+    [found] = cells_of(row, common, lambda names: "data")
+    assert found.before is not None
+    monkeypatch.setattr(running, "built", built)
+    run_cell(found.before, setting(data, tmp_path))
+    monkeypatch.setattr(running, "saved", lambda folder: None if folder.name == found.id else "finished")
+    run_cell(found, setting(data, tmp_path))
+    assert begun == [(None, SHIPPED), (found.before.id, None)]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(3, (1, 1, 1)), (100, (1, 20, 20)), (10_000, (100, 2000, 1000))])
 def test_curves_have_points_enough_and_not_too_many(steps: int, every: tuple[int, int, int]) -> None:
     found = told_often(TrainConfig(out="", steps=steps), 10)
     assert (found.log_every, found.evaluate_every, found.save_every) == every
+    assert told_often(TrainConfig(out="", steps=steps, evaluate_every=steps), 10).evaluate_every == steps
 
 
 def test_features_that_cannot_be_had_do_not_keep_others_from_being_extracted(

@@ -63,7 +63,7 @@ def test_the_markdown_has_a_line_for_each_label_and_names_what_failed() -> None:
         result(seed=0),
         result(seed=1, score=52.0),
         cached(),
-        CellResult("x", "METER", seed=3, error="no such file"),
+        CellResult("x", "METER", task="vqa", seed=3, error="no such file"),
     ]
     text = markdown("Side by side", cells, ["Measured today."])
     lines = text.splitlines()
@@ -72,6 +72,6 @@ def test_the_markdown_has_a_line_for_each_label_and_names_what_failed() -> None:
     assert vilt.split(" | ")[1:5] == ["51.0 ± 1.4", "2", "10.0", "–"]
     [vl_bert] = [line for line in lines if line.startswith("| VL-BERT")]
     assert vl_bert.split(" | ")[3:8] == ["96.0", "7.00", "80.0", "15.0 min", "5.00"]
-    assert "- METER, seed 3: no such file" in lines and lines[-1] == "Measured today."
+    assert "- METER, seed 3, vqa: no such file" in lines and lines[-1] == "Measured today."
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1

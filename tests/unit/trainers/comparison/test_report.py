@@ -98,8 +98,8 @@ def test_examples_of_which_no_word_was_looked_at_have_no_section_for_it(page: st
 
 
 def test_a_page_of_failures_names_them() -> None:
-    page = render(replace(REPORT, results=[CellResult("x", "METER", seed=2, error="no <file>")]))
-    assert "METER, seed 2: no <file>" in Page(page).words and "Best score" not in page
+    page = render(replace(REPORT, results=[CellResult("x", "METER", task="vqa", seed=2, error="no <file>")]))
+    assert "METER, seed 2, vqa: no <file>" in Page(page).words and "Best score" not in page
 
 
 def test_a_table_that_saw_nothing_says_so() -> None:

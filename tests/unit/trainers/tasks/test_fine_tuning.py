@@ -246,14 +246,14 @@ def test_every_pair_is_scored_as_it_would_be_by_itself(name: str, heads: tuple[s
 
 
 def test_texts_are_scored_in_batches_and_meter_reads_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainers.tasks.retrieval.AT_ONCE", 4)
     model, task = scored("meter", ("itm", "rank"))
+    monkeypatch.setattr("trainers.tasks.retrieval.AT_ONCE", 4 * model.config.layer.dim)
     seen = []
     monkeypatch.setattr(model.image, "forward", lambda pixels, own=model.image.forward: seen.append(1) or own(pixels))
     with torch.no_grad():
         small = task.predict(model, task.collate([0, 1], 0))
         assert len(seen) == 1
-        monkeypatch.setattr("trainers.tasks.retrieval.AT_ONCE", 99)
+        monkeypatch.setattr("trainers.tasks.retrieval.AT_ONCE", 99 * model.config.layer.dim)
         for one, other in zip(small, task.predict(model, task.collate([0, 1], 0)), strict=True):
             values = [np.frombuffer(base64.b64decode(each["scores"]), np.float32) for each in (one, other)]
             assert np.abs(values[0] - values[1]).max() < 1e-5

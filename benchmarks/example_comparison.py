@@ -1,0 +1,217 @@
+"""Makes the example of `docs/`: all five models, cached and end to end, on three tasks, in minutes on one GPU.
+
+    uv run python -m benchmarks.example_comparison --scratch scratch --result docs/comparisons/scenes
+
+Protocol. --images scenes of seed 1 (the network that comes along was trained on those of seed 0), their pictures made
+smaller, to the size that it was trained on, since decoding large ones keeps a GPU waiting. Then the comparison
+`visual_inputs` of tiny twins, with the lines, updates, batches and rates of TRAINING below: stores are filled side by
+side; each line is pre-trained once and fine-tuned on each task with --seeds seeds, --processes cells at a time, the
+first seed of all lines before the second. No cell begins later than --minutes after the start; the report names those
+that did not. Times are of a device, and of cores, that many cells share: read ratios.
+
+Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
+goes on by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from extractors.configs import SHIPPED_SIZE
+from pipeline.config import EngineConfig
+from pipeline.processes import side_by_side
+from trainers.scenes.making import make_scenes
+from workflows.compare import Compare
+from workflows.scenes import BUNDLED
+
+if TYPE_CHECKING:  # torch is loaded by what needs it: processes that draw begin with this file, too
+    from trainers.comparison.result import CellResult
+    from workflows.comparing.cells import Cell
+    from workflows.comparing.running import Setting
+    from workflows.recipes import Recipe
+
+SEED, SEEDS = 1, (0, 1, 2)
+DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
+QUALITY = 95  # of the smaller pictures' JPEG
+EVALUATIONS = 3
+DECODERS, AT_ONCE = 3, 64  # of each extraction: processes that decode, and images in a batch
+FILES = ("report.html", "results.md", "results.parquet")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one run learns: updates, examples of each, and the largest rate."""
+
+    steps: int
+    batch_size: int
+    lr: float
+
+
+CACHED = {
+    "pretraining": Training(600, 512, 1e-3),
+    "vqa": Training(300, 256, 1e-3),
+    "nlvr2": Training(300, 256, 5e-4),
+    "retrieval": Training(300, 64, 5e-4),
+}
+SEEING = {
+    "pretraining": Training(300, 256, 1e-3),
+    "vqa": Training(150, 256, 1e-3),
+    "nlvr2": Training(100, 256, 5e-4),
+    "retrieval": Training(100, 64, 5e-4),
+}
+# The lines that are run. METER's cached patches are left out: its twin's image encoder is random, and would stay so.
+TRAINING = {
+    "VL-BERT, cached regions": CACHED,
+    "VL-BERT, pixels": SEEING,
+    "Grid-VLP, cached grid": CACHED,
+    "Grid-VLP, pixels": SEEING,
+    "PixelBERT, cached grid": CACHED,
+    "PixelBERT, pixels": SEEING,
+    "ViLT, cached pixels": SEEING,
+    "ViLT, pixels": SEEING,
+    "METER, pixels": SEEING,
+}
+
+
+def main() -> None:
+    """Make scenes, compare, and put the report where it belongs."""
+    asked, began = parsed(), time.time()
+    data = asked.scratch / "scenes"
+    make_scenes(data, asked.images, SEED, BUNDLED, asked.processes)
+    reduced(data, asked.processes)
+    tell(began, f"{asked.images} scenes")
+    out = compared(asked, data, began)
+    asked.result.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copy(out / name, asked.result / name)
+
+
+def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
+    """Run the comparison; returns the folder with its report."""
+    from workflows.comparing.command import Comparison
+
+    out = asked.scratch / "comparison"
+    flags = Compare(
+        data=str(data),
+        out=str(out),
+        name="visual_inputs",
+        seeds=SEEDS[: asked.seeds],
+        processes=asked.processes,
+        device=asked.device,
+        tiny=True,
+    )
+    command = shlex.join(["python", "-m", "benchmarks.example_comparison", *sys.argv[1:]])
+    comparison = Comparison(flags, partial(in_time, deadline=began + 60 * asked.minutes), command)
+    matrix, planned, setting = comparison.planned()
+    cells = [cell for each in planned for cell in trained(each, asked.share)]
+    filled(cells, setting, asked.processes)
+    tell(began, "stores")
+    lost = comparison.finish(matrix, cells, setting)
+    tell(began, f"report, {len(lost)} cells missing")
+    return out
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for scenes, stores and runs")
+    parser.add_argument("--result", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--images", type=int, default=4000, help="scenes")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, of each line")
+    parser.add_argument("--minutes", type=float, default=5.0, help="no cell begins later")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cells that run at once")
+    parser.add_argument("--share", type=float, default=1.0, help="of the updates, and of the examples of each: a trial")
+    parser.add_argument("--device", default="cuda")
+    return parser.parse_args()
+
+
+def tell(began: float, what: str) -> None:
+    print(f"{time.time() - began:.0f} s  {what}", flush=True)
+
+
+def reduced(data: Path, processes: int) -> None:
+    """Leave out what is not compared, and make pictures as large as the network that comes along takes them."""
+    for folder in (data / "annotations").iterdir():
+        if folder.name not in DATA:
+            shutil.rmtree(folder)
+    shutil.rmtree(data / "images/vcr")
+    # A picture may have several names, all of which are to be smaller.
+    pictures = {path.stat().st_ino: path for path in sorted((data / "images").rglob("*.jpg"))}.values()
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_smaller, pictures, chunksize=32))
+
+
+def _smaller(path: Path) -> None:
+    shorter, longer = SHIPPED_SIZE
+    with Image.open(path) as image:
+        scale = min(shorter / min(image.size), longer / max(image.size))
+        if scale >= 1:
+            return
+        width, height = (round(side * scale) for side in image.size)
+        smaller = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2)
+    content = io.BytesIO()
+    smaller.save(content, "JPEG", quality=QUALITY)
+    path.write_bytes(content.getvalue())
+
+
+def trained(cell: Cell, share: float) -> Iterator[Cell]:
+    """A cell as TRAINING has it; none where that lacks its line."""
+    line = TRAINING.get(cell.label)
+    if line is None or cell.before is None:
+        return
+    before = replace(cell.before, recipe=_set(cell.before, line, share))
+    yield replace(cell, recipe=_set(cell, line, share), before=before)
+
+
+def _set(cell: Cell, line: dict[str, Training], share: float) -> Recipe:
+    asked = line[cell.recipe.task]
+    steps, size = max(2, round(share * asked.steps)), max(4, round(share * asked.batch_size))
+    train = replace(cell.recipe.train, steps=steps, batch_size=size, lr=asked.lr, workers=1)
+    evaluations = 1 if cell.recipe.task == "retrieval" else EVALUATIONS  # of retrieval, all pairs of the split
+    return replace(cell.recipe, train=replace(train, evaluate_every=-(-steps // evaluations)))
+
+
+def filled(cells: Sequence[Cell], setting: Setting, processes: int) -> None:
+    """All stores, side by side: of each extractor one of NLVR2's pictures, which have their own names, and one of all
+    others. What goes wrong, the comparison tells of."""
+    from workflows.comparing.cells import in_order
+    from workflows.comparing.features import features_of
+    from workflows.comparing.running import extract_all
+
+    needed: dict[tuple[str, bool], list[Cell]] = {}
+    befores, own = in_order(cells)
+    for cell in (*befores, *own):
+        features = features_of(cell.recipe)
+        if features:
+            needed.setdefault((features.name, "nlvr2" in features.groups), []).append(cell)
+    engine = EngineConfig(setting.out, decode_workers=DECODERS, batch_size=AT_ONCE)
+    run = partial(extract_all, setting=setting, engine=engine)
+    list(side_by_side(run, list(needed.values()), processes, {}))
+
+
+def in_time(cell: Cell, setting: Setting, deadline: float) -> CellResult:
+    """A cell's row, if there is time for it."""
+    from trainers.comparison.result import saved
+    from workflows.comparing.running import failed, run_cell
+
+    if time.time() > deadline and saved(setting.folder(cell)) is None:
+        return failed(cell, "not begun: its time was over")
+    return run_cell(cell, setting)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The script of the example: smaller pictures, its own settings of every run, and an end in time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.example_comparison import TRAINING, in_time, reduced, trained
+from workflows.comparing.cells import Common, cells_of
+from workflows.comparing.named import named
+from workflows.comparing.running import Setting
+from workflows.train import Train
+
+
+def test_a_picture_is_made_smaller_under_all_its_names(tmp_path: Path) -> None:
+    first, second = tmp_path / "images/coco/a.jpg", tmp_path / "images/nlvr2/b.png"
+    for folder in (first.parent, second.parent, tmp_path / "images/vcr", tmp_path / "annotations/vcr"):
+        folder.mkdir(parents=True)
+    (tmp_path / "annotations/vqav2").mkdir()
+    Image.new("RGB", (480, 640), "red").save(first)
+    os.link(first, second)
+    reduced(tmp_path, 1)
+    for path in (first, second):
+        with Image.open(path) as image:
+            assert image.size == (224, 299) and image.getpixel((9, 9)) == (254, 0, 0)
+    assert [each.name for each in (tmp_path / "annotations").iterdir()] == ["vqav2"]
+
+
+def test_every_line_of_the_script_is_trained_as_it_says(tmp_path: Path) -> None:
+    common = Common(Train(tiny=True, device="cpu"), (0,))
+    planned = [cell for row in named("visual_inputs").rows for cell in cells_of(row, common, "+".join)]
+    cells = [cell for each in planned for cell in trained(each, 0.5)]
+    assert {each.label for each in cells} == TRAINING.keys() and len(cells) == 3 * len(TRAINING)
+    for cell in cells:
+        assert cell.before is not None
+        for each in (cell, cell.before):
+            asked, train = TRAINING[cell.label][each.recipe.task], each.recipe.train
+            assert (train.steps, train.batch_size, train.lr) == (asked.steps // 2, asked.batch_size // 2, asked.lr)
+    setting = Setting(str(tmp_path), "", "")
+    assert in_time(cells[0], setting, deadline=0.0).error == "not begun: its time was over"
