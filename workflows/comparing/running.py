@@ -143,8 +143,8 @@ def _finished(cell: Cell, setting: Setting) -> CellResult:
         TriptychError: what `triptych train` raises, or its pre-training has not come to its end.
     """
     start = cell.start if cell.before is None else _start(cell.before, setting)
-    seeing = cell.recipe.visual == "pixels" and cell.before is None  # else pre-training has brought the network along
-    network = cell.network if seeing else None
+    seen_before = cell.before is not None and cell.before.recipe.visual == "pixels"  # its weights are with the others
+    network = cell.network if cell.recipe.visual == "pixels" and not seen_before else None
     run = setting.run_of(cell)
     resumed = bool(Checkpoints(run.recipe.train.out).steps())
     model, task, validation = run.build() if resumed else built(run, start, network)

@@ -201,16 +201,18 @@ def test_a_cell_waits_for_what_it_starts_from(data: Path, tmp_path: Path) -> Non
     assert row.error == "TriptychError: what it starts from (ViLT, pixels, seed 1, vqa) is not finished."
 
 
+@pytest.mark.parametrize(("label", "first", "then"), [("VL-BERT", SHIPPED, None), ("PixelBERT", None, SHIPPED)])
 def test_a_network_that_was_pre_trained_does_not_begin_anew(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    label: str, first: str | None, then: str | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """VL-BERT's is pre-trained from pixels; what PixelBERT is pre-trained on is a cache."""
     begun: list[tuple[str | None, str | None]] = []
 
     def built(run: Any, start: str | None, network: str | None) -> Any:
         begun.append((start and Path(start).parent.name, network))
         raise TriptychError("that is all.")
 
-    row = next(row for row in named("visual_inputs").rows if row.label == "PixelBERT, pixels")
+    row = next(row for row in named("visual_inputs").rows if row.label == f"{label}, pixels")
     common = Common(Train(tiny=True, steps=STEPS, device="cpu"), (0,), networks={row.name: SHIPPED})
     [found] = cells_of(row, common, lambda names: "data")
     assert found.before is not None
@@ -218,7 +220,7 @@ def test_a_network_that_was_pre_trained_does_not_begin_anew(
     run_cell(found.before, setting(data, tmp_path))
     monkeypatch.setattr(running, "saved", lambda folder: None if folder.name == found.id else "finished")
     run_cell(found, setting(data, tmp_path))
-    assert begun == [(None, SHIPPED), (found.before.id, None)]
+    assert begun == [(None, first), (found.before.id, then)]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(3, (1, 1, 1)), (100, (1, 20, 20)), (10_000, (100, 2000, 1000))])
