@@ -6,6 +6,7 @@ A tokenizer is named as in transformers (a name on the hub, a folder), or by a `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from storage.errors import TriptychError
 
 PART = "##"  # how WordPiece marks a token that goes on with a word
+KNOWN = 2**16  # texts whose tokens are kept: questions and false texts come again and again
 
 
 class TextError(TriptychError):
@@ -48,11 +50,14 @@ class Tokenizer:
         self._goes_on = np.zeros(self.words, bool)
         self._goes_on[[each for token, each in vocabulary.items() if token.startswith(PART)]] = True
         self.vocabulary: dict[str, int] = vocabulary
+        self._ids = lru_cache(KNOWN)(self._encoded)
 
     def __call__(self, text: str) -> list[int]:
         """The text's tokens, no special ones added."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(self._ids(text))
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        return tuple(self._inner.encode(text, add_special_tokens=False).ids)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text stands in it: its first letter, and the one behind its last."""

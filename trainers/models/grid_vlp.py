@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -154,7 +155,7 @@ class GridVLP(nn.Module):
         self.encoder = Encoder(PostNormLayer(config.layer) for _ in range(config.layers))
         self.pooler = Pooler(dim)
         self.heads = nn.ModuleDict({name: HEADS[name](config) for name in config.heads})
-        self.apply(init_bert)
+        self.apply(partial(init_bert, std=config.layer.std))
         self.network = None if config.body is None else GridNetwork(config)
 
     def layout(self, batch: Batch) -> Layout:

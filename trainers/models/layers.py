@@ -46,6 +46,7 @@ class LayerConfig:
     dropout            of what attention and feed-forward give
     attention_dropout  of attention's weights
     activation         of the feed-forward layer: "gelu" (by erf), "quick_gelu" or "relu"
+    std                of the weights that a model begins with, of its embeddings, too: BERT's, which is for 768
     """
 
     dim: int = 768
@@ -55,6 +56,7 @@ class LayerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: str = "gelu"
+    std: float = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,10 +430,10 @@ def resize_positions(positions: Tensor, side: int, mode: str = "bicubic") -> Ten
 
 
 @torch.no_grad()
-def init_bert(module: nn.Module) -> None:
-    """BERT's start, for `module.apply`: weights from N(0, 0.02), biases 0, normalisations 1 and 0."""
+def init_bert(module: nn.Module, std: float = LayerConfig.std) -> None:
+    """BERT's start, for `module.apply`: weights from N(0, std), biases 0, normalisations 1 and 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.normal_(module.weight, 0.0, std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.LayerNorm):

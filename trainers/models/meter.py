@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,7 @@ class Meter(nn.Module):
         """BERT's start for what is new; the encoders bring their own."""
         for name, module in self.named_children():
             if name not in ("text", "image"):
-                module.apply(init_bert)
+                module.apply(partial(init_bert, std=self.config.layer.std))
         for gates in (self.text_gates, self.image_gates):
             if gates is not None:
                 gates.close()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -123,10 +124,10 @@ class ViLT(nn.Module):
         self.norm = nn.LayerNorm(dim, config.layer.eps)
         self.pooler = Pooler(dim)
         self.heads = nn.ModuleDict({name: HEADS[name](config) for name in config.heads})
-        self.apply(init_bert)
-        nn.init.normal_(self.patch.weight, 0.0, 0.02)
+        self.apply(partial(init_bert, std=config.layer.std))
+        nn.init.normal_(self.patch.weight, 0.0, 0.02)  # of a patch's 3,072 numbers, whatever the width
         for parameter in (self.class_token, self.position):
-            nn.init.trunc_normal_(parameter, 0.0, 0.02)
+            nn.init.trunc_normal_(parameter, 0.0, config.layer.std)
 
     def layout(self, batch: Batch, kept: Sequence[np.ndarray] | None = None) -> Layout:
         """Where the model will put each token; as `lay_out`."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ class VLBertConfig:
     object_classes  of VCR's object loss: COCO's, 0 for the whole image
     text_only       whether it also takes batches without images (pre-training beside a text corpus)
     mask_id         the token at which questions are answered
+    silent          whether regions begin without their visual part, as where the rest is BERT's, not random
     """
 
     layer: LayerConfig = BASE
@@ -70,6 +72,7 @@ class VLBertConfig:
     object_classes: int = 81
     text_only: bool = False
     mask_id: int = 103
+    silent: bool = True
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.heads if name not in HEADS]
@@ -129,12 +132,16 @@ class VLBert(nn.Module):
 
     @torch.no_grad()
     def _init(self) -> None:
-        """BERT's start, but with silent visual parts: the model begins as BERT."""
+        """BERT's start, but with silent visual parts: the model begins as BERT. With none to begin as, regions
+        are seen at once, and as much of what they look like as of where they are."""
         for module in self.children():
             if module is not self.network:
-                module.apply(init_bert)
+                module.apply(partial(init_bert, std=self.config.layer.std))
         self.text_visual_norm.weight.zero_()
-        self.region_visual_norm.weight.zero_()
+        if self.config.silent:
+            self.region_visual_norm.weight.zero_()
+        else:  # at the official width 1: of fewer features each counts more, or the 2,048 numbers of a place drown them
+            self.appearance.weight[:, 8 * WAVES :] *= (8 * WAVES / self.config.feature_dim) ** 0.5
         if self.hidden_feature is not None:
             self.hidden_feature.weight.zero_()
 

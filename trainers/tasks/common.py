@@ -18,7 +18,7 @@ from trainers.flip import mirrored
 from trainers.models.heads import IGNORED
 from trainers.tasks.base import Batches, Prediction, Task, generator
 from trainers.tasks.families import Family
-from trainers.tasks.objective import chances
+from trainers.tasks.objective import Chances
 from trainers.visual import Looked, Visual
 
 FLIPPED = 0.5
@@ -56,7 +56,7 @@ class SplitTask:
 
     def chances(self, numbers: Sequence[int], epoch: int) -> list[dict[str, np.random.Generator]]:
         """Of each example a generator for each purpose."""
-        return [chances(generator(self.seed, epoch, number)) for number in numbers]
+        return [Chances(generator(self.seed, epoch, number)) for number in numbers]
 
     def flips(self, chance: Sequence[Mapping[str, np.random.Generator]]) -> list[bool]:
         """Of each example, whether its image is mirrored: half of them, while a model trains that is trained so."""

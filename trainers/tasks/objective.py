@@ -20,9 +20,27 @@ from trainers.visual import Looked
 PURPOSES = ("pair", "text", "words", "image", "answer", "cells", "colours", "more_colours", "flip")
 
 
-def chances(chance: np.random.Generator) -> dict[str, np.random.Generator]:
-    """A generator for each purpose, so that what one objective draws does not move another one's chance."""
-    return dict(zip(PURPOSES, chance.spawn(len(PURPOSES)), strict=True))
+class Chances(dict[str, np.random.Generator]):
+    """A generator for each purpose, so that what one objective draws does not move another one's chance.
+
+    They are what `chance.spawn` gives, each made when it is first asked for: all of them together take longer than the
+    rest of a batch, and most are never asked.
+
+    Args:
+        chance: of an example; nothing was spawned from it.
+    """
+
+    def __init__(self, chance: np.random.Generator) -> None:
+        super().__init__()
+        seeds = chance.bit_generator.seed_seq
+        assert isinstance(seeds, np.random.SeedSequence)
+        self._seeds = seeds
+
+    def __missing__(self, purpose: str) -> np.random.Generator:
+        key = (*self._seeds.spawn_key, PURPOSES.index(purpose))
+        made = np.random.default_rng(np.random.SeedSequence(self._seeds.entropy, spawn_key=key))
+        self[purpose] = made
+        return made
 
 
 @dataclass

@@ -22,7 +22,7 @@ from trainers.tasks.base import Batches, Prediction, generator
 from trainers.tasks.common import SplitTask, numbered, percent
 from trainers.tasks.families import Family
 from trainers.tasks.masked_words import MaskedWords, Masking, hide_words
-from trainers.tasks.objective import Draft, Objective, chances
+from trainers.tasks.objective import Chances, Draft, Objective
 from trainers.tasks.rows import Row
 from trainers.visual import Visual
 
@@ -60,7 +60,7 @@ class Pretraining(SplitTask):
         streams = [generator(self.seed, epoch, number).spawn(len(self.passes) + 1) for number in numbers]
         found = {}
         for place, (name, objectives) in enumerate(self.passes.items()):
-            found[name] = self._pairs(numbers, objectives, [chances(each[place]) for each in streams])
+            found[name] = self._pairs(numbers, objectives, [Chances(each[place]) for each in streams])
         if self.corpus is not None:
             found[TEXT] = self._text_alone(numbers, self.corpus, [each[-1] for each in streams])
         return found

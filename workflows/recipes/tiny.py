@@ -27,6 +27,7 @@ from workflows.recipes.base import Recipe, with_network
 
 DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 128, 4, 256, 2, 16, 64
 STEPS, BATCH = 20, 8
+STD = DIM**-0.5  # of initial weights: BERT's 0.02 is for 768, and in a narrow layer all that it adds to a token is lost
 SHIPPED_BODY = ResNetConfig(50).narrowed(8)  # of `extractors.configs.SHIPPED`
 # A random network without normalisation runs off, or dies, at a higher rate, and by AdamW.
 NETWORK = Rule(r"^network\.", lr=10, optimiser="sgd", optional=True)
@@ -47,6 +48,7 @@ TEXT = {
     "num_hidden_layers": 2,
     "num_attention_heads": HEADS,
     "intermediate_size": HIDDEN,
+    "initializer_range": STD,
 }
 
 
@@ -103,7 +105,7 @@ def _rate(recipe: Recipe) -> float:
 
 
 def _tiny_model(config: Any, shipped: bool) -> Any:
-    layer = replace(config.layer, dim=DIM, heads=HEADS, hidden=HIDDEN)
+    layer = replace(config.layer, dim=DIM, heads=HEADS, hidden=HIDDEN, std=STD)
     if isinstance(config, ViLTConfig):
         return replace(config, layer=layer, layers=LAYERS, side=2)
     if isinstance(config, VLBertConfig | GridVLPConfig):
@@ -111,7 +113,8 @@ def _tiny_model(config: Any, shipped: bool) -> Any:
         if body is not None:
             body = SHIPPED_BODY if shipped else body.narrowed(NARROWER)
             width = body.out_channels(5)
-        return replace(config, layer=layer, layers=LAYERS, body=body, feature_dim=width)
+        same = replace(config, layer=layer, layers=LAYERS, body=body, feature_dim=width)
+        return replace(same, silent=False) if isinstance(same, VLBertConfig) else same
     assert isinstance(config, MeterConfig)
     text = replace(config.text, weights="random:0", settings=TEXT)
     return replace(config, layer=layer, layers=LAYERS, text=text, image=_tower(config))

@@ -65,3 +65,9 @@ def test_what_is_no_tokenizer_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(TextError, match=r"cannot be loaded \(.*\); give its folder or vocab.txt"):
         load_tokenizer(str(tmp_path / "empty"))
+
+
+def test_the_tokens_of_a_text_are_the_callers_own(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(written(tmp_path)))
+    tokenizer("a dog").append(0)
+    assert tokenizer("a dog") == [5, 9]

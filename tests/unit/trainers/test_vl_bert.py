@@ -334,3 +334,20 @@ def test_parameter_counts_are_the_papers() -> None:
     assert count == bert_base + 3 * 768 + 2 * 2 * 768 + (4096 + 1) * 768
     count = sum(each.numel() for name, each in large.named_parameters() if not name.startswith("heads."))
     assert count == 335_141_888 + 3 * 1024 + 2 * 2 * 1024 + (4096 + 1) * 1024
+
+
+def test_a_model_begins_silent_or_with_its_regions_and_with_as_much_of_few_features_as_of_a_place() -> None:
+    wide = replace(TINY, layer=replace(LAYER, dim=48, std=0.1), silent=False)
+    silent, seeing = VLBert(replace(wide, silent=True)), VLBert(wide)
+    assert not silent.region_visual_norm.weight.any() and (seeing.region_visual_norm.weight == 1).all()
+    assert not silent.text_visual_norm.weight.any() and not seeing.text_visual_norm.weight.any()
+    place, features = seeing.appearance.weight[:, :2048], seeing.appearance.weight[:, 2048:]
+    assert place.std().item() == pytest.approx(0.1, rel=0.05)
+    assert features.std().item() == pytest.approx(0.1 * (2048 / 6) ** 0.5, rel=0.2)
+
+
+def test_the_official_width_begins_as_berts() -> None:
+    torch.manual_seed(0)
+    for silent in (True, False):
+        weight = VLBert(replace(TINY, feature_dim=2048, silent=silent)).appearance.weight
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)

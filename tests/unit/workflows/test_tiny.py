@@ -87,3 +87,16 @@ def test_lists_in_a_config_file_are_for_commands_that_take_them(tmp_path_factory
     path.write_text("seeds: {a: 1}")
     with pytest.raises(ConfigError, match="must be a flat mapping"):
         with_config_file(args, lists=True)
+
+
+@pytest.mark.parametrize("name", ["vl_bert_vqa", "grid_vlp_vqa", "vilt_vqa", "meter_vqa"])
+def test_narrow_layers_begin_with_larger_weights(name: str) -> None:
+    model = build_model(tiny(recipe_of(name)).model)
+    weights = [weight for weight in model.parameters() if weight.dim() == 2 and min(weight.shape) >= 128]
+    narrow = [each for each in weights if each.std().item() == pytest.approx(128**-0.5, rel=0.05)]
+    assert len(narrow) >= 8, "two layers of at least four"
+
+
+def test_the_regions_of_a_twin_are_seen_from_the_start() -> None:
+    assert not tiny(recipe_of("vl_bert_vqa")).model.silent
+    assert recipe_of("vl_bert_vqa").model.silent
