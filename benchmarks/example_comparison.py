@@ -4,10 +4,11 @@
 
 Protocol. --images scenes of seed 1 (the network that comes along was trained on those of seed 0), their pictures made
 smaller, to the size that it was trained on, since decoding large ones keeps a GPU waiting. Then the comparison
-`visual_inputs` of tiny twins, with the lines, updates, batches and rates of TRAINING below: stores are filled side by
-side; each line is pre-trained once and fine-tuned on each task with --seeds seeds, --processes cells at a time, the
-first seed of all lines before the second. No cell begins later than --minutes after the start; the report names those
-that did not. Times are of a device, and of cores, that many cells share: read ratios.
+`visual_inputs` of tiny twins, with the lines, updates, batches and rates of TRAINING below, ViLT and METER on images of
+that size, too: stores are filled side by side; each line is pre-trained once and fine-tuned on each task with --seeds
+seeds, --processes cells at a time, the first seed of all lines before the second. No cell begins later than --minutes
+after the start; the report names those that did not. Times are of a device, and of cores, that many cells share: read
+ratios.
 
 Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
 goes on by the same command.
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from extractors.configs import SHIPPED_SIZE
+from extractors.configs import SHIPPED_SIZE, PixelConfig
 from pipeline.config import EngineConfig
 from pipeline.processes import side_by_side
 from trainers.scenes.making import make_scenes
@@ -85,7 +86,7 @@ TRAINING = {
     "PixelBERT, pixels": STARTED,
     "ViLT, cached pixels": SEEING,
     "ViLT, pixels": SEEING,
-    "METER, pixels": SEEING,
+    "METER, pixels": {**SEEING, **{task: replace(SEEING[task], lr=1e-4) for task in ("vqa", "nlvr2", "retrieval")}},
 }
 
 
@@ -178,12 +179,28 @@ def trained(cell: Cell, share: float) -> Iterator[Cell]:
     yield replace(cell, recipe=_set(cell, line, share), before=before)
 
 
+def _larger(recipe: Recipe) -> Recipe:
+    """The twins of models without a convolutional network see 64 pixels a side; here as many as the others do."""
+    from trainers.models.meter import MeterConfig
+    from trainers.models.vilt import ViLTConfig
+
+    shorter, longer = SHIPPED_SIZE
+    if isinstance(recipe.model, ViLTConfig) and isinstance(recipe.extractor, PixelConfig):
+        model = replace(recipe.model, side=shorter // recipe.model.patch)
+        extractor = replace(recipe.extractor, shorter=shorter, longer=longer)
+        return replace(recipe, side=shorter, model=model, extractor=extractor)
+    if isinstance(recipe.model, MeterConfig) and recipe.model.image:
+        image = replace(recipe.model.image, size=shorter)
+        return replace(recipe, side=shorter, model=replace(recipe.model, image=image))
+    return recipe
+
+
 def _set(cell: Cell, line: dict[str, Training], share: float) -> Recipe:
     asked = line[cell.recipe.task]
     steps, size = max(2, round(share * asked.steps)), max(4, round(share * asked.batch_size))
     train = replace(cell.recipe.train, steps=steps, batch_size=size, lr=asked.lr, workers=1)
     evaluations = 1 if cell.recipe.task == "retrieval" else EVALUATIONS  # of retrieval, all pairs of the split
-    return replace(cell.recipe, train=replace(train, evaluate_every=-(-steps // evaluations)))
+    return replace(_larger(cell.recipe), train=replace(train, evaluate_every=-(-steps // evaluations)))
 
 
 def filled(cells: Sequence[Cell], setting: Setting, processes: int) -> None:
