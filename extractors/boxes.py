@@ -107,29 +107,37 @@ def nms_each(
     boxes: Sequence[Tensor], scores: Sequence[Tensor], threshold: float, plus: int, limit: int | None
 ) -> list[Tensor]:
     """`nms` of several images; a GPU runs all of them at once. A score of -inf is of a box that is none."""
-    rows, counts = nms_padded(boxes, scores, threshold, plus, limit)
+    none = torch.nn.utils.rnn.pad_sequence(list(scores), batch_first=True, padding_value=-torch.inf)
+    together = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True)
+    rows, counts = nms_together(together, none, threshold, plus, limit)
     return [mine[:count] for mine, count in zip(rows, counts.tolist(), strict=True)]
 
 
-def nms_padded(
-    boxes: Sequence[Tensor], scores: Sequence[Tensor], threshold: float, plus: int, limit: int | None
+def nms_together(
+    boxes: Tensor, scores: Tensor, threshold: float, plus: int, limit: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As `nms_each`, and a GPU need not be waited for.
+    """As `nms_each` of boxes (B, N, 4) and scores (B, N); a GPU is not waited for.
 
     Returns:
-        rows (P, M) int64 and how many of them are survivors (P,) int64; behind these are any rows.
+        rows (B, M) int64 and how many of them are survivors (B,) int64; behind these are any rows.
     """
-    orders = [each.argsort(descending=True, stable=True) for each in scores]
-    ranked = [each[order] for each, order in zip(boxes, orders, strict=True)]
-    alive = [each[order] > -torch.inf for each, order in zip(scores, orders, strict=True)]
-    if boxes[0].device.type != "cuda":
+    orders = scores.argsort(dim=1, descending=True, stable=True)
+    ranked, alive = taken(boxes, orders), taken(scores, orders) > -torch.inf
+    if boxes.device.type != "cuda":
         kept = [
             order[good][_kept(each[good], threshold, plus, limit)]
             for order, each, good in zip(orders, ranked, alive, strict=True)
         ]
-        return _side_by_side(kept), torch.tensor([len(each) for each in kept])
-    found = survivors(_side_by_side(ranked), _side_by_side(alive), bound_of(threshold, bool(plus)), plus, limit)
-    return _side_by_side(orders).gather(1, first_true(found, limit or found.shape[1])), found.sum(dim=1)
+        rows = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
+        return rows, torch.tensor([len(each) for each in kept])
+    found = survivors(ranked, alive, bound_of(threshold, bool(plus)), plus, limit)
+    return taken(orders, first_true(found, limit or found.shape[1])), found.sum(dim=1)
+
+
+def taken(values: Tensor, rows: Tensor) -> Tensor:
+    """Of each image's (B, N, ...) the rows (B, M) of it: (B, M, ...)."""
+    wide = rows.view(*rows.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, wide.expand(*rows.shape, *values.shape[2:]))
 
 
 def first_true(found: Tensor, most: int) -> Tensor:
@@ -140,11 +148,6 @@ def first_true(found: Tensor, most: int) -> Tensor:
     places = torch.where(found, found.cumsum(dim=1) - 1, most)  # the last place is for what is false
     columns = torch.arange(count, device=found.device).expand_as(found)
     return torch.zeros(lists, most + 1, dtype=torch.int64, device=found.device).scatter_(1, places, columns)[:, :most]
-
-
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Lists of boxes, or of anything, as the rows of one tensor; zeros where one is shorter."""
-    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def _kept(ranked: Tensor, threshold: float, plus: int, limit: int | None) -> Tensor:
@@ -181,23 +184,35 @@ def _area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., 2] - boxes[..., 0] + one) * (boxes[..., 3] - boxes[..., 1] + one)
 
 
-def class_survivors(boxes: Tensor, scores: Tensor, threshold: float, count: Tensor | None = None) -> Tensor:
-    """Caffe's per-class NMS on shared boxes: (N, C) bool, where box n survives in class c.
+def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Caffe's per-class NMS on shared boxes (N, 4), scores (N, C): (N, C) bool, where box n survives in class c."""
+    return class_survivors_together(boxes[None], scores[None], threshold, None)[0]
+
+
+def class_survivors_together(boxes: Tensor, scores: Tensor, threshold: float, counts: Tensor | None) -> Tensor:
+    """As `class_survivors` of several images: boxes (B, N, 4), scores (B, N, C) to (B, N, C) bool.
 
     All classes rank the same N boxes, so one IoU matrix serves them all: the boxes that one box suppresses are the
     bits of one integer, and a class is one walk down its ranking. On a GPU all classes are walked at once.
 
     Args:
-        count: how many of the boxes there are; those behind them neither survive nor suppress. None: all.
+        counts: (B,), how many boxes an image has; those behind them neither survive nor suppress. None: all.
     """
-    order = scores.t().contiguous().argsort(dim=1, descending=True, stable=True)
     if boxes.device.type == "cuda":
-        there = torch.ones_like(order, dtype=torch.bool) if count is None else order < count
-        return survivors_of_orders(boxes, order, there, bound_of(threshold, inclusive=True), plus=1).t()
-    if count is not None and count < len(boxes):
-        found = class_survivors(boxes[:count], scores[:count], threshold)
-        return torch.cat([found, found.new_zeros(len(boxes) - len(found), scores.shape[1])])
-    pixels = boxes.numpy()
+        orders = scores.transpose(1, 2).contiguous().argsort(dim=2, descending=True, stable=True)
+        there = torch.ones_like(orders, dtype=torch.bool) if counts is None else orders < counts[:, None, None]
+        bound = bound_of(threshold, inclusive=True)
+        return survivors_of_orders(boxes, orders, there, bound, plus=1).transpose(1, 2)
+    found = torch.zeros_like(scores, dtype=torch.bool)
+    for row, each in enumerate(boxes):
+        count = len(each) if counts is None else int(counts[row])
+        order = scores[row, :count].t().argsort(dim=1, descending=True, stable=True)
+        found[row, :count] = _walked(each[:count].numpy(), order, threshold)
+    return found
+
+
+def _walked(pixels: np.ndarray, order: Tensor, threshold: float) -> Tensor:
+    """One image's survivors (N, C), on a CPU; order (C, N)."""
     over = _iou_inclusive(pixels[:, None], pixels[None]) >= np.float32(threshold)
     np.fill_diagonal(over, False)
     spares = [~int.from_bytes(row.tobytes(), "little") for row in np.packbits(over, axis=1, bitorder="little")]

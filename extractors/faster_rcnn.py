@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from extractors import boxes as box_ops
 from extractors.fused import compute_dtype, convolve
-from extractors.ragged import Areas, own_parts
+from extractors.ragged import Areas
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
 from extractors.roi_pool import roi_pool
 from extractors.winograd import PhasedStage, mean_of_phases, split_phases
@@ -34,6 +34,7 @@ ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds memory to about
 ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
 HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
+Frame = tuple[tuple[int, int], float]  # (height, width) of the network's input, and input pixels per original pixel
 TRAINING_COUNTS = (2000, 1000)  # ranked and kept in training, where 64 or 512 of them are sampled
 
 
@@ -159,57 +160,69 @@ class ProposalGenerator(nn.Module):
         return TRAINING_COUNTS if self.training else (PRE_NMS, self.config.proposals)
 
     def rank(self, logits: Tensor) -> Tensor:
-        """One image's logits (1, A or 2A, h, w) to scores (h * w * A,): a logit, or Caffe's foreground probability."""
+        """Logits (B, A or 2A, h, w) to scores (B, h * w * A): a logit, or Caffe's foreground probability."""
         if self.config.conventions.paired_logits:
-            background, foreground = logits[0].chunk(2)
-            logits = torch.stack([background, foreground]).softmax(0)[1][None]
-        return logits[0].permute(1, 2, 0).flatten()
+            logits = torch.stack(logits.chunk(2, dim=1)).softmax(0)[1]  # background, foreground
+        return logits.permute(0, 2, 3, 1).flatten(1)
 
     def propose(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
         """One image's proposals, boxes (R, 4) and scores (R,), best first, from what `candidates` takes."""
-        boxes, scores, counts = self.best_of([self.candidates(logits, deltas, size, scale)])
+        boxes, scores, counts = self.best_of(*self.candidates(logits, deltas, [(size, scale)]))
         return boxes[0, : counts[0]], scores[0, : counts[0]]
 
-    def best_of(self, candidates: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    def best_of(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each image's proposals from its candidates, best first, without waiting for a GPU: boxes (B, R, 4) in input
         pixels, scores (B, R), and how many there are (B,); behind these are any boxes."""
-        boxes, scores = zip(*candidates, strict=True)
-        kept, counts = box_ops.nms_padded(boxes, scores, PROPOSAL_NMS, self.config.conventions.plus, self.counts[1])
-        chosen = zip(boxes, scores, kept, strict=True)
-        found = [(box[rows], score[rows]) for box, score, rows in chosen]
-        return torch.stack([box for box, _ in found]), torch.stack([score for _, score in found]), counts
+        plus, most = self.config.conventions.plus, self.counts[1]
+        rows, counts = box_ops.nms_together(boxes, scores, PROPOSAL_NMS, plus, most)
+        return box_ops.taken(boxes, rows), box_ops.taken(scores, rows), counts
 
-    def candidates(self, logits: Tensor, deltas: Tensor, size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
-        """What proposals of one image are chosen from: its best anchors, moved.
+    def candidates(
+        self, logits: Tensor, deltas: Tensor, frames: Sequence[Frame], inside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What proposals of images are chosen from: the best anchors of each, moved.
 
         Args:
-            logits: (1, A or 2A, h, w) float32.
-            deltas: (1, 4A, h, w) float32.
-            size: (height, width) of the network's input, in pixels.
-            scale: input pixels per pixel of the original image.
+            logits: (B, A or 2A, h, w) float32.
+            deltas: (B, 4A, h, w) float32.
+            frames: of each image, (height, width) of the network's input and input pixels per original pixel.
+            inside: (B, h, w) bool, where there is an image in a padded batch.
 
         Returns:
-            boxes (N, 4) in input pixels, best first, and their scores (N,), -inf where a box is too small.
+            boxes (B, N, 4) in input pixels, best first, and their scores (B, N), -inf where there is no box, or it is
+            too small.
         """
         rules = self.config.conventions
         ranked, _ = self.counts
-        anchors = box_ops.shifted_anchors(self.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
-        moves = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
+        cell = self.anchor_generator.cell
+        anchors = box_ops.shifted_anchors(cell, (logits.shape[2], logits.shape[3]), STRIDE).expand(len(logits), -1, -1)
+        moves = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
         scores = self.rank(logits)
+        if inside is not None:
+            scores = scores.where(inside.flatten(1)[..., None].expand(-1, -1, len(cell)).flatten(1), -torch.inf)
         if not rules.plus:  # detectron2 cuts to the best 6000 first, Caffe after it dropped the small ones
             scores, rows = _best(scores, ranked)
-            anchors, moves = anchors[rows], moves[rows]
-        boxes = box_ops.clip(box_ops.decode(moves, anchors, (1.0, 1.0, 1.0, 1.0), rules.plus), *size, rules.plus)
-        good = box_ops.nonempty(boxes)
+            anchors, moves = box_ops.taken(anchors, rows), box_ops.taken(moves, rows)
+        moved = box_ops.decode(moves.flatten(0, 1), anchors.flatten(0, 1), (1.0, 1.0, 1.0, 1.0), rules.plus)
+        limits = self._limits(frames).to(logits.device, non_blocking=True)
+        boxes = torch.minimum(moved.view_as(anchors).clamp(min=0), limits[..., :4])
+        good = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
         if rules.min_side:
-            sides = boxes[:, 2:] - boxes[:, :2] + rules.plus
-            good &= (sides > rules.min_side * scale).all(dim=1)
+            good &= (boxes[..., 2:] - boxes[..., :2] + rules.plus > limits[..., 4:]).all(dim=2)
         # To drop them here, a GPU would have to tell how many there are; at -inf they suppress and displace none.
         scores = scores.where(good, -torch.inf)
         if rules.plus:
             scores, rows = _best(scores, ranked)
-            boxes = boxes[rows]
+            boxes = box_ops.taken(boxes, rows)
         return boxes, scores
+
+    def _limits(self, frames: Sequence[Frame]) -> Tensor:
+        """(B, 1, 5) float32: the largest x1, y1, x2, y2 of each image's boxes, and what their sides must exceed."""
+        rules, rows = self.config.conventions, []
+        for (height, width), scale in frames:
+            ends = (width - rules.plus, height - rules.plus)
+            rows.append([*ends, *ends, rules.min_side * scale])
+        return torch.tensor(rows, dtype=torch.float32)[:, None]
 
 
 class BoxPredictor(nn.Module):
@@ -384,16 +397,12 @@ class BottomUpDetector(nn.Module):
         """The map that boxes are found on, from res4: res4 itself, where res5 is the box head."""
         return res4
 
-    def propose(
-        self, cells: Tensor, frames: Sequence[tuple[tuple[int, int], float]], areas: Areas | None = None
-    ) -> list[Tensor]:
+    def propose(self, cells: Tensor, frames: Sequence[Frame], areas: Areas | None = None) -> list[Tensor]:
         """Each image's proposals (R, 4) in input pixels, best first; as for `proposals`."""
         boxes, counts = self.proposals(cells, frames, areas)
         return [mine[:count] for mine, count in zip(boxes, counts.tolist(), strict=True)]
 
-    def proposals(
-        self, cells: Tensor, frames: Sequence[tuple[tuple[int, int], float]], areas: Areas | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def proposals(self, cells: Tensor, frames: Sequence[Frame], areas: Areas | None = None) -> tuple[Tensor, Tensor]:
         """Each image's proposals (B, R, 4) in input pixels, best first, and how many there are (B,); behind these are
         any boxes. A GPU is not waited for.
 
@@ -402,10 +411,11 @@ class BottomUpDetector(nn.Module):
             frames: of each image, (height, width) of the network's input and input pixels per original pixel.
             areas: where the images are, in a padded batch.
         """
-        heads = (own_parts(each, areas)[: len(frames)] for each in self.proposal_generator.rpn_head(cells))
-        each_image = zip(*heads, frames, strict=True)
-        candidates = [self.proposal_generator.candidates(*maps, *frame) for *maps, frame in each_image]
-        boxes, _, counts = self.proposal_generator.best_of(candidates)
+        logits, deltas = (each[: len(frames)] for each in self.proposal_generator.rpn_head(cells))
+        inside = None if areas is None else areas.inside((cells.shape[2], cells.shape[3]))[: len(frames)]
+        boxes, _, counts = self.proposal_generator.best_of(
+            *self.proposal_generator.candidates(logits, deltas, frames, inside)
+        )
         return boxes, counts
 
     def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
@@ -415,6 +425,6 @@ class BottomUpDetector(nn.Module):
 
 
 def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest scores and their rows, descending; equal scores in row order."""
-    ordered, rows = scores.sort(descending=True, stable=True)
-    return ordered[:count], rows[:count]
+    """Each image's highest scores (B, N) and their rows, descending; equal scores in row order."""
+    ordered, rows = scores.sort(dim=1, descending=True, stable=True)
+    return ordered[:, :count], rows[:, :count]

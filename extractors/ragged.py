@@ -53,6 +53,10 @@ class Areas:
         sizes = self._sizes[maps.shape[2], maps.shape[3]]
         return [maps[row : row + 1, :, :height, :width] for row, (height, width) in enumerate(sizes)]
 
+    def inside(self, size: Size) -> Tensor:
+        """(B, h, w) bool: what is of an image, in maps of this size."""
+        return ~self._mask(size)[:, 0]
+
     def _kept(self, size: Size, make: Callable[[Size], Tensor]) -> Tensor:
         """What `clear` needs for maps of this size, made once."""
         if size not in self._outside:

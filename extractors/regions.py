@@ -14,6 +14,7 @@ from torch import Tensor
 
 from extractors import selection as rules
 from extractors.base import Extractor, Prepared, model_facts
+from extractors.boxes import taken
 from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Predictions
 from extractors.given_boxes import BoxTable, read_boxes
@@ -72,41 +73,62 @@ class RegionExtractor(TrunkExtractor):
         boxes, proposals = self._boxes(batch, cells, areas)
         heads = self.detector.roi_heads
         features = heads.features_of(own_parts(cells, areas)[: len(batch)], boxes)
-        found = heads.predict(features)
-        counts = [len(each) for each in boxes]
-        parts = zip(*(each.split(counts) for each in (features, *found)), strict=True)
-        kept = [self._kept(*each) for each in zip(batch, boxes, proposals, parts, strict=True)]
+        found = (features, *heads.predict(features))
+        if self.rule.rule == "10-100":
+            kept = self._kept_together(batch, torch.stack(boxes), proposals, found)
+        else:
+            parts = zip(*(each.split([len(mine) for mine in boxes]) for each in found), strict=True)
+            counts = [None] * len(batch) if proposals is None else proposals.tolist()
+            kept = [self._kept(*each) for each in zip(batch, boxes, counts, parts, strict=True)]
         return self._leaving(batch, kept)
 
-    def _boxes(
-        self, batch: list[Prepared], cells: Tensor, areas: Areas | None
-    ) -> tuple[list[Tensor], Sequence[Tensor | None]]:
-        """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last; and how
-        many of them are proposals, where others may stand behind these."""
+    def _boxes(self, batch: list[Prepared], cells: Tensor, areas: Areas | None) -> tuple[list[Tensor], Tensor | None]:
+        """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last; and of
+        proposals how many they are, (B,): others may stand behind them."""
         frames = [_frame(image) for image in batch]
-        found: Sequence[Tensor]
-        counts: Sequence[Tensor | None] = [None] * len(batch)
+        wholes = torch.stack([rules.whole_image_box(frame.input_size, self.conventions) for frame in frames])
+        wholes = wholes.to(self.device, non_blocking=True)
         if self.table is None:
             sizes = [(each.input_size, each.scale) for each in frames]
-            found, counts = map(list, self.detector.proposals(cells, sizes, areas))
-        else:
-            given = [image.boxes.to(self.device, non_blocking=True) for image in batch if image.boxes is not None]
-            found = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
-        wholes = (rules.whole_image_box(frame.input_size, self.conventions) for frame in frames)
-        whole_boxes = (each.to(self.device, non_blocking=True) for each in wholes)
-        return [torch.cat(each) for each in zip(found, whole_boxes, strict=True)], counts
+            found, counts = self.detector.proposals(cells, sizes, areas)
+            return list(torch.cat([found, wholes], dim=1)), counts
+        given = [image.boxes.to(self.device, non_blocking=True) for image in batch if image.boxes is not None]
+        own = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
+        return [torch.cat(each) for each in zip(own, wholes, strict=True)], None
 
-    def _kept(self, image: Prepared, boxes: Tensor, proposals: Tensor | None, parts: tuple[Tensor, ...]) -> _Kept:
+    def _kept_together(
+        self, batch: list[Prepared], boxes: Tensor, proposals: Tensor | None, parts: tuple[Tensor, ...]
+    ) -> list[_Kept]:
+        """As `_kept`, by the 10-100 rule: of all images at once, and no GPU is waited for."""
+        features, *predicted = (each.unflatten(0, boxes.shape[:2]) for each in parts)
+        found = Predictions(*(each[:, :-1] for each in predicted))
+        frames = [_frame(image) for image in batch]
+        selected, counts = rules.by_confidence_together(boxes[:, :-1], found, frames, self.rule, proposals)
+        rows = selected.rows
+        there = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
+        scores, ids = taken(found.attribute_probs, rows).max(dim=2)
+        fields = (
+            torch.cat([taken(features, rows).where(there[..., None], 0), features[:, -1:]], dim=1),
+            counts,
+            selected.boxes.float(),
+            selected.class_ids.int(),
+            selected.class_scores,
+            ids.int(),
+            scores,
+            taken(found.class_probs, rows).half() if self.config.class_probs else [None] * len(batch),
+        )
+        return [_Kept(*each) for each in zip(*fields, strict=True)]
+
+    def _kept(self, image: Prepared, boxes: Tensor, proposals: int | None, parts: tuple[Tensor, ...]) -> _Kept:
         """From what is known of an image's boxes; the whole image, last, is not among those to select from."""
         features, *predicted = parts
-        found = Predictions(*(each[:-1] for each in predicted))
-        selected, count = self._select(image, boxes[:-1], proposals, found)
+        found = Predictions(*(each[:-1][:proposals] for each in predicted))
+        selected = self._select(image, boxes[:-1][:proposals], found)
         rows = selected.rows
-        there = torch.arange(len(rows), device=rows.device) < count
         scores, ids = found.attribute_probs[rows].max(dim=1)
         return _Kept(
-            torch.cat([features[rows].where(there[:, None], 0), features[-1:]]),
-            count,
+            torch.cat([features[rows], features[-1:]]),
+            torch.tensor(len(rows)),
             selected.boxes.float(),
             selected.class_ids.int(),
             selected.class_scores,
@@ -119,17 +141,7 @@ class RegionExtractor(TrunkExtractor):
         """Given boxes in input pixels: one factor in Caffe's convention, one an axis in detectron2's."""
         return boxes * frame.scale if self.conventions is CAFFE else frame.to_input(boxes)
 
-    def _select(
-        self, image: Prepared, boxes: Tensor, proposals: Tensor | None, found: Predictions
-    ) -> tuple[rules.Selected, Tensor]:
-        """What is selected, and how much of it is; the rest means nothing. All rules but 10-100 wait for a GPU."""
-        if self.rule.rule == "10-100":
-            return rules.by_confidence_padded(boxes, found, _frame(image), self.rule, proposals)
-        there = slice(proposals)
-        selected = self._select_some(image, boxes[there], Predictions(*(each[there] for each in found)))
-        return selected, torch.tensor(len(selected.rows))
-
-    def _select_some(self, image: Prepared, boxes: Tensor, found: Predictions) -> rules.Selected:
+    def _select(self, image: Prepared, boxes: Tensor, found: Predictions) -> rules.Selected:
         frame = _frame(image)
         own = None if image.boxes is None else image.boxes.to(self.device, non_blocking=True)
         if own is not None and not self.config.box_regression:

@@ -6,6 +6,7 @@ Shapes: R proposals, K classes, N kept. Boxes come out in pixels of the original
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,52 +86,61 @@ def ten_to_hundred(boxes: Tensor, class_probs: Tensor, rule: Selection) -> tuple
     Returns:
         rows (N,) int64 and every proposal's confidence (R,): its best probability among the classes it survives in.
     """
-    rows, count, confidence = _ten_to_hundred(boxes, class_probs, rule, None)
+    [rows], [count], [confidence] = _ten_to_hundred(boxes[None], class_probs[None], rule, None)
     return rows[:count], confidence
 
 
 def _ten_to_hundred(
-    boxes: Tensor, class_probs: Tensor, rule: Selection, proposals: Tensor | None
+    boxes: Tensor, class_probs: Tensor, rule: Selection, counts: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `ten_to_hundred`, without waiting for a GPU: rows (max_boxes or R,), how many of them are kept, confidence.
+    """As `ten_to_hundred` of several images, without waiting for a GPU: rows (B, max_boxes or R), how many of them are
+    kept (B,), and confidence (B, R).
 
     Args:
-        proposals: how many of the boxes are proposals; None: all.
+        counts: (B,), how many of the boxes are proposals; None: all.
     """
-    survivors = box_ops.class_survivors(boxes, class_probs, rule.nms_threshold, proposals)
-    confidence = torch.where(survivors, class_probs, 0).amax(dim=1)
-    ranked_by, there = confidence, len(boxes)
-    if proposals is not None:
-        ranked_by = confidence.where(torch.arange(there, device=boxes.device) < proposals, -1)
+    survivors = box_ops.class_survivors_together(boxes, class_probs, rule.nms_threshold, counts)
+    confidence = torch.where(survivors, class_probs, 0).amax(dim=2)
+    ranked_by, most = confidence, torch.full((len(boxes),), boxes.shape[1], device=boxes.device)
+    if counts is not None:
+        ranked_by, most = (
+            confidence.where(torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None], -1),
+            counts,
+        )
     reached = ranked_by >= rule.score_threshold
-    enough = reached.sum()
-    in_order = (~reached).to(torch.uint8).argsort(stable=True)  # those reached come first
-    ranked = ranked_by.argsort(descending=True, stable=True)
+    enough = reached.sum(dim=1)
+    in_order = (~reached).to(torch.uint8).argsort(dim=1, stable=True)  # those reached come first
+    ranked = ranked_by.argsort(dim=1, descending=True, stable=True)
     within = (enough >= rule.min_boxes) & (enough <= rule.max_boxes)
-    rows = torch.where(within, in_order, ranked)[: rule.max_boxes]
-    count = enough.clamp(rule.min_boxes, rule.max_boxes)
-    return rows, count.clamp(max=there) if proposals is None else torch.minimum(count, proposals), confidence
+    rows = torch.where(within[:, None], in_order, ranked)[:, : rule.max_boxes]
+    return rows, torch.minimum(enough.clamp(rule.min_boxes, rule.max_boxes), most), confidence
 
 
 def by_confidence(proposals: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
     """10-100 on one image: proposals over the scale, not regressed and not clipped, with their arg-max classes."""
-    selected, count = by_confidence_padded(proposals, found, frame, rule, None)
-    return Selected(*(each[:count] for each in selected))
+    together = Predictions(*(each[None] for each in found))
+    selected, [count] = by_confidence_together(proposals[None], together, [frame], rule, None)
+    return Selected(*(each[0, :count] for each in selected))
 
 
-def by_confidence_padded(
-    proposals: Tensor, found: Predictions, frame: Frame, rule: Selection, there: Tensor | None
+def by_confidence_together(
+    proposals: Tensor, found: Predictions, frames: Sequence[Frame], rule: Selection, counts: Tensor | None
 ) -> tuple[Selected, Tensor]:
-    """As `by_confidence`, without waiting for a GPU: what is selected, of a length that is known beforehand, and how
-    much of it is.
+    """As `by_confidence` of several images, without waiting for a GPU.
 
     Args:
-        there: how many of the proposals are some; None: all.
+        proposals: (B, R, 4).
+        found: as for one image, with B before all.
+        counts: (B,), how many of the proposals are some; None: all.
+
+    Returns:
+        what is selected, (B, N, ...), N known beforehand, and how much of it is (B,); what is behind means nothing.
     """
-    boxes = proposals / frame.scale
-    rows, count, _ = _ten_to_hundred(boxes, found.class_probs[:, :-1], rule, there)
-    scores, classes = found.class_probs[rows, :-1].max(dim=1)
-    return Selected(rows, boxes[rows], classes, scores), count
+    scales = torch.tensor([each.scale for each in frames], dtype=torch.float32)[:, None, None]
+    boxes = proposals / scales.to(proposals.device, non_blocking=True)
+    rows, kept, _ = _ten_to_hundred(boxes, found.class_probs[..., :-1], rule, counts)
+    scores, classes = box_ops.taken(found.class_probs, rows)[..., :-1].max(dim=2)
+    return Selected(rows, box_ops.taken(boxes, rows), classes, scores), kept
 
 
 def class_aware(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:

@@ -47,22 +47,24 @@ def survivors(
 
 
 def survivors_of_orders(boxes: Tensor, orders: Tensor, alive: Tensor, bound: float, plus: int) -> Tensor:
-    """As `survivors` of several rankings of the same boxes.
+    """As `survivors` of several rankings of each image's boxes.
 
     Args:
-        boxes: (N, 4) float32.
-        orders: (P, N) int64, rows of `boxes`, best first.
-        alive: (P, N) bool, in these orders.
+        boxes: (B, N, 4) float32.
+        orders: (B, P, N) int64, rows of an image's boxes, best first.
+        alive: (B, P, N) bool, in these orders.
 
     Returns:
-        (P, N) bool, in the boxes' own order.
+        (B, P, N) bool, in the boxes' own order.
     """
-    if kernels_for(boxes) and len(boxes) <= LONGEST:
+    if kernels_for(boxes) and boxes.shape[1] <= LONGEST:
         from extractors.suppression_kernel import walk_orders  # Triton is no package of every machine
 
-        return walk_orders(boxes, orders, alive, (bound, plus, len(boxes)))
-    found = survivors(boxes[orders], alive, bound, plus)
-    return torch.zeros_like(found).scatter_(1, orders, found)
+        return walk_orders(boxes, orders, alive, (bound, plus, boxes.shape[1]))
+    rows = orders[..., None].expand(*orders.shape, 4)
+    ranked = boxes[:, None].expand(-1, orders.shape[1], -1, -1).gather(2, rows)
+    found = survivors(ranked.flatten(0, 1), alive.flatten(0, 1), bound, plus).view_as(alive)
+    return torch.zeros_like(found).scatter_(2, orders, found)
 
 
 def bound_of(threshold: float, inclusive: bool) -> float:

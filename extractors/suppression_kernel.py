@@ -15,12 +15,12 @@ Rule = tuple[float, int, int]  # bound, plus and limit
 
 def walk(boxes: Tensor, alive: Tensor, classes: Tensor | None, rule: Rule) -> Tensor:
     """As `survivors`."""
-    return _walked(boxes.contiguous(), alive, (None, classes), rule)
+    return _walked(boxes, alive, (None, classes), rule)
 
 
 def walk_orders(boxes: Tensor, orders: Tensor, alive: Tensor, rule: Rule) -> Tensor:
     """As `survivors_of_orders`."""
-    return _walked(boxes.contiguous(), alive, (orders.contiguous(), None), rule)
+    return _walked(boxes, alive.flatten(0, 1), (orders, None), rule).view(alive.shape)
 
 
 def _walked(boxes: Tensor, alive: Tensor, lists: tuple[Tensor | None, Tensor | None], rule: Rule) -> Tensor:
@@ -32,12 +32,13 @@ def _walked(boxes: Tensor, alive: Tensor, lists: tuple[Tensor | None, Tensor | N
     lanes = max(32, triton.next_power_of_2(alive.shape[1]))
     # Fused multiplications and additions would round otherwise than a CPU does.
     _walk[(len(alive),)](
-        boxes,
-        none if orders is None else orders,
+        boxes.contiguous(),
+        none if orders is None else orders.contiguous(),
         alive.to(torch.int8).contiguous(),
         none if classes is None else classes.contiguous(),
         survives,
         alive.shape[1],
+        len(alive) // len(boxes),
         *rule,
         LANES=lanes,
         ORDERED=orders is not None,
@@ -48,18 +49,19 @@ def _walked(boxes: Tensor, alive: Tensor, lists: tuple[Tensor | None, Tensor | N
     return survives.bool()
 
 
-@triton.jit(do_not_specialize=["count", "plus", "limit"])  # else a compilation for many a count
+@triton.jit(do_not_specialize=["count", "shared", "plus", "limit"])  # else a compilation for many a count
 def _walk(  # type: ignore[no-untyped-def]
-    boxes, orders, alive, classes, survives, count, bound, plus, limit,
+    boxes, orders, alive, classes, survives, count, shared, bound, plus, limit,
     LANES: tl.constexpr, ORDERED: tl.constexpr, BY_CLASS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * count
     lane = tl.arange(0, LANES)
     inside = lane < count
-    box = row + lane
-    if ORDERED:  # all lists are of the same boxes
-        box = tl.load(orders + box, mask=inside, other=0)
-    corner = boxes + box * 4
+    mine = boxes + tl.program_id(0).to(tl.int64) // shared * count * 4  # `shared` lists are of the same boxes
+    box = lane
+    if ORDERED:
+        box = tl.load(orders + row + lane, mask=inside, other=0)
+    corner = mine + box * 4
     x1 = tl.load(corner, mask=inside, other=0.0)
     y1 = tl.load(corner + 1, mask=inside, other=0.0)
     x2 = tl.load(corner + 2, mask=inside, other=0.0)
@@ -72,12 +74,12 @@ def _walk(  # type: ignore[no-untyped-def]
     best = tl.min(tl.where(left, lane, LANES), axis=0)
     while (best < LANES) & (found < limit):
         if ORDERED:
-            mine = tl.load(orders + row + best)
-            tl.store(survives + row + mine, 1)
-            own = boxes + mine * 4
+            chosen = tl.load(orders + row + best)
+            tl.store(survives + row + chosen, 1)
+            own = mine + chosen * 4
         else:
             tl.store(survives + row + best, 1)
-            own = boxes + (row + best) * 4
+            own = mine + best * 4
         own_x1, own_y1, own_x2, own_y2 = tl.load(own), tl.load(own + 1), tl.load(own + 2), tl.load(own + 3)
         wide = tl.maximum(tl.minimum(own_x2, x2) - tl.maximum(own_x1, x1) + plus, 0.0)
         high = tl.maximum(tl.minimum(own_y2, y2) - tl.maximum(own_y1, y1) + plus, 0.0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from extractors.base import Extractor, Prepared, device_for, float32_multiplied,
 from extractors.configs import ConvConfig
 from extractors.images import ImageError, resize_caffe
 from extractors.launching import started
-from extractors.ragged import Areas, common_size, groups, padded_count
+from extractors.ragged import Areas, Size, common_size, groups, padded_count
 from extractors.resnet import ResNet
 from storage.records import Record
 
@@ -38,6 +39,17 @@ class Colours:
     mean: tuple[float, float, float]
     std: tuple[float, float, float] = UNIT_STD
     resize: str = "pil-bilinear"
+
+
+class Stacked(NamedTuple):
+    """A batch on the CPU, in memory that a GPU copies from by itself where there is one.
+
+    pixels  (B, 3, h, w) in the images' dtype: beside the smaller ones lies anything
+    sizes   of the images in it, B
+    """
+
+    pixels: Tensor
+    sizes: list[Size]
 
 
 class TrunkExtractor(Extractor):
@@ -95,18 +107,27 @@ class TrunkExtractor(Extractor):
         sizes = [_size(image) for image in batch]
         return groups(sizes) if self.batched else [[row] for row in range(len(sizes))]
 
-    def res4(self, batch: list[Prepared]) -> tuple[Tensor, Areas | None]:
+    def stack(self, batch: Sequence[Prepared]) -> Stacked:
+        """Images that `groups` puts together as what `res4` takes; on a GPU the batch is filled up."""
+        sizes = [_size(image) for image in batch]
+        sizes += [common_size(sizes)] * (padded_count(len(sizes)) - len(sizes) if self.batched else 0)
+        shape = (len(sizes), 3, *common_size(sizes))
+        pixels = torch.empty(shape, dtype=batch[0].pixels.dtype, pin_memory=self.device.type == "cuda")
+        pixels[len(batch) :] = 0
+        for row, image in enumerate(batch):
+            height, width = _size(image)
+            pixels[row, :, :height, :width] = image.pixels
+        return Stacked(pixels, sizes)
+
+    def res4(self, stacked: Stacked) -> tuple[Tensor, Areas | None]:
         """The map (B, C, h / 16, w / 16) in the dtype the network computes in, and where images are in it if padded.
 
         B is the number of images, or more: on a GPU a batch is filled up, and what is behind the images means nothing.
         """
-        sizes = [_size(image) for image in batch]
-        sizes += [common_size(sizes)] * (padded_count(len(sizes)) - len(sizes) if self.batched else 0)
         areas = None
-        if len(set(sizes)) > 1:
-            areas = Areas(sizes, self.network.config.ceil_pool, self.device)
-        shape = (len(sizes), 3, *common_size(sizes))
-        x = _stacked(batch, shape, self.device.type == "cuda").to(self.device, non_blocking=True)
+        if len(set(stacked.sizes)) > 1:
+            areas = Areas(stacked.sizes, self.network.config.ceil_pool, self.device)
+        x = stacked.pixels.to(self.device, non_blocking=True)
         if self.colours.resize != "cv2-linear":  # there the mean is off already
             x = (x.float() - self.mean) / self.std
         if areas is not None:
@@ -124,7 +145,7 @@ class TrunkExtractor(Extractor):
         """
 
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        return self.finish(batch, *self.res4(batch))()
+        return self.finish(batch, *self.res4(self.stack(batch)))()
 
     def extract(self, batch: Sequence[Prepared]) -> list[Record | ImageError]:
         found = extract_together({"": self}, [{"": image} for image in batch])
@@ -135,22 +156,8 @@ class TrunkExtractor(Extractor):
         return pil_facts(self.config, self.colours.mean, self.colours.std) | {"resize": self.colours.resize}
 
 
-def _size(image: Prepared) -> tuple[int, int]:
+def _size(image: Prepared) -> Size:
     return image.pixels.shape[1], image.pixels.shape[2]
-
-
-def _stacked(batch: Sequence[Prepared], shape: tuple[int, int, int, int], pinned: bool) -> Tensor:
-    """The images of a batch in one tensor of this shape, zeros to the right and below the smaller ones and behind all.
-
-    Args:
-        pinned: in memory that a GPU copies from by itself, while this process goes on.
-    """
-    full = len(batch) == shape[0] and all(_size(image) == shape[2:] for image in batch)
-    stacked = (torch.empty if full else torch.zeros)(shape, dtype=batch[0].pixels.dtype, pin_memory=pinned)
-    for row, image in enumerate(batch):
-        height, width = _size(image)
-        stacked[row, :, :height, :width] = image.pixels
-    return stacked
 
 
 def _prepare_caffe(key: str, image: np.ndarray, config: ConvConfig, colours: Colours) -> Prepared:
@@ -172,7 +179,11 @@ def extract_together(
     results: list[dict[str, Record | ImageError]] = [{} for _ in batch]
     first, extractor = next(iter(family.items()))
     groups = extractor.groups([images[first] for images in batch])
-    under_way = [started(partial(_begin, family, [batch[row] for row in rows]), extractor.device) for rows in groups]
+    under_way = []
+    for rows in groups:
+        mine = [batch[row] for row in rows]
+        stacked = extractor.stack([images[first] for images in mine])  # here, as it takes a while for many images
+        under_way.append(started(partial(_begin, family, mine, stacked), extractor.device))
     for rows, begun in zip(groups, under_way, strict=True):
         for name, found in begun.result().items():
             for row, result in zip(rows, found(), strict=True):
@@ -180,9 +191,11 @@ def extract_together(
     return results
 
 
-def _begin(family: Mapping[str, TrunkExtractor], batch: Sequence[Mapping[str, Prepared]]) -> dict[str, Results]:
+def _begin(
+    family: Mapping[str, TrunkExtractor], batch: Sequence[Mapping[str, Prepared]], stacked: Stacked
+) -> dict[str, Results]:
     """Run images that go together through the networks of a family; what waits for each member's results."""
-    first, extractor = next(iter(family.items()))
+    extractor = next(iter(family.values()))
     with torch.inference_mode(), extractor.precision():
-        res4, areas = extractor.res4([images[first] for images in batch])
+        res4, areas = extractor.res4(stacked)
         return {name: member.finish([images[name] for images in batch], res4, areas) for name, member in family.items()}

@@ -34,14 +34,16 @@ def suppression() -> None:
 def suppression_in_orders() -> None:
     from extractors.suppression_kernel import walk_orders
 
-    for lists, count in [(3, 40), (1, 1), (2, 0), (2, 300)]:
-        boxes, alive, _ = random_lists(lists, count)
-        orders = torch.rand(lists, count, generator=torch.Generator().manual_seed(count)).argsort(dim=1)
-        wanted = survivors_of_orders(boxes[0], orders, alive, 0.3, 1)
-        for laid in (orders, orders.t().contiguous().t()):
-            assert torch.equal(walk_orders(boxes[0], laid, alive, (0.3, 1, count)), wanted), (lists, count)
-        by_hand = survivors(boxes[0][orders], alive, 0.3, 1)
-        assert torch.equal(wanted.gather(1, orders), by_hand), (lists, count)
+    for images, lists, count in [(3, 5, 40), (1, 1, 1), (2, 2, 0), (1, 2, 300)]:
+        boxes = random_lists(images, count)[0]
+        generator = torch.Generator().manual_seed(count)
+        orders = torch.rand(images, lists, count, generator=generator).argsort(dim=2)
+        alive = torch.rand(images, lists, count, generator=generator) < 0.9
+        wanted = survivors_of_orders(boxes, orders, alive, 0.3, 1)
+        for laid in (orders, orders.transpose(1, 2).contiguous().transpose(1, 2)):  # a sort of columns lays it so
+            assert torch.equal(walk_orders(boxes, laid, alive, (0.3, 1, count)), wanted), (lists, count)
+        for mine, order, there, found in zip(boxes, orders, alive, wanted, strict=True):
+            assert torch.equal(found.gather(1, order), survivors(mine[order], there, 0.3, 1)), (lists, count)
 
 
 def pooling() -> None:

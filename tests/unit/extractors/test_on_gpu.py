@@ -22,7 +22,7 @@ from extractors.faster_rcnn import Predictions
 from extractors.fused import convolve
 from extractors.resnet import ConvNorm
 from extractors.roi_pool import roi_pool
-from extractors.selection import Frame, Selection, by_confidence_padded
+from extractors.selection import Frame, Selection, by_confidence_together
 from extractors.suppression import _rounds
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobStart, run_job
@@ -148,8 +148,9 @@ def test_gradients_are_those_of_a_cpu() -> None:
     found = {}
     for name in ("cpu", "cuda"):
         mine = x.to(name).to(memory_format=torch.channels_last).requires_grad_()
-        maps = conv.to(name)(mine, relu=True)
-        roi_pool(maps[1:], boxes.to(name), 3, 1 / 16).square().sum().backward()
+        with float32_multiplied("float32", torch.device(name)):
+            maps = conv.to(name)(mine, relu=True)
+            roi_pool(maps[1:], boxes.to(name), 3, 1 / 16).square().sum().backward()
         assert mine.grad is not None
         found[name] = mine.grad.cpu()
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-4, atol=1e-5)
@@ -174,18 +175,19 @@ def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_boxes_are_selected_as_on_a_cpu() -> None:
-    boxes = random_lists(1, 300)[0][0]
+    boxes, counts = random_lists(3, 300)[0], torch.tensor([300, 200, 5])
     generator = torch.Generator().manual_seed(3)
-    found = Predictions(torch.rand(300, 41, generator=generator), torch.zeros(300, 160), torch.zeros(300, 2))
+    found = Predictions(torch.rand(3, 300, 41, generator=generator), torch.zeros(3, 300, 160), torch.zeros(3, 300, 2))
     there = Predictions(*(each.cuda() for each in found))
-    for count in (300, 200, 5):
-        for threshold in (0.5, 0.9, 0.999):
-            rule = Selection("10-100", 10, 100, threshold, 0.3)
-            frame = Frame((600, 800), (300, 400), 2.0)
-            wanted, kept = by_confidence_padded(boxes, found, frame, rule, torch.tensor(count))
-            mine, on_gpu = by_confidence_padded(boxes.cuda(), there, frame, rule, torch.tensor(count).cuda())
-            assert int(kept) == int(on_gpu)
-            assert all(torch.equal(each[:kept].cpu(), other[:kept]) for each, other in zip(mine, wanted, strict=True))
+    frames = [Frame((600, 800), (300, 400), scale) for scale in (2.0, 1.3, 0.7)]
+    for threshold in (0.5, 0.9, 0.999):
+        rule = Selection("10-100", 10, 100, threshold, 0.3)
+        wanted, kept = by_confidence_together(boxes, found, frames, rule, counts)
+        mine, on_gpu = by_confidence_together(boxes.cuda(), there, frames, rule, counts.cuda())
+        assert torch.equal(on_gpu.cpu(), kept)
+        for row, count in enumerate(kept):
+            pairs = zip(mine, wanted, strict=True)
+            assert all(torch.equal(each[row, :count].cpu(), other[row, :count]) for each, other in pairs)
 
 
 @pytest.mark.parametrize("rule", ["10-100", "class-aware", "class-agnostic", "detectron2"])

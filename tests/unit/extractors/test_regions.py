@@ -209,7 +209,7 @@ def test_low_precision_heads_find_the_same_boxes() -> None:
     for each in (exact, found):
         batch = [each.prepare("a", noisy_photo())]
         with torch.inference_mode():
-            proposals.append(each._boxes(batch, *each.res4(batch))[0])
+            proposals.append(each._boxes(batch, *each.res4(each.stack(batch)))[0])
     assert torch.equal(proposals[0][0], proposals[1][0])
     assert found.detector.roi_heads.res5[0].conv1.weight.dtype == torch.bfloat16
     assert {each.dtype for each in found.detector.backbone.parameters()} == {torch.float32}

@@ -16,7 +16,7 @@ from extractors.selection import (
     Selected,
     Selection,
     by_confidence,
-    by_confidence_padded,
+    by_confidence_together,
     class_agnostic,
     class_aware,
     detectron2_inference,
@@ -334,9 +334,13 @@ def test_what_stands_behind_the_proposals_is_never_selected(count: int, behind: 
     probs = torch.rand(count + behind, 4, generator=generator)
     probs[count:] = 1
     found = Predictions(probs, torch.zeros(count + behind, 12), torch.zeros(count + behind, 2))
-    alone = Predictions(*(each[:count] for each in found))
+    together = Predictions(*(torch.stack([each, each.flip(0)]) for each in found))
+    twice, counts = torch.stack([boxes, boxes.flip(0)]), torch.tensor([count, count + behind])
     for rule in (Selection("10-100", 2, 5, 0.6, 0.3), Selection("10-100", 10, 20, 0.6, 0.3)):
-        wanted = by_confidence(boxes[:count], alone, FRAME, rule)
-        selected, kept = by_confidence_padded(boxes, found, FRAME, rule, torch.tensor(count))
-        assert len(selected.rows) == min(rule.max_boxes, count + behind)
-        assert all(torch.equal(mine[:kept], other) for mine, other in zip(selected, wanted, strict=True))
+        selected, kept = by_confidence_together(twice, together, [FRAME, FRAME], rule, counts)
+        assert selected.rows.shape == (2, min(rule.max_boxes, count + behind))
+        for row, (mine, those) in enumerate(zip(twice, zip(*together, strict=True), strict=True)):
+            alone = Predictions(*(each[: counts[row]] for each in those))
+            wanted = by_confidence(mine[: counts[row]], alone, FRAME, rule)
+            pairs = zip(selected, wanted, strict=True)
+            assert all(torch.equal(each[row, : kept[row]], other) for each, other in pairs)
