@@ -136,7 +136,7 @@ def nms_together(
 
 def taken(values: Tensor, rows: Tensor) -> Tensor:
     """Of each image's (B, N, ...) the rows (B, M) of it: (B, M, ...)."""
-    wide = rows.view(*rows.shape, *[1] * (values.dim() - 2))
+    wide = rows.reshape(*rows.shape, *[1] * (values.dim() - 2))
     return values.gather(1, wide.expand(*rows.shape, *values.shape[2:]))
 
 

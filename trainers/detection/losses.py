@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from extractors import boxes as box_ops
-from extractors.faster_rcnn import PROPOSAL_NMS, STRIDE, BottomUpDetector
+from extractors.boxes import taken
+from extractors.faster_rcnn import STRIDE, BottomUpDetector
 from extractors.grid_detector import GridDetector
 from extractors.trunk import SHARED_STAGE
 from trainers.batch import Regions
-from trainers.detection.targets import FOREGROUND, draw, encode, match, overlaps, taken
+from trainers.detection.targets import FOREGROUND, draw, encode, match, overlaps
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
 ANCHORS, PROPOSAL_BETA, BOX_BETA = 256, 1 / 9, 1.0
@@ -134,21 +135,10 @@ def proposal_losses(detector: BottomUpDetector, logits: Tensor, deltas: Tensor, 
 def proposals(
     detector: BottomUpDetector, logits: Tensor, deltas: Tensor, sizes: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
-    """Each image's proposals (P, 4), best first: what the network's own generator gives, for a whole batch at once.
-
-    Image by image, as extraction must, this would be three fifths of all operators that a step launches on a GPU.
-    """
+    """Each image's proposals (P, 4), best first."""
     generator = detector.proposal_generator
-    ranked, most = generator.counts
-    anchors = box_ops.shifted_anchors(generator.anchor_generator.cell, (logits.shape[2], logits.shape[3]), STRIDE)
-    scores, moves = _by_anchor(logits, deltas)
-    scores, rows = scores.topk(min(ranked, scores.shape[1]))
-    boxes = box_ops.decode(taken(moves, rows).flatten(0, 1), anchors[rows.flatten()], UNIT, 0).unflatten(0, rows.shape)
-    limits = boxes.new_tensor([[width, height] * 2 for height, width in sizes])[:, None]
-    boxes = torch.minimum(boxes.clamp(min=0), limits)
-    scores = scores.where((boxes[..., 2:] > boxes[..., :2]).all(dim=2), -torch.inf)
-    kept = box_ops.nms_each(list(boxes), list(scores), PROPOSAL_NMS, 0, most)
-    return [box[rows] for box, rows in zip(boxes, kept, strict=True)]
+    boxes, _, counts = generator.best_of(*generator.candidates(logits, deltas, [(size, 1.0) for size in sizes]))
+    return [mine[:count] for mine, count in zip(boxes, counts.tolist(), strict=True)]
 
 
 def _by_anchor(logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,9 +93,3 @@ def encode(truth: Tensor, boxes: Tensor, weights: tuple[float, float, float, flo
     centre, true_centre = boxes[..., :2] + 0.5 * size, truth[..., :2] + 0.5 * true_size
     moved, grown = (true_centre - centre) / size, (true_size / size).log()
     return torch.cat([moved, grown], dim=-1) * boxes.new_tensor(weights)
-
-
-def taken(values: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B, S) of values (B, N, ...), (B, S, ...)."""
-    index = rows.reshape(*rows.shape, *(1 for _ in values.shape[2:])).expand(*rows.shape, *values.shape[2:])
-    return values.gather(1, index)

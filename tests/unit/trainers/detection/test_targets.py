@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from extractors import boxes as box_ops
-from trainers.detection.targets import draw, encode, match, overlaps, taken
+from extractors.boxes import taken
+from trainers.detection.targets import draw, encode, match, overlaps
 
 YES, NO = 1, 0
 
