@@ -16,9 +16,9 @@ from trainers.data.base import Example, Split
 from trainers.data.files import write_json
 from trainers.flip import mirrored
 from trainers.models.heads import IGNORED
-from trainers.tasks.base import Batches, Prediction, Task, generator
+from trainers.tasks.base import Batches, Prediction, Task, seeds
 from trainers.tasks.families import Family
-from trainers.tasks.objective import Chances
+from trainers.tasks.objective import Chances, Drawn
 from trainers.visual import Looked, Visual
 
 FLIPPED = 0.5
@@ -56,7 +56,7 @@ class SplitTask:
 
     def chances(self, numbers: Sequence[int], epoch: int) -> list[dict[str, np.random.Generator]]:
         """Of each example a generator for each purpose."""
-        return [Chances(generator(self.seed, epoch, number)) for number in numbers]
+        return [Chances(seeds(self.seed, epoch, number)) for number in numbers]
 
     def flips(self, chance: Sequence[Mapping[str, np.random.Generator]]) -> list[bool]:
         """Of each example, whether its image is mirrored: half of them, while a model trains that is trained so."""
@@ -70,7 +70,7 @@ class SplitTask:
         flips: Sequence[bool] = (),
     ) -> Looked:
         """Images, each changed by the chance of its example while training, and those mirrored that `flips` names."""
-        found = self.visual.look(keys, [each["colours"] for each in chance] if self.training else None)
+        found = self.visual.look(keys, Drawn(chance, "colours") if self.training else None)
         return mirrored(found, flips) if any(flips) else found
 
     def ids(self, batch: Batch) -> list[str]:

@@ -23,17 +23,15 @@ PURPOSES = ("pair", "text", "words", "image", "answer", "cells", "colours", "mor
 class Chances(dict[str, np.random.Generator]):
     """A generator for each purpose, so that what one objective draws does not move another one's chance.
 
-    They are what `chance.spawn` gives, each made when it is first asked for: all of them together take longer than the
+    They are made of what `seeds.spawn` gives, each made when it is first asked for: all of them together take longer than the
     rest of a batch, and most are never asked.
 
     Args:
-        chance: of an example; nothing was spawned from it.
+        seeds: of an example; nothing was spawned from them.
     """
 
-    def __init__(self, chance: np.random.Generator) -> None:
+    def __init__(self, seeds: np.random.SeedSequence) -> None:
         super().__init__()
-        seeds = chance.bit_generator.seed_seq
-        assert isinstance(seeds, np.random.SeedSequence)
         self._seeds = seeds
 
     def __missing__(self, purpose: str) -> np.random.Generator:
@@ -41,6 +39,21 @@ class Chances(dict[str, np.random.Generator]):
         made = np.random.default_rng(np.random.SeedSequence(self._seeds.entropy, spawn_key=key))
         self[purpose] = made
         return made
+
+
+class Drawn(Sequence[np.random.Generator]):
+    """Of each example the generator for one purpose, made when it is asked for: nothing changes cached features."""
+
+    def __init__(self, chances: Sequence[Mapping[str, np.random.Generator]], purpose: str) -> None:
+        self._chances, self._purpose = chances, purpose
+
+    def __len__(self) -> int:
+        return len(self._chances)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return Drawn(self._chances[at], self._purpose)
+        return self._chances[at][self._purpose]
 
 
 @dataclass

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from trainers.batch import Batch
 from trainers.data.base import Split
-from trainers.tasks.base import Batches, Prediction, generator
+from trainers.tasks.base import Batches, Prediction, seeds
 from trainers.tasks.common import SplitTask, numbered, percent
 from trainers.tasks.families import Family
 from trainers.tasks.masked_words import MaskedWords, Masking, hide_words
-from trainers.tasks.objective import Chances, Draft, Objective
+from trainers.tasks.objective import Chances, Draft, Drawn, Objective
 from trainers.tasks.rows import Row
 from trainers.visual import Visual
 
@@ -57,12 +57,12 @@ class Pretraining(SplitTask):
         self._text = MaskedWords(Masking("word"))
 
     def collate(self, numbers: Sequence[int], epoch: int) -> Batches:
-        streams = [generator(self.seed, epoch, number).spawn(len(self.passes) + 1) for number in numbers]
+        streams = [seeds(self.seed, epoch, number).spawn(len(self.passes) + 1) for number in numbers]
         found = {}
         for place, (name, objectives) in enumerate(self.passes.items()):
             found[name] = self._pairs(numbers, objectives, [Chances(each[place]) for each in streams])
         if self.corpus is not None:
-            found[TEXT] = self._text_alone(numbers, self.corpus, [each[-1] for each in streams])
+            found[TEXT] = self._text_alone(numbers, self.corpus, [np.random.default_rng(each[-1]) for each in streams])
         return found
 
     def _pairs(
@@ -76,7 +76,7 @@ class Pretraining(SplitTask):
         targets = numbered(numbers)
         for objective in objectives:
             looked = objective.look(drafts, looked, targets)
-        cells = [draft.chances["cells"] for draft in drafts]
+        cells = Drawn([draft.chances for draft in drafts], "cells")
         return self.family.batch([draft.row for draft in drafts], looked.visual, targets, chances=cells)
 
     def _draft(self, number: int, objectives: Sequence[Objective], chance: Mapping[str, np.random.Generator]) -> Draft:
