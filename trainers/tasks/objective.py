@@ -23,8 +23,8 @@ PURPOSES = ("pair", "text", "words", "image", "answer", "cells", "colours", "mor
 class Chances(dict[str, np.random.Generator]):
     """A generator for each purpose, so that what one objective draws does not move another one's chance.
 
-    They are made of what `seeds.spawn` gives, each made when it is first asked for: all of them together take longer than the
-    rest of a batch, and most are never asked.
+    They are made of what `seeds.spawn` gives, each when it is first asked for: all of them together take longer than
+    the rest of a batch, and most are never asked.
 
     Args:
         seeds: of an example; nothing was spawned from them.
