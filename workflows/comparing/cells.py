@@ -256,6 +256,9 @@ def seeing_with(recipe: Recipe, network: str) -> Recipe:
 def in_order(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
     """What is pre-trained first, and the cells themselves, the first seed of all before the second of any; each once,
     whatever its labels."""
-    befores = {each.before.id: each.before for each in reversed(cells) if each.before}
+    befores = dict[str, Cell]()
+    for each in cells:
+        if each.before:
+            befores.setdefault(each.before.id, each.before)
     own = {each.id: each for each in sorted(cells, key=lambda each: each.recipe.train.seed)}
     return list(befores.values()), list(own.values())
