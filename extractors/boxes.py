@@ -99,24 +99,15 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, plus: int = 0, limit: i
     Without `plus`, a box with IoU > threshold falls (torchvision's rule); with it, IoU >= threshold, on inclusive
     widths: MILVLG/bottom-up-attention.pytorch's compiled CPU kernel, and Caffe's CPU NMS.
     """
-    [kept] = nms_each([boxes], [scores], threshold, plus, limit)
-    return kept
-
-
-def nms_each(
-    boxes: Sequence[Tensor], scores: Sequence[Tensor], threshold: float, plus: int, limit: int | None
-) -> list[Tensor]:
-    """`nms` of several images; a GPU runs all of them at once. A score of -inf is of a box that is none."""
-    none = torch.nn.utils.rnn.pad_sequence(list(scores), batch_first=True, padding_value=-torch.inf)
-    together = torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True)
-    rows, counts = nms_together(together, none, threshold, plus, limit)
-    return [mine[:count] for mine, count in zip(rows, counts.tolist(), strict=True)]
+    [rows], [count] = nms_together(boxes[None], scores[None], threshold, plus, limit)
+    return rows[:count]
 
 
 def nms_together(
     boxes: Tensor, scores: Tensor, threshold: float, plus: int, limit: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As `nms_each` of boxes (B, N, 4) and scores (B, N); a GPU is not waited for.
+    """`nms` of several images at once, boxes (B, N, 4) and scores (B, N), of which -inf is of a box that is none; a GPU
+    is not waited for.
 
     Returns:
         rows (B, M) int64 and how many of them are survivors (B,) int64; behind these are any rows.

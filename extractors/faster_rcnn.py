@@ -34,7 +34,9 @@ ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds memory to about
 ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
 HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
-Frame = tuple[tuple[int, int], float]  # (height, width) of the network's input, and input pixels per original pixel
+InputFrame = tuple[
+    tuple[int, int], float
+]  # (height, width) of the network's input, and input pixels per original pixel
 TRAINING_COUNTS = (2000, 1000)  # ranked and kept in training, where 64 or 512 of them are sampled
 
 
@@ -178,7 +180,7 @@ class ProposalGenerator(nn.Module):
         return box_ops.taken(boxes, rows), box_ops.taken(scores, rows), counts
 
     def candidates(
-        self, logits: Tensor, deltas: Tensor, frames: Sequence[Frame], inside: Tensor | None = None
+        self, logits: Tensor, deltas: Tensor, frames: Sequence[InputFrame], inside: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What proposals of images are chosen from: the best anchors of each, moved.
 
@@ -216,7 +218,7 @@ class ProposalGenerator(nn.Module):
             boxes = box_ops.taken(boxes, rows)
         return boxes, scores
 
-    def _limits(self, frames: Sequence[Frame]) -> Tensor:
+    def _limits(self, frames: Sequence[InputFrame]) -> Tensor:
         """(B, 1, 5) float32: the largest x1, y1, x2, y2 of each image's boxes, and what their sides must exceed."""
         rules, rows = self.config.conventions, []
         for (height, width), scale in frames:
@@ -397,12 +399,14 @@ class BottomUpDetector(nn.Module):
         """The map that boxes are found on, from res4: res4 itself, where res5 is the box head."""
         return res4
 
-    def propose(self, cells: Tensor, frames: Sequence[Frame], areas: Areas | None = None) -> list[Tensor]:
+    def propose(self, cells: Tensor, frames: Sequence[InputFrame], areas: Areas | None = None) -> list[Tensor]:
         """Each image's proposals (R, 4) in input pixels, best first; as for `proposals`."""
         boxes, counts = self.proposals(cells, frames, areas)
         return [mine[:count] for mine, count in zip(boxes, counts.tolist(), strict=True)]
 
-    def proposals(self, cells: Tensor, frames: Sequence[Frame], areas: Areas | None = None) -> tuple[Tensor, Tensor]:
+    def proposals(
+        self, cells: Tensor, frames: Sequence[InputFrame], areas: Areas | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Each image's proposals (B, R, 4) in input pixels, best first, and how many there are (B,); behind these are
         any boxes. A GPU is not waited for.
 

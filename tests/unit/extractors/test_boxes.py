@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from extractors.boxes import (
     SCALE_CLAMP,
@@ -19,7 +20,7 @@ from extractors.boxes import (
     detectron2_anchors,
     first_true,
     nms,
-    nms_each,
+    nms_together,
     nms_within_classes,
     nonempty,
     shifted_anchors,
@@ -234,8 +235,10 @@ def test_survivors_of_no_boxes_are_none() -> None:
 def test_images_are_suppressed_one_by_one_whatever_stands_beside_them(plus: int) -> None:
     several = [as_tensors(random_boxes(count, count), random_scores(count, count)) for count in (40, 7, 0, 60)]
     boxes, scores = (list(each) for each in zip(*several, strict=True))
-    found = nms_each(boxes, scores, 0.5, plus, 9)
-    assert [each.tolist() for each in found] == [nms(*each, 0.5, plus, 9).tolist() for each in several]
+    padded = pad_sequence(boxes, batch_first=True), pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
+    rows, counts = nms_together(*padded, 0.5, plus, 9)
+    found = [mine[:count].tolist() for mine, count in zip(rows, counts, strict=True)]
+    assert found == [nms(*each, 0.5, plus, 9).tolist() for each in several]
 
 
 @pytest.mark.parametrize("plus", [0, 1])

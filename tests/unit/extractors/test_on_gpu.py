@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from extractors import GridConfig, ImageError, RegionConfig, make_extractor
 from extractors.base import float32_multiplied
-from extractors.boxes import class_survivors, nms_each, nms_within_classes
+from extractors.boxes import class_survivors, nms_together, nms_within_classes
 from extractors.configs import ConvConfig
 from extractors.faster_rcnn import Predictions
 from extractors.fused import convolve
@@ -121,9 +122,15 @@ def test_boxes_are_suppressed_as_on_a_cpu(plus: int) -> None:
     boxes, _, classes = random_lists(3, 400)
     scores = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)).round(decimals=2)
     each = [boxes[0], boxes[1, :30], boxes[2, :0]], [scores[0], scores[1, :30], scores[2, :0]]
-    wanted = nms_each(*each, 0.5, plus, 50)
-    found = nms_each(*([part.cuda() for part in parts] for parts in each), 0.5, plus, 50)
-    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in wanted]
+    together = (
+        pad_sequence(each[0], batch_first=True),
+        pad_sequence(each[1], batch_first=True, padding_value=-torch.inf),
+    )
+    wanted, few = nms_together(*together, 0.5, plus, 50)
+    found, counts = nms_together(*(part.cuda() for part in together), 0.5, plus, 50)
+    assert torch.equal(counts.cpu(), few)
+    for mine, other, count in zip(found, wanted, few, strict=True):
+        assert torch.equal(mine[:count].cpu(), other[:count])
     one = boxes[0], scores[0], classes[0]
     kept = nms_within_classes(*(part.cuda() for part in one), 0.5)
     assert torch.equal(kept.cpu(), nms_within_classes(*one, 0.5))
