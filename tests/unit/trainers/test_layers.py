@@ -54,6 +54,12 @@ def test_packed_attention_is_masked_attention(lengths: tuple[int, ...]) -> None:
         assert all(each.isfinite().all() for each in torch.autograd.grad(found.sum(), packed))
 
 
+def test_sequences_are_padded_where_calls_take_longer_than_the_arithmetic() -> None:
+    spans = Spans.of(LENGTHS)
+    assert layers._packed_form(torch.zeros(8, 128), spans) is layers.attend_padded
+    assert layers._packed_form(torch.zeros(8, layers.SMALL), spans) is layers.attend_each
+
+
 def test_spans_pad_and_pack() -> None:
     spans, x = Spans.of(LENGTHS), torch.randn(8, 2)
     padded = spans.pad(x)
