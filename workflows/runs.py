@@ -21,7 +21,7 @@ from trainers.evaluate import FILE as PREDICTIONS
 from trainers.loop import CONFIG, RunSummary
 from trainers.tasks.base import Prediction, Task
 from workflows.recipes import RECIPES, Recipe, recipe_of
-from workflows.recipes.base import extracting_with
+from workflows.recipes.base import RANDOM, extracting_with
 from workflows.recipes.building import ANSWERS, Run
 from workflows.recipes.sources import Places
 from workflows.recipes.starting import start, start_network, told
@@ -43,7 +43,7 @@ def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Mod
         report = start(model, source)
         random = random and any(name.startswith("network.") for name in report.missing)
         print(told(report))
-    elif recipe.starts != "random weights":
+    elif recipe.starts != RANDOM:
         print(f"starts from random weights; its paper starts from {recipe.starts} (--start)")
     if network is not None:
         print(f"its network starts from {network}, SHA-256 {start_network(model, network)}")

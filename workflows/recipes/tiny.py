@@ -23,7 +23,7 @@ from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.meter import MeterConfig
 from trainers.models.vilt import ViLTConfig
 from trainers.models.vl_bert import VLBertConfig
-from workflows.recipes.base import Recipe, with_network
+from workflows.recipes.base import RANDOM, Recipe, with_network
 
 DIM, HEADS, HIDDEN, LAYERS, NARROWER, SIDE = 128, 4, 256, 2, 16, 64
 STEPS, BATCH = 20, 8
@@ -84,7 +84,7 @@ def tiny(recipe: Recipe, steps: int = STEPS, shipped: bool = False) -> Recipe:
         model=model,
         train=train,
         expected="none: it only shows that the recipe learns",
-        starts="random weights",
+        starts=RANDOM,
         side=side,
         patch=recipe.patch and 16,
         codebook=recipe.codebook and CODEBOOK,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from extractors.configs import SHIPPED
 from pipeline.config import EngineConfig
@@ -27,6 +28,8 @@ from workflows.comparing.features import Features, features_of
 from workflows.comparing.looking import LOOKED, with_looks
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting, extract_all, run_cell, told_often
+from workflows.recipes import Recipe
+from workflows.recipes.building import Parts
 from workflows.train import Train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,6 +52,20 @@ def cell(name: str = "vilt_vqa", visual: str = "pixels", seed: int = 0) -> Cell:
     [row] = of_recipes([name], [visual]).rows
     [found] = cells_of(row, common, lambda names: "data")
     return found
+
+
+@pytest.mark.parametrize("name", ["vl_bert_vqa", "grid_vlp_vqa", "vilt_vqa", "meter_vqa"])
+def test_answers_of_what_starts_from_nothing_begin_rare(name: str, data: Path, tmp_path: Path) -> None:
+    twin = setting(data, tmp_path).run_of(cell(name))
+    places = replace(twin.places, answers=str(tmp_path / "answers.json"))
+    (tmp_path / "answers.json").write_text(json.dumps(["yes", "no", "red", "2"]))
+
+    def biases(recipe: Recipe) -> torch.Tensor:
+        head = Parts(replace(twin, recipe=recipe, places=places)).model().heads["vqa"]  # type: ignore[index]
+        return list(head.modules())[-1].bias
+
+    torch.testing.assert_close(biases(twin.recipe).sigmoid(), torch.full((4,), 1 / 5))
+    assert not biases(replace(twin.recipe, starts="BERT")).any(), "the official start"
 
 
 def losses(folder: Path) -> list[float]:
