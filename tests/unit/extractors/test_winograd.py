@@ -62,7 +62,8 @@ def test_it_rounds_no_more_than_a_plain_convolution() -> None:
     exact = F.conv2d(maps.double(), conv.weight.double(), conv.bias.double(), padding=2, dilation=2)  # type: ignore[union-attr]
     found = together(PhasedConv(conv, 7)(split_phases(maps)), 1, 7)
     errors = [float((each.double() - exact).abs().max() / exact.abs().max()) for each in (found, conv(maps))]
-    assert errors[0] < 2 * max(errors[1], 1e-6), errors
+    in_turn = 4608**0.5 * 2**-24  # what adding one term after the other rounds; processors with wide sums stay below
+    assert errors[0] < max(2 * errors[1], in_turn), errors
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ def test_padding_changes_no_word(name: str) -> None:
     assert found.shape == (3, 5, 8) and model.dim == 8
     for row, length in enumerate((5, 3, 4)):
         alone = model(Text(texts.ids[row : row + 1, :length]))
-        torch.testing.assert_close(found[row, :length], alone[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[row, :length], alone[0])  # products of other sizes round otherwise
 
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)
