@@ -49,7 +49,11 @@ from workflows.recipes.sources import Places, find_store, group_of, known_keys, 
 
 CORPUS, ANSWERS = "corpus", "answers.json"
 DYING = ("conceptual_captions", "sbu")  # lists of addresses, many of them dead: pairs without an image are left out
-ANSWERING = {"qa", "vqa", "gqa"}  # heads whose classes are answers
+ANSWERING = {
+    "qa": "qa_answers",
+    "vqa": "vqa_answers",
+    "gqa": "gqa_answers",
+}  # heads of answers; Grid-VLP's numbers of them
 LEAST = 9  # times that an answer is given, for a vocabulary that is built
 
 
@@ -213,9 +217,9 @@ def begin_rare(heads: Any, answers: int) -> None:
     """Let heads of answers begin with each as rare as it is among so many, not with all of them half true.
 
     The official codes begin with a bias of 0. Until a random model has unlearned it, by all rows in one direction, it
-    does not see: of mixed questions a tiny VL-BERT took 220,000 for what it learns from 80,000 with this.
+    does not see (docs/log.md, 2026-11-27).
     """
-    for name in ANSWERING & set(heads):
+    for name in ANSWERING.keys() & set(heads):
         last = list(heads[name].modules())[-1]
         nn.init.constant_(last.bias, -math.log(answers))
 
@@ -253,8 +257,8 @@ def fitted(parts: Parts) -> Any:
     if isinstance(config, VLBertConfig):
         changes |= {"mask_id": parts.tokenizer.mask, "body": None if cached else config.body, **answers}
     if isinstance(config, GridVLPConfig):
-        heads = {"qa": "qa_answers", "vqa": "vqa_answers", "gqa": "gqa_answers"}
-        changes |= {heads[name]: len(parts.answers) for name in config.heads if name in heads and parts.answers}
+        own = [ANSWERING[name] for name in config.heads if name in ANSWERING]
+        changes |= {name: len(parts.answers) for name in own if parts.answers}
         if cached and config.body is not None and _layout(parts) is not None:
             changes |= {"body": None, "pool": 1}
     return replace(config, **changes, **_of_features(parts))

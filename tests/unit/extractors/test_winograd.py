@@ -61,9 +61,16 @@ def test_it_rounds_no_more_than_a_plain_convolution() -> None:
     maps = noise(1, 512, 14, 14).relu()
     exact = F.conv2d(maps.double(), conv.weight.double(), conv.bias.double(), padding=2, dilation=2)  # type: ignore[union-attr]
     found = together(PhasedConv(conv, 7)(split_phases(maps)), 1, 7)
-    errors = [float((each.double() - exact).abs().max() / exact.abs().max()) for each in (found, conv(maps))]
-    in_turn = 4608**0.5 * 2**-24  # what adding one term after the other rounds; processors with wide sums stay below
-    assert errors[0] < max(2 * errors[1], in_turn), errors
+    # Libraries add in as many lanes as a processor has, and round less; what is plain adds one term after the other.
+    terms, weight = F.unfold(maps, 3, dilation=2, padding=2)[0], conv.weight.flatten(1)[:64]
+    plain = conv.bias[:64, None].expand(-1, terms.shape[1])  # type: ignore[index]
+    for at, term in enumerate(terms):
+        plain = plain + weight[:, at, None] * term
+    errors = [
+        float((each.double().flatten() - wanted.flatten()).abs().max() / exact.abs().max())
+        for each, wanted in ((found, exact), (plain, exact[0, :64]))
+    ]
+    assert errors[0] < 2 * errors[1], errors
 
 
 @torch.inference_mode()
