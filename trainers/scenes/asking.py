@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,15 @@ YES_NO = ("yes", "no")
 COUNTS = ("0", "1", "2", "3")
 SLACK = 2  # so many times more often than the rarest answer of its family may an answer be
 SIDES = ("left", "right")
+# How much more often than once a family is asked: what has many answers is guessed less, and takes longer to learn.
+WEIGHTS = {"color": 3, "kind": 3, "count": 2}
 
 
 @dataclass(frozen=True)
 class Question:
     """A question about a scene.
 
-    family   what it needs: "color", "count", "exists", "side", "left of", "above", "size", "more", ...
+    family   what it needs: "color", "kind", "count", "exists", "side", "left of", "above", "size", "more", ...
     text     as it is asked
     answer   the right one
     answers  all that somebody could give
@@ -54,6 +56,20 @@ def _of_things(scene: Scene) -> Iterator[Question]:
         if scene.counts[thing.kind] > 1 and scene.only(lambda each, of=thing: _alike(each, of, "size")):  # type: ignore[misc]
             name = f"the {thing.size} {thing.kind}"
             yield Question("color", f"What color is {name}?", thing.colour, tuple(COLOURS), (thing,))
+        if looks := _only_by_looks(scene, thing):
+            yield Question("kind", f"What is the {looks} thing?", thing.kind, tuple(KINDS), (thing,))
+
+
+def _only_by_looks(scene: Scene, thing: Thing) -> str | None:
+    """The first words, its kind not among them, that tell a thing from all others of its scene."""
+    ways: tuple[Callable[[Thing], tuple[str, ...]], ...] = (
+        lambda each: (each.colour,),
+        lambda each: (each.texture,),
+        lambda each: (each.size, each.colour),
+        lambda each: (each.texture, each.colour),
+    )
+    found = (of(thing) for of in ways if scene.only(lambda each, of=of: of(each) == of(thing)))  # type: ignore[misc]
+    return next((" ".join(looks) for looks in found if "plain" not in looks), None)
 
 
 def _of_counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -101,7 +117,8 @@ def _choice(words: Sequence[str]) -> str:
 
 
 class Balance:
-    """Chooses, scene after scene, what is asked so that the answers of each family come equally often.
+    """Chooses, scene after scene, what is asked so that the answers of each family come equally often, and families as
+    often as WEIGHTS has it.
 
     A question whose answer is ahead of its family's rarest one by SLACK is passed over.
     """
@@ -111,23 +128,23 @@ class Balance:
 
     def choose(self, asked: Iterable[Question], most: int) -> list[Question]:
         """At most so many of a scene's questions, one a family first."""
-        waiting, found = list(asked), list[Question]()
-        while waiting and len(found) < most:
-            families = Counter(each.family for each in found)
-            best = min(waiting, key=lambda each: (families[each.family], self._ahead(each), self._asked(each.family)))
+        waiting, found, families = list(asked), list[Question](), Counter[str]()
+        while len(found) < most and (waiting := [each for each in waiting if self._ahead(each) < SLACK]):
+            best = min(waiting, key=lambda each: (self._turn(each.family, families), self._ahead(each)))
             waiting.remove(best)
-            if self._ahead(best) >= SLACK:
-                continue
+            families[best.family] += 1
             self._given[best.family][best.answer] += 1
             found.append(best)
         return found
 
+    def _turn(self, family: str, here: Counter[str]) -> tuple[int, float]:
+        """The lower, the sooner a family's turn comes: by how often it was asked about this scene, and about all."""
+        weight = WEIGHTS.get(family, 1)
+        return here[family] // weight, self._given[family].total() / weight
+
     def _ahead(self, question: Question) -> int:
         given = self._given[question.family]
         return given[question.answer] - min(given[answer] for answer in question.answers)
-
-    def _asked(self, family: str) -> int:
-        return self._given[family].total()
 
 
 def guessed(known: Iterable[Question], asked: Sequence[Question]) -> float:

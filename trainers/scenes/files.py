@@ -17,7 +17,7 @@ from trainers.scenes.sentence_files import write_coco_captions, write_karpathy, 
 from trainers.scenes.thing_files import write_refcoco, write_vcr
 from trainers.scenes.visual_genome_files import write_visual_genome
 
-ASKED = 5  # questions of a picture, as many as VQA has
+ASKED = 10  # questions of a picture: between VQA's five and GQA's dozens
 
 
 def write_all(scenes: Scenes, root: Path) -> dict[str, Written]:

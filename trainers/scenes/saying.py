@@ -112,15 +112,20 @@ def hypothesis(scene: Scene, label: Label) -> str | None:
 Pair = tuple[Scene, Scene]
 
 
-def statement(first: Pair, second: Pair, rng: np.random.Generator) -> tuple[str, bool] | None:
-    """A sentence that is true of one pair of pictures and false of the other, and whether it is true of the first; None
-    where none was found."""
+def statements(first: Pair, second: Pair, most: int) -> list[tuple[str, bool]]:
+    """Different sentences that are true of one pair of pictures and false of the other, and whether of the first they
+    are true; fewer where no more were found."""
+    rng = chance(first[0].seed, first[0].number, 8)
+    found: dict[str, bool] = {}
     wanted = bool(rng.random() < 0.5)
-    for _ in range(200):
+    for _ in range(200 * most):
+        if len(found) == most:
+            break
         said, holds = _claim(first, second, rng)
-        if holds(*first) == wanted and holds(*second) != wanted:
-            return said, wanted
-    return None
+        if said not in found and holds(*first) == wanted and holds(*second) != wanted:
+            found[said] = wanted
+            wanted = bool(rng.random() < 0.5)
+    return list(found.items())
 
 
 def _claim(first: Pair, second: Pair, rng: np.random.Generator) -> tuple[str, Callable[[Scene, Scene], bool]]:
@@ -128,7 +133,7 @@ def _claim(first: Pair, second: Pair, rng: np.random.Generator) -> tuple[str, Ca
     colour, at = str(rng.choice(list(COLOURS))), int(rng.integers(2))
     side, count = ("left", "right")[at], int(rng.integers(1, 4))
     name = plural(kind) if count > 1 else kind
-    way = rng.integers(4)
+    way = rng.integers(5)
     if way == 0:
         said = f"The {side} image contains exactly {NUMBERS[count]} {name}."
         return said, lambda *pair: pair[at].counts.get(kind, 0) == count
@@ -138,5 +143,8 @@ def _claim(first: Pair, second: Pair, rng: np.random.Generator) -> tuple[str, Ca
     if way == 2:
         said = f"The {side} image shows {article(colour)} thing."
         return said, lambda *pair: any(thing.colour == colour for thing in pair[at].things)
+    if way == 3:
+        said = f"The {side} image shows {article(kind)}."
+        return said, lambda *pair: kind in pair[at].counts
     said = f"Both images together contain {NUMBERS[count]} {name}."
     return said, lambda *pair: sum(scene.counts.get(kind, 0) for scene in pair) == count

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from trainers.data.files import write_json, write_json_lines
 from trainers.scenes.official import PARTS, SPLITS, Scenes, Written, coco_image, coco_path, image_id, linked
-from trainers.scenes.saying import LABELS, captions, hypothesis, statement
-from trainers.scenes.scene import chance
+from trainers.scenes.saying import LABELS, captions, hypothesis, statements
+
+STATEMENTS = 8  # about two pairs of pictures
 
 
 def write_coco_captions(scenes: Scenes, folder: Path) -> Written:
@@ -77,24 +78,28 @@ def write_snli_ve(scenes: Scenes, folder: Path) -> Written:
 
 
 def write_nlvr2(scenes: Scenes, folder: Path, images: Path) -> Written:
-    """Two pairs a sentence, of which one is right; four scenes each."""
+    """Two pairs a sentence, of which one is right; four scenes, and STATEMENTS sentences, each."""
     counts = {}
     for name, split in {"train": "train", "dev": "val", "test1": "test"}.items():
         rows = []
         for number in range(len(scenes[split]) // 4):
             four = scenes[split][4 * number : 4 * number + 4]
             pairs = ((four[0], four[1]), (four[2], four[3]))
-            found = statement(*pairs, chance(four[0].seed, four[0].number, 8))
-            if found is None:
-                continue
             for at, pair in enumerate(pairs):
-                key, folder_of = f"{name}-{number}-{at}", f"train/{number % 100}" if name == "train" else name
                 for side, scene in enumerate(pair):
-                    source = images / "coco" / coco_path(scene, split)
-                    linked(source, images / "nlvr2" / "images" / folder_of / f"{key}-img{side}.png")
-                row = {"identifier": f"{key}-0", "sentence": found[0], "label": str(found[1] == (at == 0))}
-                more = {"left_url": "", "right_url": "", "writer": "0", "synset": "", "query": ""}
-                rows.append({**row, **more, **({"directory": number % 100} if name == "train" else {})})
+                    source, picture = images / "coco" / coco_path(scene, split), f"{name}-{number}-{at}-img{side}.png"
+                    linked(source, images / "nlvr2" / "images" / _nlvr2_folder(name, number) / picture)
+            more = {"left_url": "", "right_url": "", "writer": "0", "synset": "", "query": ""}
+            more |= {"directory": number % 100} if name == "train" else {}
+            rows += [
+                {"identifier": f"{name}-{number}-{at}-{nth}", "sentence": said, "label": str(of == (at == 0)), **more}
+                for nth, (said, of) in enumerate(statements(*pairs, STATEMENTS))
+                for at in range(len(pairs))
+            ]
         write_json_lines(folder / f"{name}.json", rows)
         counts[name] = len(rows)
     return Written(counts)
+
+
+def _nlvr2_folder(name: str, number: int) -> str:
+    return f"train/{number % 100}" if name == "train" else name

@@ -9,7 +9,7 @@ from typing import Any
 from trainers.data.files import write_json
 from trainers.scenes.asking import Question
 from trainers.scenes.official import Written, image_id
-from trainers.scenes.saying import expressions
+from trainers.scenes.saying import described, expressions
 from trainers.scenes.scene import Scene
 
 PREDICATES = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
@@ -69,11 +69,14 @@ def _vg_relations(scene: Scene) -> Iterable[dict[str, Any]]:
 
 
 def _vg_regions(scene: Scene) -> Iterable[dict[str, Any]]:
-    for at, thing in enumerate(scene.things):
+    """Of each thing two phrases: one with all that can be said of it, and one that fits it alone, if one does."""
+    number = 0
+    for thing in scene.things:
         x1, y1, x2, y2 = thing.box
-        said = (expressions(scene, thing) or [f"{thing.colour} {thing.kind}"])[-1]
         place = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "image_id": image_id(scene)}
-        yield {**place, "region_id": image_id(scene) * 10 + at, "phrase": said}
+        for said in (described(thing, size=True), *expressions(scene, thing)[-1:]):
+            yield {**place, "region_id": image_id(scene) * 100 + number, "phrase": said}
+            number += 1
 
 
 def _vg_question(scene: Scene, at: int, question: Question) -> dict[str, Any]:
