@@ -27,6 +27,8 @@ class Scenes(Command):
     """How many pictures; 70 % are for training, 15 % each for validation and test."""
     seed: int = 0
     """Of all chance: the same seed makes the same files."""
+    things: tuple[int, int] = (3, 7)
+    """The fewest and the most things of a picture. With fewer a model learns sooner what words mean."""
     backgrounds: str | None = None
     """A folder of photographs without writing, and without what scenes show, for backgrounds, which are blurred.
     Default: the bundled ones."""
@@ -48,7 +50,7 @@ class Scenes(Command):
             if shown:
                 print(f"\r{count:,} of {self.images:,} pictures", end="", file=sys.stderr, flush=True)
 
-        found = make_scenes(Path(self.out), self.images, self.seed, photographs, self.workers, drawn)
+        found = make_scenes(Path(self.out), self.images, self.seed, photographs, self.workers, drawn, self.things)
         if shown:
             print(file=sys.stderr)
         emit(

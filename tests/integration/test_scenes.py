@@ -94,6 +94,11 @@ def test_what_is_wrong_is_told_in_one_line(scenes: Path, tmp_path: Path, capsys:
         f"make {FEWEST} or more": ["--images", "5", "--out", str(tmp_path / "new")],
         "holds other scenes (seed 1 there, 2 asked for)": ["--images", "48", "--seed", "2", "--out", str(scenes)],
         "holds other files": ["--images", "48", "--out", str(tmp_path)],
+        "--things 5 1 is no range": ["--things", "5", "1", "--out", str(tmp_path / "new")],
+        "two numbers from 1 to 7": ["--things", "1", "8", "--out", str(tmp_path / "new")],
+        "holds other scenes (things [3, 7] there, [1, 5] asked for)": [
+            *["--images", "48", "--seed", "1", "--things", "1", "5", "--out", str(scenes)]
+        ],
         "--workers 0 draw nothing": ["--workers", "0", "--out", str(tmp_path / "new")],
         "no photograph": ["--images", "48", "--backgrounds", str(tmp_path), "--out", str(tmp_path / "new")],
     }

@@ -14,7 +14,8 @@ from storage.errors import TriptychError
 from trainers.scenes.drawing import save
 from trainers.scenes.files import write_all
 from trainers.scenes.official import SPLITS, Scenes, Written, coco_path
-from trainers.scenes.scene import make_scene
+from trainers.scenes.saying import NUMBERS
+from trainers.scenes.scene import THINGS, make_scene
 
 FILE = "scenes.json"  # what was made, and how
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -34,6 +35,7 @@ def make_scenes(
     photographs: Sequence[Path],
     workers: int,
     drawn: Callable[[int], None] = lambda images: None,
+    things: tuple[int, int] = THINGS,
 ) -> dict[str, Written]:
     """Make so many scenes in a folder: `images/GROUP`, `annotations/DATA SET`, and `scenes.json`.
 
@@ -42,9 +44,11 @@ def make_scenes(
     Args:
         photographs: what backgrounds are cut from.
         drawn: told how many more pictures there are.
+        things: the fewest and the most of a picture.
 
     Raises:
-        ScenesError: there are too few images for all splits, no workers or photographs, or other scenes in `out`.
+        ScenesError: there are too few images for all splits, no workers or photographs, no such numbers of things, or
+            other scenes in `out`.
     """
     if images < FEWEST:
         raise ScenesError(f"--images {images} are too few for all data sets and splits; make {FEWEST} or more.")
@@ -52,18 +56,23 @@ def make_scenes(
         raise ScenesError(f"--workers {workers} draw nothing; take 1 or more.")
     if not photographs:
         raise ScenesError("there is no photograph (.jpg, .png) for backgrounds; name a folder of some.")
-    about = {"images": images, "seed": seed, "photographs": [path.name for path in photographs]}
+    most = len(NUMBERS) - 1  # which sentences count to
+    if not 1 <= things[0] <= things[1] <= most:
+        raise ScenesError(
+            f"--things {things[0]} {things[1]} is no range; give two numbers from 1 to {most}, the smaller first."
+        )
+    about = {"images": images, "seed": seed, "things": list(things), "photographs": [path.name for path in photographs]}
     _require_same(out, about)
     numbers = splits(images)
     places = [(number, split) for split in SPLITS for number in numbers[split]]
     _prepare(out, about)
-    draw = partial(_draw, seed=seed, photographs=tuple(photographs), folder=out / "images" / "coco")
+    draw = partial(_draw, seed=seed, things=things, photographs=tuple(photographs), folder=out / "images" / "coco")
     chunks = [places[at : at + CHUNK] for at in range(0, len(places), CHUNK)]
     # Spawned, not forked: who calls may have threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
         for count in processes.map(draw, chunks):
             drawn(count)
-    scenes: Scenes = {split: [make_scene(seed, number) for number in numbers[split]] for split in SPLITS}
+    scenes: Scenes = {split: [make_scene(seed, number, things) for number in numbers[split]] for split in SPLITS}
     found = write_all(scenes, out)
     _finish(out, about, found)
     return found
@@ -75,9 +84,11 @@ def splits(images: int) -> dict[str, range]:
     return {"train": range(first), "val": range(first, second), "test": range(second, images)}
 
 
-def _draw(places: Sequence[tuple[int, str]], seed: int, photographs: Sequence[Path], folder: Path) -> int:
+def _draw(
+    places: Sequence[tuple[int, str]], seed: int, things: tuple[int, int], photographs: Sequence[Path], folder: Path
+) -> int:
     for number, split in places:
-        scene = make_scene(seed, number)
+        scene = make_scene(seed, number, things)
         path = folder / coco_path(scene, split)
         if not path.exists():
             unfinished = path.with_suffix(".partial")

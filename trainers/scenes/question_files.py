@@ -13,7 +13,8 @@ from trainers.scenes.asking import Question, guessed
 from trainers.scenes.official import PARTS, SPLITS, Asked, Scenes, Written, image_id
 from trainers.scenes.scene import Scene, chance
 
-PEOPLE = 10  # who answer each question
+PEOPLE, WRONG = 10, 0.05  # who answer each question, and how often one of them is wrong
+MOST_WRONG = 3  # of them, so that the right answer is that of most
 
 
 def flat(asked: Sequence[Sequence[Question]]) -> list[Question]:
@@ -43,9 +44,9 @@ def write_vqa(scenes: Scenes, asked: Asked, folder: Path) -> Written:
 
 
 def _ten_answers(question: Question, rng: np.random.Generator) -> dict[str, Any]:
-    """Ten people's answers, of whom up to three are wrong."""
+    """Ten people's answers, some of which may be wrong."""
     others = [each for each in question.answers if each != question.answer]
-    wrong = [str(rng.choice(others)) for _ in range(rng.integers(4))]
+    wrong = [str(rng.choice(others)) for _ in range(min(MOST_WRONG, rng.binomial(PEOPLE, WRONG)))]
     given = [str(each) for each in rng.permutation([question.answer] * (PEOPLE - len(wrong)) + wrong)]
     kinds = {"yes": "yes/no", "no": "yes/no", "0": "number", "1": "number", "2": "number", "3": "number"}
     rows = [{"answer": each, "answer_confidence": "yes", "answer_id": at} for at, each in enumerate(given, 1)]

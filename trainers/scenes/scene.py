@@ -11,7 +11,7 @@ import numpy as np
 from trainers.scenes.looks import COLOURS, KINDS, SIZES, TEXTURES, extent
 
 SHAPES = ((640, 480), (480, 640), (640, 427), (427, 640), (500, 375))  # width, height in pixels, as many of COCO's are
-FEWEST, MOST = 3, 7  # things of a scene
+THINGS = (3, 7)  # the fewest and the most of a scene
 SIDES = {"small": (0.14, 0.19), "large": (0.30, 0.40)}  # of the shorter side of the picture
 HIDDEN = 0.4  # at most so much of a thing's box lies behind other boxes
 TRIES = 60
@@ -103,21 +103,26 @@ def chance(seed: int, number: int, what: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, number, what])
 
 
-def make_scene(seed: int, number: int) -> Scene:
-    """Scene `number` of a seed: the same on every machine."""
+def make_scene(seed: int, number: int, things: tuple[int, int] = THINGS) -> Scene:
+    """Scene `number` of a seed: the same on every machine.
+
+    Args:
+        things: the fewest and the most of them.
+    """
     rng = chance(seed, number)
     width, height = SHAPES[rng.integers(len(SHAPES))]
     kinds = rng.choice(list(KINDS), int(rng.integers(2, 5)), replace=False)
     palette = tuple(str(kind) for kind in kinds)
-    things: list[Thing] = []
-    wanted = int(rng.integers(FEWEST, MOST + 1))
+    found: list[Thing] = []
+    fewest, most = things
+    wanted = int(rng.integers(fewest, most + 1))
     for at in range(wanted):
         for _ in range(TRIES):
             thing = _thing(rng, palette[at] if at < len(palette) else str(rng.choice(palette)), width, height)
-            if thing.looks not in {each.looks for each in things} and _fits(thing, things):
-                things.append(thing)
+            if thing.looks not in {each.looks for each in found} and _fits(thing, found):
+                found.append(thing)
                 break
-    return Scene(number, seed, width, height, tuple(things))
+    return Scene(number, seed, width, height, tuple(found))
 
 
 def _thing(rng: np.random.Generator, kind: str, width: int, height: int) -> Thing:

@@ -9,7 +9,7 @@ import pytest
 
 from trainers.scenes.drawing import draw
 from trainers.scenes.looks import COLOURS, KINDS, TEXTURES, extent, plural
-from trainers.scenes.scene import FEWEST, HIDDEN, MOST, SHAPES, Scene, Thing, make_scene
+from trainers.scenes.scene import HIDDEN, SHAPES, THINGS, Scene, Thing, make_scene
 
 PHOTOGRAPHS = sorted((Path(__file__).parents[4] / "workflows" / "photos").glob("*.jpg"))
 SCENES = [make_scene(3, number) for number in range(300)]
@@ -37,7 +37,7 @@ def test_there_are_many_kinds_of_things_and_all_come() -> None:
 def test_things_lie_within_the_picture_look_different_and_can_be_seen() -> None:
     touching = 0
     for scene in SCENES:
-        assert 1 <= len(scene.things) <= MOST and len({thing.looks for thing in scene.things}) == len(scene.things)
+        assert 1 <= len(scene.things) <= THINGS[1] and len({thing.looks for thing in scene.things}) == len(scene.things)
         for at, thing in enumerate(scene.things):
             x1, y1, x2, y2 = thing.box
             assert 0 <= x1 < x2 <= scene.width and 0 <= y1 < y2 <= scene.height
@@ -48,7 +48,8 @@ def test_things_lie_within_the_picture_look_different_and_can_be_seen() -> None:
             assert seen.mean() >= 1 - HIDDEN - 1e-9
             touching += not seen.all()
     assert touching > len(SCENES) / 2, "things are in front of others"
-    assert np.mean([len(scene.things) >= FEWEST for scene in SCENES]) > 0.95
+    assert np.mean([len(scene.things) >= THINGS[0] for scene in SCENES]) > 0.95
+    assert {len(make_scene(5, number, (1, 3)).things) for number in range(50)} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
