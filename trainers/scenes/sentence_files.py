@@ -89,7 +89,7 @@ def write_nlvr2(scenes: Scenes, folder: Path, images: Path) -> Written:
                 for side, scene in enumerate(pair):
                     source, picture = images / "coco" / coco_path(scene, split), f"{name}-{number}-{at}-img{side}.png"
                     linked(source, images / "nlvr2" / "images" / _nlvr2_folder(name, number) / picture)
-            more = {"left_url": "", "right_url": "", "writer": "0", "synset": "", "query": ""}
+            more: dict[str, object] = {"left_url": "", "right_url": "", "writer": "0", "synset": "", "query": ""}
             more |= {"directory": number % 100} if name == "train" else {}
             rows += [
                 {"identifier": f"{name}-{number}-{at}-{nth}", "sentence": said, "label": str(of == (at == 0)), **more}

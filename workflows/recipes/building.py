@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,15 +44,11 @@ from trainers.tasks.retrieval import Retrieval, RetrievalTraining
 from trainers.text import Tokenizer, load_tokenizer
 from trainers.visual import Visual, require
 from workflows.recipes.base import RANDOM, Recipe, with_network
+from workflows.recipes.beginning import ANSWERING, begin_centred, begin_rare
 from workflows.recipes.sources import Places, find_store, group_of, known_keys, visual_of
 
 CORPUS, ANSWERS = "corpus", "answers.json"
 DYING = ("conceptual_captions", "sbu")  # lists of addresses, many of them dead: pairs without an image are left out
-ANSWERING = {
-    "qa": "qa_answers",
-    "vqa": "vqa_answers",
-    "gqa": "gqa_answers",
-}  # heads of answers; Grid-VLP's numbers of them
 LEAST = 9  # times that an answer is given, for a vocabulary that is built
 
 
@@ -85,6 +80,8 @@ class Run:
         model = parts.model()
         if start is not None:
             start(model)
+            if self.recipe.starts == RANDOM:
+                begin_centred(model, task)
         if parts.answers is not None:
             keep_answers(self.recipe.train.out, parts.answers)
         return model, task, validation
@@ -211,17 +208,6 @@ class Parts:
         return Several(
             {group: visual_of(self.recipe, self.places, group, own, self.fields) for group, own in keys.items()}
         )
-
-
-def begin_rare(heads: Any, answers: int) -> None:
-    """Let heads of answers begin with each as rare as it is among so many, not with all of them half true.
-
-    The official codes begin with a bias of 0. Until a random model has unlearned it, by all rows in one direction, it
-    does not see (docs/log.md, 2026-11-27).
-    """
-    for name in ANSWERING.keys() & set(heads):
-        last = list(heads[name].modules())[-1]
-        nn.init.constant_(last.bias, -math.log(answers))
 
 
 class _Grouped(Sequence[Example]):

@@ -30,6 +30,7 @@ from workflows.comparing.named import named
 from workflows.comparing.running import Setting, extract_all, run_cell, told_often
 from workflows.recipes import Recipe
 from workflows.recipes.building import Parts
+from workflows.runs import built
 from workflows.train import Train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,6 +67,27 @@ def test_answers_of_what_starts_from_nothing_begin_rare(name: str, data: Path, t
 
     torch.testing.assert_close(biases(twin.recipe).sigmoid(), torch.full((4,), 1 / 5))
     assert not biases(replace(twin.recipe, starts="BERT")).any(), "the official start"
+
+
+@pytest.mark.parametrize(("name", "layer"), [("vl_bert_vqa", "appearance"), ("grid_vlp_vqa", "cell")])
+def test_what_starts_from_nothing_sees_without_what_all_images_share(
+    name: str, layer: str, data: Path, tmp_path: Path
+) -> None:
+    asked, where = cell(name), setting(data, tmp_path)
+    assert not extract_all([asked], where, EngineConfig(str(tmp_path)))
+    twin = where.run_of(asked)
+
+    @torch.no_grad()
+    def shared(recipe: Recipe) -> float:
+        """What the layer gives to all alike, beside all that it gives."""
+        model, task, _ = built(replace(twin, recipe=recipe), None)
+        given = list[torch.Tensor]()
+        model.get_submodule(layer).register_forward_hook(lambda _, __, out: given.append(out))
+        task.losses(model.eval(), task.collate(range(len(task)), 0))
+        return float(given[0].mean(0).square().mean() / given[0].square().mean())
+
+    assert shared(twin.recipe) < 0.02
+    assert shared(replace(twin.recipe, starts="BERT")) > 0.2, "the official start"
 
 
 def losses(folder: Path) -> list[float]:
