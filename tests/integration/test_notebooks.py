@@ -59,7 +59,7 @@ def test_scenes_train_a_model_whose_loss_falls(here: Path) -> None:
     names = run_cells("train_vqa")
     losses = [line["loss"] for line in names["steps"]]
     assert len(losses) == 8 and np.mean(losses[-2:]) < losses[0]
-    assert len(names["answers"]) == len(names["questions"]) == 30
+    assert len(names["answers"]) == len(names["questions"]) == 60
     assert open_store(here / "vqa/grid").spec.view == "grid"
 
 
