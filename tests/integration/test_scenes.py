@@ -14,6 +14,7 @@ from trainers.data import DATASETS
 from trainers.data.check import check
 from trainers.data.sets import load
 from trainers.scenes.making import FEWEST
+from trainers.scenes.scene import THINGS
 from workflows.cli import main
 
 NAMES = [name for name in DATASETS if name not in ("conceptual_captions", "sbu", "refcocog")]
@@ -84,7 +85,7 @@ def test_the_same_seed_makes_the_same_bytes_and_a_run_goes_on(
 
 def test_what_guessing_gets_is_written(scenes: Path) -> None:
     about = json.loads((scenes / "scenes.json").read_text())
-    assert (about["images"], about["seed"]) == (48, 1)
+    assert (about["images"], about["seed"], about["things"]) == (48, 1, list(THINGS))
     assert 0 < about["data"]["vqav2"]["guessed"] < 75
 
 

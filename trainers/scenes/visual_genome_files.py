@@ -74,7 +74,7 @@ def _vg_regions(scene: Scene) -> Iterable[dict[str, Any]]:
     for thing in scene.things:
         x1, y1, x2, y2 = thing.box
         place = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "image_id": image_id(scene)}
-        for said in (described(thing, size=True), *expressions(scene, thing)[-1:]):
+        for said in dict.fromkeys((described(thing, size=True), *expressions(scene, thing)[-1:])):
             yield {**place, "region_id": image_id(scene) * 100 + number, "phrase": said}
             number += 1
 

@@ -29,6 +29,7 @@ from workflows.comparing.looking import LOOKED, with_looks
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting, extract_all, run_cell, told_often
 from workflows.recipes import Recipe
+from workflows.recipes.beginning import begin_centred
 from workflows.recipes.building import Parts
 from workflows.runs import built
 from workflows.train import Train
@@ -87,6 +88,12 @@ def test_what_starts_from_nothing_sees_without_what_all_images_share(
         return float(given[0].mean(0).square().mean() / given[0].square().mean())
 
     assert shared(twin.recipe) < 0.02
+    model, task, _ = built(twin, None)
+    model.get_submodule(layer).bias.data.fill_(0.5)
+    drawn = torch.get_rng_state()
+    begin_centred(model, task)
+    assert (model.get_submodule(layer).bias == 0.5).all(), "that of a start"
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert shared(replace(twin.recipe, starts="BERT")) > 0.2, "the official start"
 
 

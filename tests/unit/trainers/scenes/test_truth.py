@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from trainers.scenes.looks import COLOURS, KINDS, TEXTURES, plural
 from trainers.scenes.saying import CAPTIONS, LABELS, NUMBERS, captions, expressions, hypothesis, statements
 from trainers.scenes.scene import Scene, make_scene
 from trainers.scenes.thing_files import VCR_KINDS
+from trainers.scenes.visual_genome_files import write_visual_genome
 from trainers.tasks.commonsense import CLASS
 
 SCENES = [make_scene(5, number) for number in range(400)]
@@ -111,6 +114,21 @@ def test_an_expression_fits_one_thing() -> None:
                     assert places or not words & {"left", "right"}
                     count += 1
     assert count > 10 * len(SCENES)
+
+
+def test_phrases_of_visual_genome_are_different_and_true_of_their_box(tmp_path: Path) -> None:
+    scenes = SCENES[:100]
+    write_visual_genome(scenes, [[] for _ in scenes], tmp_path)
+    described = json.loads((tmp_path / "region_descriptions.json").read_text())
+    ids = [region["region_id"] for image in described for region in image["regions"]]
+    assert len(set(ids)) == len(ids) > 1.5 * sum(len(scene.things) for scene in scenes)
+    for scene, image in zip(scenes, described, strict=True):
+        of = {thing.box: thing for thing in scene.things}
+        said = [((each["x"], each["y"]), each["phrase"]) for each in image["regions"]]
+        assert len(set(said)) == len(said)
+        for each in image["regions"]:
+            box = (each["x"], each["y"], each["x"] + each["width"], each["y"] + each["height"])
+            assert set(each["phrase"].split()) - {"the", "one"} <= set(of[box].looks)
 
 
 def test_hypotheses_have_their_labels_and_words_do_not_tell_them() -> None:
