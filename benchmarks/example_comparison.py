@@ -47,7 +47,7 @@ if TYPE_CHECKING:  # torch is loaded by what needs it: processes that draw begin
     from workflows.recipes import Recipe
 
 SEED, SEEDS = 1, (0, 1, 2)
-THINGS = (1, 5)  # of a scene: with 3 to 7 a tiny twin takes three times as many questions to see
+THINGS = (1, 3)  # of a scene: with 3 to 7 a tiny twin takes three times as many questions to see
 DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
 QUALITY = 95  # of the smaller pictures' JPEG
 EVALUATIONS = 3
