@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 
 from extractors import ConfigError, ImageError, PatchConfig, WeightsError, load_extractor
@@ -335,6 +336,19 @@ def test_weights_are_taken_from_the_folder_named(folders: dict[str, Path]) -> No
     assert by_name.spec.model == make(folders, "hf:clip", store_dtype="float16").spec.model
     settings = {"weights": str(folders["timm:vit"] / "model.safetensors")}
     assert make(folders, "timm:vit", **settings).spec.id == make(folders, "timm:vit").spec.id
+
+
+def test_a_timm_file_may_lack_its_classifier_and_nothing_else(folders: dict[str, Path], tmp_path: Path) -> None:
+    whole = load_file(folders["timm:vit"] / "model.safetensors")
+    tower = {name: value for name, value in whole.items() if not name.startswith("head.")}
+    assert len(tower) < len(whole)
+    save_file(tower, tmp_path / "tower.safetensors")
+    found = make(folders, "timm:vit", weights=str(tmp_path / "tower.safetensors"))
+    assert found.spec.id == make(folders, "timm:vit").spec.id
+    del tower["blocks.0.norm1.weight"]
+    save_file(tower, tmp_path / "less.safetensors")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        make(folders, "timm:vit", weights=str(tmp_path / "less.safetensors"))
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
