@@ -95,10 +95,11 @@ def _created(choice: TowerChoice) -> Any:
     with loading(choice, local or HUB):
         if local:  # read here, since timm would take a pickle, too
             tensors = load_file(safetensors_of(local))
-            settings["pretrained_cfg_overlay"] = overlay = {"source": "", "state_dict": tensors}
+            overlay: dict[str, Any] = {"source": "", "state_dict": tensors}
             if not any(name.startswith("head") for name in tensors):
                 # No classifier is needed; told of it twice, timm still wants all else to fit.
                 settings["num_classes"] = overlay["num_classes"] = 0
+            settings["pretrained_cfg_overlay"] = overlay
         model = _checked(timm.create_model(name, pretrained=True, **settings))
         model.pretrained_cfg.pop("state_dict", None)
         return model
