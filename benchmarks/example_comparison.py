@@ -81,7 +81,7 @@ REGIONS = {
 }
 GRID = {**REGIONS, "vqa": Training(1500, 256, 1e-3)}
 PIXELS = {
-    "vqa": Training(800, 256, 5e-4),
+    "vqa": Training(1100, 256, 5e-4),
     "nlvr2": Training(300, 256, 5e-4),
     "retrieval": Training(400, 32, 5e-4),
 }
@@ -99,8 +99,14 @@ TRAINING = {
     "PixelBERT, cached grid": GRID,
     "PixelBERT, pixels": SEEING,
     "ViLT, cached pixels": PIXELS,
-    "ViLT, pixels": {task: replace(each, lr=5e-4) for task, each in SEEING.items()},
-    "METER, pixels": {task: replace(each, lr=1e-4) for task, each in SEEING.items()},
+    "ViLT, pixels": {
+        **{task: replace(each, lr=5e-4) for task, each in SEEING.items()},
+        "vqa": Training(550, 256, 5e-4),
+    },
+    "METER, pixels": {
+        **{task: replace(each, lr=1e-4) for task, each in SEEING.items()},
+        "vqa": Training(550, 256, 1e-4),
+    },
 }
 VILT_START, METER_TOWER = (str(SHIPPED_FOLDER / f"scenes-{name}.safetensors") for name in ("vit32", "vit16"))
 
