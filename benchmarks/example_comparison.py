@@ -4,9 +4,10 @@
 
 Protocol. --images scenes of seed 1 (the networks that come along were trained on those of seed 0) of one to three
 things, their pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs`
-of tiny twins, with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, without
-pre-training and without RandAugment, which changes colours; ViLT and METER begin with the ViTs of
-`benchmarks.train_example_vits`, as their papers do with ImageNet's and CLIP's, and see images of the same size. Stores
+of tiny twins, with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, and
+without RandAugment, which changes colours; ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as
+their papers do with ImageNet's and CLIP's, and see images of the same size. What is pre-trained on is VQA, since
+answering teaches tiny twins what masked words do not: NLVR2 and retrieval begin with the line's first run of it. Stores
 are filled side by side; then each line is trained on each task with --seeds seeds, --processes cells at a time, the
 first seed of all lines before the second. No cell begins later than --minutes after the start; the report names those
 that did not. Each process keeps the pictures that it has decoded, since 16 cores would keep one GPU waiting: times end
@@ -27,7 +28,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -142,8 +143,8 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
     command = shlex.join(["python", "-m", "benchmarks.example_comparison", *sys.argv[1:]])
     comparison = Comparison(flags, partial(in_time, deadline=began + 60 * asked.minutes), command)
     matrix, planned, setting = comparison.planned()
-    cells = [cell for each in planned for cell in trained(each, asked.share)]
-    cells.sort(key=lambda cell: cell.recipe.visual != "pixels")  # the longest first
+    cells = trained(planned, asked.share)
+    cells.sort(key=lambda cell: (cell.recipe.task != "vqa", cell.recipe.visual != "pixels"))  # the longest first
     filled(cells, setting, asked.processes)
     tell(began, "stores")
     lost = comparison.finish(matrix, cells, setting)
@@ -199,17 +200,20 @@ def _smaller(path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
-def trained(cell: Cell, share: float) -> Iterator[Cell]:
-    """A cell as TRAINING has it; none where that lacks its line."""
+def trained(planned: Sequence[Cell], share: float) -> list[Cell]:
+    """The cells of TRAINING's lines, as it has them."""
+    cells = [_started(cell, share) for cell in planned if cell.label in TRAINING]
+    first = {cell.label: cell for cell in cells if (cell.recipe.task, cell.recipe.train.seed) == ("vqa", SEEDS[0])}
+    return [cell if cell.recipe.task == "vqa" else replace(cell, before=first[cell.label]) for cell in cells]
+
+
+def _started(cell: Cell, share: float) -> Cell:
     from trainers.models.vilt import ViLTConfig
     from workflows.comparing.data import file_digest
 
-    line = TRAINING.get(cell.label)
-    if line is None:
-        return
     start = VILT_START if isinstance(cell.recipe.model, ViLTConfig) else None
     weights = f"{file_digest(start)} {file_digest(cell.network)}"
-    yield replace(cell, recipe=_set(cell, line, share), before=None, start=start, weights=weights)
+    return replace(cell, recipe=_set(cell, TRAINING[cell.label], share), before=None, start=start, weights=weights)
 
 
 def _apt(recipe: Recipe) -> Recipe:

@@ -58,8 +58,12 @@ def peak_gib(device: torch.device) -> float:
 
 
 def give_back(device: torch.device) -> None:
-    """Return what the C library keeps of freed memory, so that resident memory is what is in use; nothing on a GPU."""
-    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+    """Return what the C library, or torch on a GPU, keeps of freed memory, so that what is held is what is in use."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.example_comparison import RETRIEVED, TRAINING, VILT_START, in_time, reduced, trained
 from trainers.data.files import write_json
-from workflows.comparing.cells import Common, cells_of
+from workflows.comparing.cells import Common, cells_of, in_order
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting
 from workflows.train import Train
@@ -35,13 +35,22 @@ def test_a_picture_is_made_smaller_under_all_its_names(tmp_path: Path) -> None:
 
 
 def test_every_line_of_the_script_is_trained_as_it_says(tmp_path: Path) -> None:
-    common = Common(Train(tiny=True, device="cpu"), (0,))
+    common = Common(Train(tiny=True, device="cpu"), (0, 1))
     planned = [cell for row in named("visual_inputs").rows for cell in cells_of(row, common, "+".join)]
-    cells = [cell for each in planned for cell in trained(each, 0.5)]
-    assert {each.label for each in cells} == TRAINING.keys() and len(cells) == 3 * len(TRAINING)
+    cells = trained(planned, 0.5)
+    assert {each.label for each in cells} == TRAINING.keys() and len(cells) == 6 * len(TRAINING)
     for cell in cells:
         asked, train = TRAINING[cell.label][cell.recipe.task], cell.recipe.train
         assert (train.steps, train.batch_size, train.lr) == (asked.steps // 2, asked.batch_size // 2, asked.lr)
-        assert cell.before is None and (cell.start == VILT_START) == cell.label.startswith("ViLT")
+        assert (cell.start == VILT_START) == cell.label.startswith("ViLT")
+    befores, own = in_order(cells)
+    assert {each.label for each in befores} == TRAINING.keys() and len({each.id for each in (*befores, *own)}) == len(
+        cells
+    )
+    assert {each.recipe.task for each in cells if each.before is None} == {"vqa"}
+    assert all(each.recipe.task == "vqa" and each.recipe.train.seed == 0 for each in befores)
+    assert all(cell.before in befores for cell in cells if cell.recipe.task != "vqa") and len(befores) + len(
+        own
+    ) == len(cells)
     setting = Setting(str(tmp_path), "", "")
     assert in_time(cells[0], setting, deadline=0.0).error == "not begun: its time was over"

@@ -254,11 +254,12 @@ def seeing_with(recipe: Recipe, network: str) -> Recipe:
 
 
 def in_order(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """What is pre-trained first, and the cells themselves, the first seed of all before the second of any; each once,
-    whatever its labels."""
+    """What others start from, and all other cells, the first seed of all before the second of any; each once, whatever
+    its labels."""
     befores = dict[str, Cell]()
     for each in cells:
         if each.before:
             befores.setdefault(each.before.id, each.before)
-    own = {each.id: each for each in sorted(cells, key=lambda each: each.recipe.train.seed)}
+    by_seed = sorted(cells, key=lambda each: each.recipe.train.seed)
+    own = {each.id: each for each in by_seed if each.id not in befores}
     return list(befores.values()), list(own.values())

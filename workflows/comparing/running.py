@@ -99,6 +99,8 @@ def run_cell(cell: Cell, setting: Setting) -> CellResult:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return failed(cell, _line(error))
+    finally:
+        machine.give_back(torch.device(setting.device))  # to the cells of other processes
     save(result, folder)
     (folder / "error.txt").unlink(missing_ok=True)
     return result
