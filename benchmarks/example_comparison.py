@@ -2,8 +2,8 @@
 
     uv run python -m benchmarks.example_comparison --scratch scratch --result docs/comparisons/scenes
 
-Protocol. --images scenes of seed 1 (the networks that come along were trained on those of seed 0) of one to three
-things, their pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs`
+Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, their
+pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs`
 of tiny twins, with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, and
 without RandAugment, which changes colours; ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as
 their papers do with ImageNet's and CLIP's, and see images of the same size. What is pre-trained on is VQA, since
@@ -41,7 +41,6 @@ from PIL import Image
 
 from extractors import decode
 from extractors.configs import SHIPPED_SIZE, PixelConfig
-from extractors.weights import SHIPPED_FOLDER
 from pipeline.config import EngineConfig
 from pipeline.processes import side_by_side
 from trainers.scenes.making import make_scenes
@@ -109,7 +108,8 @@ TRAINING = {
         "vqa": Training(550, 256, 1e-4),
     },
 }
-VILT_START, METER_TOWER = (str(SHIPPED_FOLDER / f"scenes-{name}.safetensors") for name in ("vit32", "vit16"))
+VITS = Path(__file__).parent / "vits"
+VILT_START, METER_TOWER = (str(VITS / f"scenes-{name}.safetensors") for name in ("vit32", "vit16"))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Makes the two small ViTs that ViLT and METER start from in the example of `docs/`: scenes, training, scores.
 
-    uv run python -m benchmarks.train_example_vits --scratch scratch --out extractors/shipped
+    uv run python -m benchmarks.train_example_vits --scratch scratch --out benchmarks/vits
 
 Protocol. --images scenes of seed 0 with the bundled photographs, as squares of 224 pixels. Each ViT is told of every
 patch which kind, colour and texture the foremost thing has whose box holds the patch's centre, or that there is none;
