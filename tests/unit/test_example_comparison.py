@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
+import pytest
+import torch
 from PIL import Image
 
 from benchmarks.example_comparison import RETRIEVED, TRAINING, VILT_START, in_time, reduced, trained
@@ -13,7 +16,14 @@ from trainers.data.files import write_json
 from workflows.comparing.cells import Common, cells_of, in_order
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting
+from workflows.recipes import sources
 from workflows.train import Train
+
+
+@pytest.fixture(autouse=True)
+def _decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script has a process of its own, in which it keeps decoded pictures; the tests after these have not."""
+    monkeypatch.setattr(sources, "decode", sources.decode)
 
 
 def test_a_picture_is_made_smaller_under_all_its_names(tmp_path: Path) -> None:
@@ -54,3 +64,11 @@ def test_every_line_of_the_script_is_trained_as_it_says(tmp_path: Path) -> None:
     ) == len(cells)
     setting = Setting(str(tmp_path), "", "")
     assert in_time(cells[0], setting, deadline=0.0).error == "not begun: its time was over"
+
+
+def test_a_cell_that_fails_gives_its_devices_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[torch.device]()
+    monkeypatch.setattr("trainers.machine.give_back", given.append)
+    cells = cells_of(named("visual_inputs").rows[0], Common(Train(tiny=True, device="cpu"), (0,)), "+".join)
+    found = in_time(cells[0], Setting(str(tmp_path), "", str(tmp_path)), deadline=math.inf)
+    assert found.error and given == [torch.device("cpu")]
