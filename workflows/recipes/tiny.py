@@ -31,6 +31,7 @@ STD = DIM**-0.5  # of initial weights: BERT's 0.02 is for 768, and in a narrow l
 SHIPPED_BODY = ResNetConfig(50).narrowed(8)  # of `extractors.configs.SHIPPED`
 # A random network without normalisation runs off, or dies, at a higher rate, and by AdamW.
 NETWORK = Rule(r"^network\.", lr=10, optimiser="sgd", optional=True)
+SEEING = replace(NETWORK, lr=1)  # of the one that comes along, which unlearns to see in 30 updates at ten times that
 VIT, SWIN = "timm:test_vit", "timm:swin_tiny_patch4_window7_224"
 # The smallest models of timm like the towers of METER's comparisons, by the beginning of their names.
 TOWERS = {
@@ -70,7 +71,7 @@ def tiny(recipe: Recipe, steps: int = STEPS, shipped: bool = False) -> Recipe:
         micro_batch=None,
         optimiser="adamw",  # a transformer with random weights does not get going by SGD
         lr=_rate(recipe),
-        rules=(NETWORK,) if seeing else recipe.train.rules,
+        rules=(SEEING if shipped else NETWORK,) if seeing else recipe.train.rules,
         warmup=0.1,
         dtype="float32",
         log_every=max(1, steps // 10),

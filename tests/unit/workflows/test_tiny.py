@@ -38,6 +38,8 @@ def test_the_network_that_comes_along_has_its_size_and_that_of_its_images() -> N
 @pytest.mark.parametrize("name", ["vl_bert_vqa", "grid_vlp_vqa", "pixel_bert_vqa"])
 def test_the_network_that_comes_along_fits_what_sees_pixels(name: str) -> None:
     recipe = tiny(replace(recipe_of(name), visual="pixels"), shipped=True)
+    [rule], [random] = recipe.train.rules, tiny(replace(recipe_of(name), visual="pixels")).train.rules
+    assert (rule.pattern, rule.lr, random.lr) == (r"^network\.", 1, 10), "what sees already learns more slowly"
     model = build_model(recipe.model)
     begun = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}  # type: ignore[union-attr]
     assert len(start_network(model, SHIPPED)) == 64
