@@ -135,6 +135,7 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
         data=str(data),
         out=str(out),
         name="visual_inputs",
+        starts=(f"vilt_vqa={VILT_START}",),
         seeds=SEEDS[: asked.seeds],
         processes=asked.processes,
         device=asked.device,
@@ -202,18 +203,10 @@ def _smaller(path: Path) -> None:
 
 def trained(planned: Sequence[Cell], share: float) -> list[Cell]:
     """The cells of TRAINING's lines, as it has them."""
-    cells = [_started(cell, share) for cell in planned if cell.label in TRAINING]
+    lines = [cell for cell in planned if cell.label in TRAINING]
+    cells = [replace(cell, recipe=_set(cell, TRAINING[cell.label], share), before=None) for cell in lines]
     first = {cell.label: cell for cell in cells if (cell.recipe.task, cell.recipe.train.seed) == ("vqa", SEEDS[0])}
     return [cell if cell.recipe.task == "vqa" else replace(cell, before=first[cell.label]) for cell in cells]
-
-
-def _started(cell: Cell, share: float) -> Cell:
-    from trainers.models.vilt import ViLTConfig
-    from workflows.comparing.data import file_digest
-
-    start = VILT_START if isinstance(cell.recipe.model, ViLTConfig) else None
-    weights = f"{file_digest(start)} {file_digest(cell.network)}"
-    return replace(cell, recipe=_set(cell, TRAINING[cell.label], share), before=None, start=start, weights=weights)
 
 
 def _apt(recipe: Recipe) -> Recipe:

@@ -292,3 +292,11 @@ def test_features_that_cannot_be_had_do_not_keep_others_from_being_extracted(
     features = features_of(cells[0].recipe)
     assert features is not None and asked == ["regions", "grid"]
     assert lost == {features.name: "its regions cannot be extracted: no such weights."}
+
+
+def test_a_cell_that_fails_gives_its_devices_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[torch.device]()
+    monkeypatch.setattr(running.machine, "give_back", given.append)
+    cells = cells_of(named("visual_inputs").rows[0], Common(Train(tiny=True, device="cpu"), (0,)), "+".join)
+    found = run_cell(cells[0], Setting(str(tmp_path), "", str(tmp_path)))
+    assert found.error and given == [torch.device("cpu")]
