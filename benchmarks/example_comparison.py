@@ -58,6 +58,7 @@ THINGS = (1, 3)  # of a scene: with 3 to 7 a tiny twin takes several times as ma
 RETRIEVED = 100  # images of validation, since every one is scored with every caption
 DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
 QUALITY = 95  # of the smaller pictures' JPEG
+PATCH = 32  # pixels: their sides are whole patches of ViLT's, so that no line has to resize them again
 EVALUATIONS = 3
 LAYERS = 3  # of the transformers: with 2 a question's thing is hardly found among the others
 DECODERS, AT_ONCE = 3, 64  # of each extraction: processes that decode, and images in a batch
@@ -194,7 +195,7 @@ def _smaller(path: Path) -> None:
         scale = min(shorter / min(image.size), longer / max(image.size))
         if scale >= 1:
             return
-        width, height = (round(side * scale) for side in image.size)
+        width, height = (round(side * scale / PATCH) * PATCH for side in image.size)
         smaller = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2)
     content = io.BytesIO()
     smaller.save(content, "JPEG", quality=QUALITY)

@@ -307,7 +307,7 @@ def resize_shortest_edge(image: np.ndarray, shorter: int, longer: int) -> np.nda
     As facebookresearch/detectron2:detectron2/data/transforms/transform.py, ResizeTransform: Pillow's BILINEAR on uint8.
     """
     height, width = resized_shape(image.shape[0], image.shape[1], shorter, longer)
-    return _pixels(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return _resized(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def caffe_scale(height: int, width: int, shorter: int, longer: int) -> float:
@@ -343,7 +343,7 @@ def resize_to_patches(image: np.ndarray, shorter: int, patch: int = 32) -> np.nd
     """
     shape = resized_shape(image.shape[0], image.shape[1], shorter, int(1333 / 800 * shorter))
     height, width = (max(patch, side // patch * patch) for side in shape)
-    return _pixels(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return _resized(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray:
@@ -356,4 +356,11 @@ def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray
     side = shorter if high / low * shorter <= longer else int(longer * low / high)
     other = max(1, int(side * high / low))
     size = (max(1, side), other) if width < height else (other, max(1, side))
-    return _pixels(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return _resized(image, size, Image.Resampling.BILINEAR)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], kind: Image.Resampling) -> np.ndarray:
+    """uint8 (H, W, 3) to uint8 (h, w, 3) of a size (w, h), by Pillow; an image of that size as it is."""
+    if size == image.shape[1::-1]:
+        return image
+    return _pixels(Image.fromarray(image).resize(size, kind))

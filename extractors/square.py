@@ -46,6 +46,8 @@ class Square:
         """
         height, width = self._resized_shape(*image.shape[:2])
         top, left = self._margin(height), self._margin(width)
+        if image.shape[:2] == (height, width):
+            return image[top : top + self.size, left : left + self.size]
         opened, kind = Image.fromarray(image), Image.Resampling[self.interpolation.upper()]
         if height * width <= WHOLE_PIXELS:
             whole = opened.resize((width, height), kind)

@@ -79,19 +79,23 @@ class Text(Part):
 class Pixels(Part):
     """Whole images, padded at the right and below to one size.
 
-    images  (V, 3, H, W)   uint8, red green blue, as decoded; or floating point, normalised as the model's network wants
-                           it and zero in the padding
-    sizes   (V, 2) int64   height, width of the part that is an image; None: all of it is
-    shapes  V pairs        the same on the host; None where only the device knows
+    images   (V, 3, H, W)        uint8, red green blue, as decoded; or floating point, normalised as the model's network
+                                 wants it and zero in the padding
+    sizes    (V, 2) int64        height, width of the part that is an image; None: all of it is
+    shapes   V pairs             the same on the host; None where only the device knows
+    colours  (V, 2, 3) float32   mean and deviation, of values from 0 to 255, that bytes are to be normalised by; None:
+                                 the network's own
     """
 
     images: Tensor
     sizes: Tensor | None = None
     shapes: tuple[tuple[int, int], ...] | None = None
+    colours: Tensor | None = None
 
     def __post_init__(self) -> None:
         count, _, height, width = self.images.shape
         whole = ((height, width),) * count
+        _require_shape("colours", self.colours, (count, 2, 3))
         if self.sizes is None:
             object.__setattr__(self, "shapes", whole)
             return
@@ -107,14 +111,19 @@ class Pixels(Part):
     def normalised(self, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> Pixels:
         """Bytes as floats less the mean, over the deviation, zero in the padding; floats as they are.
 
-        `mean` and `std` are of values from 0 to 255, in the order of the channels that come out.
+        `mean` and `std` are of values from 0 to 255, in the order of the channels that come out; `colours` go before
+        them.
         """
         if self.images.is_floating_point():
             return self
         images = (self.images.flip(1) if bgr else self.images).float()
-        low, scale = (torch.cat([images.new_full((1, 1, 1), each) for each in part]) for part in (mean, std))
-        images = (images - low) / scale  # filled on the device: numbers from the host would be waited for
-        return replace(self, images=images if self.sizes is None else images * self.inside()[:, None])
+        if self.colours is not None:
+            low, scale = self.colours[..., None, None].unbind(1)
+        else:  # filled on the device: numbers from the host would be waited for
+            low, scale = (torch.cat([images.new_full((1, 1, 1), each) for each in part]) for part in (mean, std))
+        images = (images - low) / scale
+        images = images if self.sizes is None else images * self.inside()[:, None]
+        return replace(self, images=images, colours=None)
 
     def inside(self) -> Tensor:
         """(V, H, W) bool: True on the images, False in the padding."""
@@ -294,7 +303,8 @@ def from_images(extractor: Extractor, images: Sequence[np.ndarray], rows: int | 
 def stack_pixels(images: Sequence[Tensor]) -> Pixels:
     """Images (3, h, w) of any sizes as one batch, zeros to the right and below."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    stacked = images[0].new_zeros(len(images), 3, height, width)
+    # NumPy asks for large pages: with torch's memory, more than half of the time would go into page faults.
+    stacked = torch.from_numpy(np.zeros((len(images), 3, height, width), images[0].numpy().dtype))
     for row, image in zip(stacked, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return Pixels(stacked, torch.tensor([image.shape[1:] for image in images]))

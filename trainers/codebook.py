@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainers.batch import Pixels
-from trainers.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from trainers.models.borrowed import Kind, build
 
 KIND = Kind("FlavaImageCodebookConfig", "FlavaImageCodebook", "facebook/flava-image-codebook", argument={})
@@ -38,17 +37,12 @@ class CodebookConfig:
 class Codebook:
     """Images to the codes of their patches.
 
-    Args:
-        imagenet: whether floating-point pixels have ImageNet's colours taken off, else CLIP's.
-
     Raises:
         WeightsError: the weights cannot be had, or do not fit.
     """
 
-    def __init__(self, config: CodebookConfig, imagenet: bool = False) -> None:
+    def __init__(self, config: CodebookConfig) -> None:
         self.model: Any = build(KIND, config.weights, config.settings).eval()
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else (CLIP_MEAN, CLIP_STD)
-        self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
     def codes(self, pixels: Pixels, side: int) -> Tensor:
         """(V, P) int64, row by row, of images resized so that each patch has one code (METER 3.3).
@@ -56,20 +50,20 @@ class Codebook:
         In float32, on the images' device.
 
         Args:
-            pixels: bytes, or normalised; of one size.
+            pixels: bytes, of one size.
             side: of a patch, in pixels.
 
         Raises:
-            ValueError: the images are of several sizes.
+            ValueError: the images are of several sizes, or normalised.
         """
         if pixels.sizes is not None:
             raise ValueError("codes are of images of one size; cut them to a square")
+        if pixels.images.dtype != torch.uint8:
+            raise ValueError(f"codes are of bytes, not of {pixels.images.dtype}; give images that are not normalised")
         images, device = pixels.images, pixels.images.device
         height, width = (STRIDE * (length // side) for length in images.shape[2:])
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            given = images.is_floating_point()
-            colours = images * self.std.to(device) + self.mean.to(device) if given else images / 255
-            small = F.interpolate(colours, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+            small = F.interpolate(images / 255, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
             model = self.model.to(device)
             codes: Tensor = model.get_codebook_indices((1 - 2 * MARGIN) * small + MARGIN)
         return codes.flatten(1)

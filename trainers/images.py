@@ -6,6 +6,7 @@ Shapes in this file: H x W pixels of the original, h x w of the resized image, N
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ def meter_square(size: int, imagenet: bool = False) -> Square:
 
 
 def square_pixels(images: Sequence[np.ndarray], square: Square) -> Pixels:
-    """Images (H, W, 3) uint8 RGB as squares, normalised."""
-    pixels = Pixels(torch.stack([_channels_first(square.of(image)) for image in images]))
-    mean, std = ([value / square.scale for value in values] for values in (square.mean, square.std))
-    return pixels.normalised(mean, std)
+    """Images (H, W, 3) uint8 RGB as squares, as bytes with the square's colours."""
+    stacked = stack_pixels([_channels_first(square.of(image)) for image in images])
+    colours = torch.tensor([[value / square.scale for value in values] for values in (square.mean, square.std)])
+    return replace(stacked, colours=colours.repeat(len(images), 1, 1))
 
 
 def vilt_pixels(images: Sequence[np.ndarray], shorter: int = 384) -> Pixels:

@@ -36,7 +36,7 @@ def test_a_picture_is_made_smaller_under_all_its_names(tmp_path: Path) -> None:
     reduced(tmp_path, 1)
     for path in (first, second):
         with Image.open(path) as image:
-            assert image.size == (224, 299) and image.getpixel((9, 9)) == (254, 0, 0)
+            assert image.size == (224, 288) and image.getpixel((9, 9)) == (254, 0, 0)
     assert sorted(each.name for each in (tmp_path / "annotations").iterdir()) == ["flickr30k", "vqav2"]
     left = json.loads((tmp_path / "annotations/flickr30k/dataset_flickr30k.json").read_text())["images"]
     assert len(left) == 2 * RETRIEVED + 3 and [each for each in images if each not in left] == images[-5::2]

@@ -52,7 +52,7 @@ class CellResult:
     examples: int | None = column(pa.int64(), "examples that were scored")
     parameters: int | None = column(pa.int64(), "of the model that was trained")
     extractor_parameters: int | None = column(pa.int64(), "of the network that made its cached features")
-    images: int | None = column(pa.int64(), "images whose features are cached")
+    images: int | None = column(pa.int64(), "images whose features are cached, for it or for what it starts from")
     extraction_ms: float | None = column(pa.float64(), "an image: read, decode, extract, write; 0 without a cache")
     extraction_hours: float | None = column(pa.float64(), "of one device for all these images")
     feature_bytes: int | None = column(pa.int64(), "of the cached features on disk")

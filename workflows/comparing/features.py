@@ -18,7 +18,7 @@ from extractors.configs import NetworkConfig
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import INTERRUPTED, Progress, run_job
 from pipeline.sources import SourceConfig
-from storage import FeatureStore, TriptychError, open_store
+from storage import TriptychError, open_store
 from storage.spec import canonical_json
 from trainers.models.meter import MeterConfig
 from trainers.models.vl_bert import VLBertConfig
@@ -54,14 +54,9 @@ class Features:
         """Where the stores of the groups lie."""
         return Path(out) / STORES / self.name
 
-    def stores(self, out: str) -> list[FeatureStore]:
-        """Those of all groups, each once.
-
-        Raises:
-            StoreError: one is not there.
-        """
-        folders = {(self.folder(out) / group).resolve(): None for group in self.groups}
-        return [open_store(folder) for folder in folders]
+    def folders(self, out: str) -> list[Path]:
+        """Where the stores of all groups lie, each once."""
+        return list(dict.fromkeys((self.folder(out) / group).resolve() for group in self.groups))
 
 
 def features_of(recipe: Recipe) -> Features | None:
@@ -147,12 +142,13 @@ class Cost:
         return self.images * self.ms / 3.6e6
 
 
-def cost_of(stores: Sequence[FeatureStore]) -> Cost:
+def cost_of(folders: Sequence[Path]) -> Cost:
     """What stores tell of the runs that filled them.
 
     Raises:
-        TriptychError: one was filled by something that kept no time.
+        TriptychError: one is not there, or was filled by something that kept no time.
     """
+    stores = [open_store(folder) for folder in folders]
     images = sum(len(store) for store in stores)
     seconds = 0.0
     for store in stores:

@@ -67,8 +67,10 @@ def cached(cell: Cell, run: Run, model: nn.Module, validation: OnSplit, out: str
     """What the cache costs, and how long an example takes with it and without."""
     config, features = run.recipe.train, features_of(cell.recipe)
     found: dict[str, Any] = {"extraction_ms": 0.0, "extraction_hours": 0.0, "feature_bytes": 0}
-    if features is not None:
-        cost = cost_of(features.stores(out))
+    known = [features_of(each.recipe) for each in cell.lineage]
+    folders = dict.fromkeys(folder for each in known if each for folder in each.folders(out))
+    if folders:
+        cost = cost_of(list(folders))
         found |= {"images": cost.images, "extraction_ms": cost.ms, "extraction_hours": cost.hours}
         found |= {"feature_bytes": cost.bytes, "specs": cost.specs}
     if features is None:

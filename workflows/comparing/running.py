@@ -9,6 +9,7 @@ Where a cell was interrupted, its run goes on from the newest checkpoint.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -199,6 +200,7 @@ def told_often(config: TrainConfig, examples: int) -> TrainConfig:
 
 
 def _pretraining(cell: Cell, setting: Setting) -> float | None:
-    """Hours of what a cell starts from; 0 where nothing was pre-trained."""
-    before = cell.before and saved(setting.folder(cell.before))
-    return before.training_hours if before else 0.0
+    """Hours of all that a cell starts from; 0 where nothing was pre-trained."""
+    befores = [saved(setting.folder(each)) for each in cell.lineage[1:]]
+    hours = [each.training_hours for each in befores if each and each.training_hours is not None]
+    return math.fsum(hours) if len(hours) == len(befores) else None

@@ -315,7 +315,7 @@ def _pretraining(parts: Parts, data: Split, family: Family, visual: Visual, trai
     if recipe.codebook is not None:
         if side is None:
             raise ConfigError("discrete codes are told from pixels; choose --visual pixels, or a store of pixels.")
-        codebook = Codebook(recipe.codebook, recipe.prepared == "imagenet")
+        codebook = Codebook(recipe.codebook)
     passes = passes_of(parts.config, recipe.objectives, Details(recipe.longest, True, parts.answers, side, codebook))
     return Pretraining(data, family, visual, passes, corpus, recipe.train.seed, training)
 

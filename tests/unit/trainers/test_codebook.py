@@ -41,14 +41,11 @@ def test_a_patch_has_the_code_that_transformers_gives_its_place() -> None:
     assert torch.equal(codes, wanted)
 
 
-@pytest.mark.parametrize("imagenet", (False, True))
-def test_normalised_pixels_have_the_codes_of_their_bytes(imagenet: bool) -> None:
-    found, pictures = Codebook(RANDOM, imagenet), images()
-    wanted = found.codes(as_bytes(pictures), 16)
-    codes = found.codes(square_pixels(pictures, meter_square(64, imagenet)), 16)
-    assert codes.shape == (3, 16) and (codes == wanted).float().mean() > 0.95  # but for rounding
-    other = Codebook(RANDOM, not imagenet).codes(square_pixels(pictures, meter_square(64, imagenet)), 16)
-    assert not torch.equal(other, wanted)
+def test_pixels_that_are_normalised_are_refused() -> None:
+    square = square_pixels(images(), meter_square(64))
+    assert torch.equal(Codebook(RANDOM).codes(square, 16), Codebook(RANDOM).codes(as_bytes(images()), 16))
+    with pytest.raises(ValueError, match=r"of bytes, not of torch.float32"):
+        Codebook(RANDOM).codes(square.normalised((0.0,) * 3, (1.0,) * 3), 16)
 
 
 def test_codes_are_of_each_image_and_the_same_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from extractors import PixelConfig, load_extractor
-from extractors.images import resize_to_patches, resize_truncated
+from extractors.images import resize_shortest_edge, resize_to_patches, resize_truncated
 from extractors.pixels import PixelExtractor
 from storage import StoreWriter, open_store
 from tests.unit.trainers.test_vilt import TINY, model_of
@@ -43,6 +44,21 @@ def test_vl_bert_s_sides_are_cut_to_whole_pixels(size: tuple[int, int], wanted: 
     assert resize_truncated(image(*size), 600, 1000).shape[:2] == wanted
 
 
+@pytest.mark.parametrize(
+    "resized",
+    [
+        lambda image: resize_to_patches(image, 64),
+        lambda image: resize_truncated(image, 64, 100),
+        lambda image: resize_shortest_edge(image, 64, 100),
+    ],
+)
+def test_an_image_of_the_right_size_is_given_back(resized: Callable[[np.ndarray], np.ndarray]) -> None:
+    given = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    assert resized(given) is given
+    assert resized(np.ascontiguousarray(given[:, :64])).shape == (64, 64, 3)
+    assert resized(given[:50]).shape != (50, 96, 3)
+
+
 def test_boxes_move_with_their_image() -> None:
     boxes = [np.array([[0, 0, 39, 29], [10, 10, 20, 50]], np.float32), np.array([[1, 2, 3, 4]], np.float32)]
     found = fast_rcnn_regions([image(30, 40), image(40, 40)], boxes, 60, 100)
@@ -52,8 +68,10 @@ def test_boxes_move_with_their_image() -> None:
     assert found.pixels is not None and found.pixels.shapes == ((60, 80), (60, 60))
 
 
-def test_meter_s_square_is_normalised() -> None:
-    found = square_pixels([np.full((40, 60, 3), 255, np.uint8)], meter_square(32))
+def test_meter_s_square_is_normalised_by_its_own_colours() -> None:
+    square = square_pixels([np.full((40, 60, 3), 255, np.uint8)], meter_square(32))
+    assert square.images.dtype == torch.uint8
+    found = square.normalised((0.0,) * 3, (1.0,) * 3)  # a network's
     wanted = (1 - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor(
         [0.26862954, 0.26130258, 0.27577711]
     )

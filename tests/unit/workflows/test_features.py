@@ -68,9 +68,9 @@ def test_groups_whose_images_are_the_same_folder_share_one_store(tmp_path: Path)
     features, out = Features(GRID, ("gqa", "coco", "nlvr2")), str(tmp_path / "out")
     for _ in range(2):  # the second time nothing is left to do
         extract(features, images, "cpu", EngineConfig(out), Silent())
-    assert [len(store) for store in features.stores(out)] == [3, 2]
+    assert [len(open_store(folder)) for folder in features.folders(out)] == [3, 2]
     assert len(open_store(features.folder(out) / "gqa")) == len(open_store(features.folder(out) / "coco")) == 3
-    cost = cost_of(features.stores(out))
+    cost = cost_of(features.folders(out))
     assert cost.images == 5 and cost.ms > 0 and len(cost.specs) == 1
     assert cost.hours == pytest.approx(5 * cost.ms / 3.6e6)
     shards = list(features.folder(out).glob("*/shards/*"))
@@ -83,13 +83,13 @@ def test_one_folder_of_images_serves_all_groups(tmp_path: Path) -> None:
     images, out = pictures(tmp_path / "images", 2), str(tmp_path / "out")
     features = Features(GRID, ("coco",))
     extract(features, images, "cpu", EngineConfig(out), Silent())
-    assert [len(store) for store in features.stores(out)] == [2]
+    assert [len(open_store(folder)) for folder in features.folders(out)] == [2]
 
 
 def test_a_store_that_kept_no_time_has_no_cost(tmp_path: Path) -> None:
     StoreWriter(tmp_path / "s", Spec("grid", FeatureLayout(4)))
     with pytest.raises(TriptychError, match="does not tell how fast it was filled; delete it and run again"):
-        cost_of([open_store(tmp_path / "s")])
+        cost_of([tmp_path / "s"])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from extractors.configs import SHIPPED
 from pipeline.config import EngineConfig
-from storage import TriptychError
+from storage import TriptychError, open_store
 from tests.compare_data import compare_data
 from trainers import loop
 from trainers.comparison.examples import Look, Picture, shown
@@ -204,6 +204,20 @@ def test_a_cell_that_was_lost_after_training_is_only_measured(
         assert run_cell(cell(), mine).score == done[0].score
 
 
+def test_what_starts_from_a_cache_has_all_that_this_cost(data: Path, tmp_path: Path) -> None:
+    mine, first = setting(data, tmp_path), cell("grid_vlp_vqa", "store")
+    second = replace(cell("grid_vlp_vqa", "store", seed=1), before=first)
+    third = replace(cell("grid_vlp_vqa"), before=second)
+    assert [each.id for each in third.lineage] == [third.id, second.id, first.id]
+    extract_all([first], mine, EngineConfig(str(tmp_path)))
+    rows = [run_cell(each, mine) for each in (first, second, third)]
+    assert [each.error for each in rows] == [None] * 3 and rows[2].view == "pixels"
+    hours = [each.training_hours or 0 for each in rows]
+    assert [each.pretraining_hours for each in rows] == [0, hours[0], pytest.approx(hours[0] + hours[1])]
+    for name in ("images", "extraction_hours", "feature_bytes", "specs"):
+        assert getattr(rows[2], name) == getattr(rows[0], name) != 0
+
+
 def test_what_goes_wrong_is_one_line_and_is_tried_again(data: Path, tmp_path: Path) -> None:
     mine, lost = setting(data, tmp_path), cell("grid_vlp_vqa", "store")
     row = run_cell(lost, mine)
@@ -216,7 +230,7 @@ def test_what_goes_wrong_is_one_line_and_is_tried_again(data: Path, tmp_path: Pa
     assert again.error is None and not (folder / "error.txt").exists()
     features = features_of(lost.recipe)
     assert isinstance(features, Features)
-    [store] = features.stores(str(tmp_path))
+    [store] = map(open_store, features.folders(str(tmp_path)))
     assert again.images == len(store) and again.specs == (store.spec.id,) and (again.feature_bytes or 0) > 1000
     assert (again.extraction_ms or 0) == pytest.approx(1e3 / store.run["images_per_second"])
     assert (again.extraction_hours or 0) == pytest.approx((again.extraction_ms or 0) * len(store) / 3.6e6)
