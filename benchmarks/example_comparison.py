@@ -79,41 +79,44 @@ class Training:
 REGIONS = {
     "vqa": Training(1000, 256, 1e-3),
     "nlvr2": Training(600, 256, 1e-3),
-    "retrieval": Training(600, 32, 1e-3),
+    "retrieval": Training(500, 32, 1e-3),
 }
-GRID = {**REGIONS, "vqa": Training(1500, 256, 1e-3), "nlvr2": Training(1000, 256, 1e-3)}
-PATCHES = {
-    "vqa": Training(1000, 256, 5e-4),
-    "nlvr2": Training(500, 256, 5e-4),
-    "retrieval": Training(400, 32, 5e-4),
+GRID = {
+    "vqa": Training(1300, 256, 1e-3),
+    "nlvr2": Training(1200, 256, 1e-3),
+    "retrieval": Training(500, 32, 1e-3),
 }
 TUNED = {
-    "vqa": Training(100, 256, 2e-4),
-    "nlvr2": Training(60, 256, 2e-4),
-    "retrieval": Training(100, 32, 2e-4),
+    "vqa": Training(100, 256, 1e-4),
+    "nlvr2": Training(60, 256, 1e-4),
+    "retrieval": Training(100, 32, 1e-4),
 }
 TRAINING = {
     "VL-BERT, cached regions": REGIONS,
-    "Grid-VLP, cached grid": GRID,
-    "PixelBERT, cached grid": GRID,
-    "ViLT, cached pixels": PATCHES,
-    "Grid-VLP, pixels": TUNED,
-    "PixelBERT, pixels": TUNED,
-    "ViLT, pixels": TUNED,
     "VL-BERT, pixels": {
-        "vqa": Training(500, 256, 1e-3),
-        "nlvr2": Training(250, 256, 1e-3),
+        "vqa": Training(400, 256, 1e-3),
+        "nlvr2": Training(200, 256, 1e-3),
         "retrieval": Training(300, 32, 1e-3),
     },
+    "Grid-VLP, cached grid": GRID,
+    "Grid-VLP, pixels": TUNED,
+    "PixelBERT, cached grid": GRID,
+    "PixelBERT, pixels": TUNED,
+    "ViLT, cached pixels": {
+        "vqa": Training(900, 256, 5e-4),
+        "nlvr2": Training(400, 256, 5e-4),
+        "retrieval": Training(400, 32, 5e-4),
+    },
+    "ViLT, pixels": TUNED,
     "METER, cached patches": {
-        "vqa": Training(700, 256, 1e-4),
-        "nlvr2": Training(400, 256, 1e-4),
+        "vqa": Training(600, 256, 1e-4),
+        "nlvr2": Training(300, 256, 1e-4),
         "retrieval": Training(300, 32, 1e-4),
     },
     "METER, pixels": {
-        "vqa": Training(400, 256, 1e-4),
-        "nlvr2": Training(200, 256, 1e-4),
-        "retrieval": Training(200, 32, 1e-4),
+        "vqa": Training(300, 256, 1e-4),
+        "nlvr2": Training(150, 256, 1e-4),
+        "retrieval": Training(150, 32, 1e-4),
     },
 }
 # What lines end to end begin with: the run of the same task and seed on the cache, of a model of the same parts.

@@ -79,8 +79,9 @@ def load_meter(model: Meter, source: Source) -> LoadReport:
 
 def start_meter(model: Meter, source: Source) -> LoadReport:
     """A METER of our or the official names as the start of another task: heads are new, but for ranking, which begins
-    as the pair head's match; the second image's modality begins as the first's."""
-    adjust = [_same_library, _resize_positions, _resize_bias_tables, modalities, rank_from_pairs]
+    as the pair head's match; the second image's modality begins as the first's. One that was trained on cached patches
+    has no image encoder: the model's stays as it is."""
+    adjust = [_same_library, _own_tower, _resize_positions, _resize_bias_tables, modalities, rank_from_pairs]
     return fill(model, source, _RULES, (r"^heads\.", r"^hidden_patch\."), (*_UNUSED, *_OTHER_TASKS), adjust)
 
 
@@ -103,6 +104,15 @@ def _same_library(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
             "build the model with an encoder out of IMAGE_TOWERS."
         )
     return []
+
+
+def _own_tower(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """Let the model's encoder count as found where the file has nothing of one."""
+    own = {name: tensor for name, tensor in wanted.items() if name.startswith(_TOWER)}
+    if not own or any(name.startswith(_TOWER) for name in found):
+        return []
+    found.update(own)
+    return ["the image encoder is the model's own: the file has none"]
 
 
 def _resize_positions(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:

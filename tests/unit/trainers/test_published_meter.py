@@ -82,6 +82,23 @@ def test_a_pretrained_model_starts_every_task(tmp_path: Path) -> None:
     assert "modality.weight row 2 left out" in told.changed and told.unexpected
 
 
+def test_what_was_trained_on_cached_patches_starts_one_that_sees_pixels(tmp_path: Path) -> None:
+    seeing = Meter(sized(None))
+    assert seeing.image is not None
+    cached = meter(replace(sized(None), image=None, image_dim=seeing.image.dim))
+    tower = {name: each.clone() for name, each in seeing.state_dict().items() if name.startswith("image.")}
+    save(cached, tmp_path / "cached.safetensors")
+    report = start_meter(seeing, tmp_path / "cached.safetensors")
+    assert report.changed == ("the image encoder is the model's own: the file has none",)
+    assert not report.missing and not report.unexpected
+    found = seeing.state_dict()
+    assert all(torch.equal(found[name], each) for name, each in tower.items())
+    assert all(torch.equal(found[name], each) for name, each in cached.state_dict().items())
+    half = {name: each for name, each in found.items() if not name.startswith("image.tower.model.blocks.0")}
+    with pytest.raises(WeightsError, match=r"missing .*image.tower.model.blocks.0"):
+        start_meter(seeing, half)
+
+
 def test_an_encoder_of_transformers_is_refused_in_one_line(tmp_path: Path) -> None:
     path, folder = meter_checkpoint(tmp_path / "meter.ckpt", meter(sized(None))), save_tower("clip", tmp_path)
     model = Meter(replace(end_to_end(), image=PatchConfig(model=f"hf:{folder}", layer=-2), heads=PRETRAINED))
