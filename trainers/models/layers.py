@@ -27,7 +27,6 @@ from torch.utils.checkpoint import checkpoint
 from trainers.batch import Cells, Part, Pixels, Regions, Text
 
 SMALL = 2**13  # numbers of a sequence; at 24 tokens of 128 padding takes half the time, at 30 of 768 a quarter more
-SMALL_GPU = 2**22  # numbers of a batch, below which calling the kernel for sequences takes longer than padding them
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -218,13 +217,11 @@ def attend(
 
 def _packed_form(query: Tensor, spans: Spans) -> Callable[..., Tensor]:
     """What is fastest: on a CPU sequences by themselves are up to four times as fast as with a mask, unless they are so
-    small that most of the time goes into calling."""
-    if spans.rows is None:
+    small that most of the time goes into calling. On a GPU torch's tensors of sequences take ten milliseconds to call,
+    whatever their size (`benchmarks/attention.py`)."""
+    # Compiled code would be made anew for every combination of lengths of sequences by themselves.
+    if spans.rows is None or query.is_cuda or torch.compiler.is_compiling():
         return attend_padded
-    if query.is_cuda:
-        return attend_padded if query.numel() < SMALL_GPU else attend_nested
-    if torch.compiler.is_compiling():
-        return attend_padded  # compiled code would be made anew for every combination of lengths
     return attend_padded if spans.longest * query.shape[-1] < SMALL else attend_each
 
 
@@ -239,17 +236,6 @@ def attend_padded(query: Tensor, key: Tensor, value: Tensor, heads: int, spans: 
     """`attend` for packed tokens, which are padded for the attention alone."""
     q, k, v = (spans.pad(x) for x in (query, key, value))
     return spans.pack(attend(q, k, v, heads, spans.mask(), dropout))
-
-
-def attend_nested(query: Tensor, key: Tensor, value: Tensor, heads: int, spans: Spans, dropout: float) -> Tensor:
-    """`attend` for packed tokens, by the flash kernel for sequences of different lengths, where the device has it."""
-    q, k, v = (
-        torch.nested.nested_tensor_from_jagged(
-            x.unflatten(-1, (heads, -1)), spans.offsets, min_seqlen=min(spans.lengths), max_seqlen=spans.longest
-        ).transpose(1, 2)
-        for x in (query, key, value)
-    )
-    return F.scaled_dot_product_attention(q, k, v, None, dropout).transpose(1, 2).values().flatten(-2)
 
 
 class Attention(nn.Module):
