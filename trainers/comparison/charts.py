@@ -151,8 +151,12 @@ def curves(lines: Sequence[Curve], x_name: str, y_name: str) -> str:
     parts = [_frame(x, y, x_name, y_name)]
     for line in lines:
         path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points)
-        title = f"<title>{escape(line.name)}</title>"
-        parts.append(f'<polyline class="c{line.colour % COLOURS}" points="{path}">{title}</polyline>')
+        title, colour = f"<title>{escape(line.name)}</title>", f"c{line.colour % COLOURS}"
+        if len(line.points) > 1:
+            parts.append(f'<polyline class="{colour}" points="{path}">{title}</polyline>')
+        else:
+            (left, top), *_ = ((x.at(a), y.at(b)) for a, b in line.points)
+            parts.append(f'<circle class="{colour}" cx="{left:.1f}" cy="{top:.1f}" r="4">{title}</circle>')
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines)
     return _svg(parts, f"{y_name} against {x_name}: {ends}")
 

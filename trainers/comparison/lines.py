@@ -180,6 +180,25 @@ def columns_of(table: Table) -> list[tuple[str, Callable[[Line], str]]]:
     return [(head, text) for head, text in COLUMNS if {text(line) for line in table.lines} - {"–", "0", "0 s"}]
 
 
+def failures(results: Sequence[CellResult]) -> list[str]:
+    """What went wrong, a line for each reason; of its cells those that differ in their seed only are named together."""
+    reasons: dict[str, list[CellResult]] = {}
+    for each in results:
+        if each.error:
+            reasons.setdefault(each.error, []).append(each)
+    return [f"{_called(cells)}: {reason}" for reason, cells in reasons.items()]
+
+
+def _called(cells: Sequence[CellResult]) -> str:
+    if len(cells) == 1:
+        return cells[0].called
+    seeds: dict[str, list[str]] = {}
+    for each in cells:
+        seeds.setdefault(f"{each.label}, {each.task}", []).append(str(each.seed))
+    named = "; ".join(f"{name} (seed {', '.join(numbers)})" for name, numbers in seeds.items())
+    return f"{len(cells)} runs, {named}"
+
+
 def markdown(title: str, results: Sequence[CellResult], about: Sequence[str]) -> str:
     """The tables as Markdown.
 
@@ -195,7 +214,7 @@ def markdown(title: str, results: Sequence[CellResult], about: Sequence[str]) ->
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         blind = f"Score: {table.metric}. Without looking at images: {table.blind:.1f} %."
         parts.append(f"## {table.name}\n\n{blind}\n\n{body}")
-    failed = [f"- {each.called}: {each.error}" for each in results if each.error]
+    failed = failures(results)
     if failed:
-        parts.append("## Failed\n\n" + "\n".join(failed))
+        parts.append("## Failed\n\n" + "\n".join(f"- {each}" for each in failed))
     return "\n\n".join([*parts, *about]) + "\n"

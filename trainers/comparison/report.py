@@ -9,7 +9,7 @@ from typing import Any
 
 from trainers.comparison.charts import Curve, Point, curves, scatter
 from trainers.comparison.examples import Shown
-from trainers.comparison.lines import Line, Table, columns_of, duration, number, tables_of
+from trainers.comparison.lines import Line, Table, columns_of, duration, failures, number, tables_of
 from trainers.comparison.result import PARTS, CellResult
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -46,7 +46,7 @@ def render(report: Report) -> str:
     return environment.get_template(TEMPLATE.name).render(
         report=report,
         tables=[_table(table) for table in tables_of(results)],
-        failed=[each for each in results if each.error],
+        failed=failures(results),
         tiny=any(each.tiny for each in results),
         parts=PART_NAMES,
         facts=facts_of(results),

@@ -58,6 +58,7 @@ def test_ticks_are_round_and_inside(values: tuple[float, ...], log: bool) -> Non
 
 def test_curves_have_a_line_each_and_their_names() -> None:
     svg = curves([Curve("a, seed 0", [(0, 1.0), (10, 0.5)], 0), Curve("b, seed 0", [(0, 2.0)], 11)], "updates", "loss")
-    lines = list(ElementTree.fromstring(svg).iter("polyline"))
-    assert [each.attrib["class"] for each in lines] == ["c0", "c1"]
-    assert [each.findtext("title") for each in lines] == ["a, seed 0", "b, seed 0"]
+    chart = ElementTree.fromstring(svg)
+    line, point = *chart.iter("polyline"), *chart.iter("circle")  # of one value no line would be seen
+    assert [each.attrib["class"] for each in (line, point)] == ["c0", "c1"]
+    assert [each.findtext("title") for each in (line, point)] == ["a, seed 0", "b, seed 0"]

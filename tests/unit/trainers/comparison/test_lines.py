@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from tests.unit.trainers.comparison.cells import cached, result
-from trainers.comparison.lines import Line, Spread, duration, markdown, number, spread_text, tables_of
+from trainers.comparison.lines import Line, Spread, duration, failures, markdown, number, spread_text, tables_of
 from trainers.comparison.result import CellResult
 
 
@@ -56,6 +56,17 @@ def test_times_have_the_unit_that_people_would_take(hours: float | None, text: s
 )
 def test_numbers_keep_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_what_failed_for_one_reason_is_one_line() -> None:
+    def lost(label: str, task: str, seed: int, error: str | None = "its time was over") -> CellResult:
+        return CellResult("x", label, task=task, seed=seed, error=error)
+
+    cells = [lost("A", "vqa", 1), lost("A", "vqa", 2), lost("B", "vqa", 2), lost("A", "nlvr2", 2, "no file")]
+    assert failures([*cells, lost("B", "vqa", 0, None)]) == [
+        "3 runs, A, vqa (seed 1, 2); B, vqa (seed 2): its time was over",
+        "A, seed 2, nlvr2: no file",
+    ]
 
 
 def test_the_markdown_has_a_line_for_each_label_and_names_what_failed() -> None:
