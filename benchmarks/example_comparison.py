@@ -249,6 +249,7 @@ def _apt(recipe: Recipe) -> Recipe:
 
 
 def _larger(recipe: Recipe) -> Recipe:
+    from trainers.models.grid_vlp import GridVLPConfig
     from trainers.models.meter import MeterConfig
     from trainers.models.vilt import ViLTConfig
 
@@ -257,6 +258,8 @@ def _larger(recipe: Recipe) -> Recipe:
         model = replace(recipe.model, side=shorter // recipe.model.patch)
         extractor = replace(recipe.extractor, shorter=shorter, longer=longer)
         return replace(recipe, side=shorter, model=model, extractor=extractor)
+    if isinstance(recipe.model, GridVLPConfig):  # PixelBERT's maps are whole, as they are in its cache
+        return replace(recipe, model=replace(recipe.model, pool=1))
     if isinstance(recipe.model, MeterConfig) and recipe.model.image:
         image = replace(recipe.model.image, size=shorter, weights=METER_TOWER)
         return replace(recipe, side=shorter, model=replace(recipe.model, image=image))
