@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.example_comparison import CACHED, RETRIEVED, TRAINING, VILT_START, in_time, reduced, trained
+from benchmarks.example_comparison import RETRIEVED, TRAINING, VILT_START, in_time, reduced, trained
 from trainers.data.files import write_json
 from workflows.comparing.cells import Common, cells_of, in_order
 from workflows.comparing.named import named
@@ -54,10 +54,10 @@ def test_every_line_of_the_script_is_trained_as_it_says(tmp_path: Path) -> None:
     befores, own = in_order(cells)
     assert len(befores) + len(own) == len({each.id for each in (*befores, *own)}) == len(cells)
     for cell in cells:
-        lineage = [(each.label, each.recipe.task) for each in reversed(cell.lineage)]
-        cached = CACHED.get(cell.label, cell.label)
-        wanted = [(cached, "vqa"), (cached, cell.recipe.task), (cell.label, cell.recipe.task)]
+        lineage = [(each.recipe.visual, each.recipe.task) for each in reversed(cell.lineage)]
+        wanted = [("store", "vqa"), ("store", cell.recipe.task), (cell.recipe.visual, cell.recipe.task)]
         assert lineage == list(dict.fromkeys(wanted))
-        assert {each.recipe.train.seed for each in cell.lineage} == {cell.recipe.train.seed}
+        assert {(each.model, each.recipe.train.seed) for each in cell.lineage} == {(cell.model, cell.recipe.train.seed)}
+        assert getattr(cell.recipe.model, "pool", 1) == 1, "what is cached is not pooled"
     setting = Setting(str(tmp_path), "", "")
     assert in_time(cells[0], setting, deadline=0.0).error == "not begun: its time was over"

@@ -19,7 +19,7 @@ from trainers.models.checkpoints import BERT_LAYERS, RESNET, TWIN, WORD_HEAD, Lo
 from trainers.models.fast_rcnn import FastRCNN
 from trainers.models.layers import resize_positions
 from trainers.models.vilt import IMAGE, ViLT
-from trainers.models.vl_bert import VISUAL_SEGMENT, VLBert
+from trainers.models.vl_bert import VISUAL_SEGMENT, WAVES, VLBert
 
 Source = str | Path | Mapping[str, Tensor]
 
@@ -92,9 +92,10 @@ def start_vl_bert(model: VLBert, source: Source) -> LoadReport:
 
     VQA takes the transform of the word head, RefCOCO+ and VCR's object loss that of the region head; for VCR the
     segment of second texts, which pre-training never saw, is a copy of the first. The network for pixels may be new, or
-    left out.
+    left out; where features have another width, what the model makes of them begins anew, but not of places.
     """
-    adjust = [drop_twins, _second_segment] if "vcr" in model.config.heads else [drop_twins]
+    adjust = [drop_twins, _other_width]
+    adjust += [_second_segment] if "vcr" in model.config.heads else []
     return fill(model, source, _vl_bert_rules(model), _VL_BERT_NEW, (*_VL_BERT_NEW, *_VL_BERT_UNUSED), adjust)
 
 
@@ -150,6 +151,18 @@ def load_vl_bert_network(network: FastRCNN, weights: str) -> str:
     if checkpoint.tensors is not None:
         checkpoint = replace(checkpoint, tensors=Rules(_FAST_RCNN).apply(checkpoint.tensors))
     return fill_network(network, checkpoint, "VL-BERT's network")
+
+
+def _other_width(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+    """As from a cache of one network to pixels through another. A bias has been learnt for features, too."""
+    theirs, ours = (each.get("appearance.weight") for each in (found, wanted))
+    if theirs is None or ours is None or len(theirs) != len(ours) or theirs.shape == ours.shape:
+        return []
+    place = theirs[:, : 8 * WAVES]
+    found["appearance.weight"] = torch.cat([place, ours[:, 8 * WAVES :].to(place)], dim=1)
+    found["appearance.bias"] = ours.new_zeros(len(ours))
+    before, after = (each.shape[1] - 8 * WAVES for each in (theirs, ours))
+    return [f"appearance begins anew for features of {after} numbers; the file's have {before}"]
 
 
 def _second_segment(found: Tensors, _: Mapping[str, Tensor]) -> list[str]:

@@ -20,7 +20,7 @@ from trainers.models import published
 from trainers.models.checkpoints import BERT_LAYERS, OURS, TEXT, Rules, fill, save
 from trainers.models.layers import Encoder, LayerConfig, Pooler, PostNormLayer, TextEmbedding
 from trainers.models.vilt import ViLT
-from trainers.models.vl_bert import VLBert
+from trainers.models.vl_bert import WAVES, VLBert
 
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 24}
 
@@ -106,6 +106,25 @@ def test_tasks_start_where_the_official_code_starts_them() -> None:
     assert reports[0].missing == ("heads.vqa.decoder.bias", "heads.vqa.decoder.weight")
     assert "heads.vqa.transform.dense.weight copied from heads.mlm.transform.dense.weight" in reports[0].changed
     assert "aux_text_visual_embedding.weight" in reports[0].unexpected
+
+
+def test_features_of_another_width_begin_anew_and_places_do_not() -> None:
+    cached = vl_bert("vqa")
+    other = VLBert(replace(cached.config, feature_dim=cached.config.feature_dim + 3))
+    drawn, bias = other.appearance.weight.detach().clone(), torch.randn(len(cached.appearance.bias))
+    cached.appearance.bias.data.copy_(bias)
+    report = published.start_vl_bert(other, cached.state_dict())
+    count = cached.config.feature_dim
+    assert report.changed == (f"appearance begins anew for features of {count + 3} numbers; the file's have {count}",)
+    assert torch.equal(other.appearance.weight[:, : 8 * WAVES], cached.appearance.weight[:, : 8 * WAVES])
+    assert torch.equal(other.appearance.weight[:, 8 * WAVES :], drawn[:, 8 * WAVES :])
+    assert not other.appearance.bias.any(), "so that twins take off what all features share"
+    assert torch.equal(other.word.weight, cached.word.weight)
+    with pytest.raises(WeightsError, match="appearance.weight"):
+        published.load_vl_bert(other, cached.state_dict())
+    again = fresh(cached)
+    assert not published.start_vl_bert(again, cached.state_dict()).changed
+    assert torch.equal(again.appearance.bias, bias)
 
 
 def test_vl_bert_starts_from_bert() -> None:
