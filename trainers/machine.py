@@ -24,12 +24,10 @@ def hardware() -> str:
         cpu = match[1]
     import torch
 
-    threads = torch.get_num_threads()
+    threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{cpu}, {threads} {'thread' if threads == 1 else 'threads'}, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
-    )
+    return f"{cpu}, {threads}, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
 
 
 def wait(device: torch.device) -> None:
