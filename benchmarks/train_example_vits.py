@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=62)
     parser.add_argument("--result", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     if not (args.scratch / "scenes").is_dir():
