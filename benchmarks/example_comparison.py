@@ -104,13 +104,13 @@ TRAINING = {
     "PixelBERT, pixels": TUNED,
     "ViLT, cached pixels": {
         "vqa": Training(900, 256, 5e-4),
-        "nlvr2": Training(400, 256, 5e-4),
+        "nlvr2": Training(800, 256, 5e-4),
         "retrieval": Training(400, 32, 5e-4),
     },
     "ViLT, pixels": TUNED,
     "METER, cached patches": {
         "vqa": Training(600, 256, 1e-4),
-        "nlvr2": Training(300, 256, 1e-4),
+        "nlvr2": Training(600, 256, 1e-4),
         "retrieval": Training(300, 32, 1e-4),
     },
     "METER, pixels": {
