@@ -149,10 +149,12 @@ def model_name(recipe: Recipe) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A recipe, or a part of one, as JSON values, without what decides nothing."""
+    """A recipe, or a part of one, as JSON values, without what decides nothing; weights by the bytes of their file."""
     if is_dataclass(value) and not isinstance(value, type):
         skipped = SAID if isinstance(value, Recipe) else HOW
         content = {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.name not in skipped}
+        if isinstance(content.get("weights"), str):
+            content["weights"] = file_digest(content["weights"])
         return {"": type(value).__name__, **content}
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}

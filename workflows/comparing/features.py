@@ -22,6 +22,7 @@ from storage import TriptychError, open_store
 from storage.spec import canonical_json
 from trainers.models.meter import MeterConfig
 from trainers.models.vl_bert import VLBertConfig
+from workflows.comparing.data import file_digest
 from workflows.recipes import Recipe
 from workflows.recipes.sources import group_of
 
@@ -45,8 +46,10 @@ class Features:
 
     @property
     def name(self) -> str:
-        """Of the folder; equal for equal settings, wherever the network runs."""
-        same = replace(self.config, device="auto") if isinstance(self.config, NetworkConfig) else self.config
+        """Of the folder; equal for equal settings and weights, wherever the network runs."""
+        same = self.config
+        if isinstance(same, NetworkConfig):
+            same = replace(same, device="auto", weights=same.weights and file_digest(same.weights))
         facts = [type(same).__name__, vars(same)]
         return f"{self.view}-{hashlib.sha256(canonical_json(facts)).hexdigest()[:12]}"
 

@@ -78,6 +78,23 @@ def test_what_is_read_makes_another_cell(tmp_path: Path) -> None:
     assert file_digest(str(weights)) != first and file_digest("grid-r50") == "grid-r50"
 
 
+def test_an_encoder_s_weights_are_known_by_their_bytes(tmp_path: Path) -> None:
+    def found(file: str, content: bytes) -> tuple[str, str]:
+        """The cell, and the store that it reads."""
+        path = tmp_path / file
+        path.write_bytes(content)
+        asked = cell("meter_vqa")
+        model = replace(asked.recipe.model, image=replace(asked.recipe.model.image, weights=str(path)))
+        asked = replace(asked, recipe=replace(asked.recipe, model=model))
+        features = features_of(asked.recipe)
+        assert features is not None
+        return asked.id, features.name
+
+    first = found("a", b"1")
+    assert found("b", b"1") == first, "wherever they lie"
+    assert not set(found("a", b"2")) & set(first)
+
+
 def test_what_changes_no_number_makes_no_other_cell() -> None:
     usual = cell()
     train = replace(usual.recipe.train, out="elsewhere", workers=7, save_every=3, log_every=9, device="cuda:1")
