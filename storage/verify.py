@@ -183,9 +183,11 @@ def check_bytes(place: Place, shard: ShardFacts, quick: bool = False) -> str:
         return "missing"
     if size != shard.bytes:
         return f"{size:,} bytes instead of {shard.bytes:,}"
-    if not quick and _checksum(place, shard.file, size) != shard.xxh3_128:
-        return "checksum differs: bytes were changed after the commit"
-    return ""
+    try:
+        changed = not quick and _checksum(place, shard.file, size) != shard.xxh3_128
+    except FileNotFoundError:  # another process has replaced it meanwhile
+        return "missing"
+    return "checksum differs: bytes were changed after the commit" if changed else ""
 
 
 def _check_content(place: Place, entry: Entry, rows: Rows, spec: Spec) -> str:

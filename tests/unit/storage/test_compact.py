@@ -15,6 +15,7 @@ import storage.compact
 from storage import Spec, StoreError, StoreWriter, open_store, verify_store
 from storage.compact import Compaction, compact, fold
 from storage.store import FeatureStore
+from storage.verify import check_bytes
 from storage.writer import unit_id
 from tests.unit.storage.samples import (
     GRID,
@@ -292,6 +293,14 @@ def test_of_two_compactions_at_once_each_ends_well_or_in_one_clear_line(tmp_path
         assert all(each == "done" or "is being compacted by another process; try again" in each for each in found)
         assert_holds(path, KEYS, set(FAILED))
         assert partials(path) == []
+
+
+def test_a_shard_that_goes_while_it_is_checked_is_missing(arrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(arrow)
+    shard = next(entry.shard for entry in store.entries if entry.shard)
+    (arrow / shard.file).unlink()
+    monkeypatch.setattr(type(store.place), "size", lambda *_: shard.bytes)
+    assert check_bytes(store.place, shard) == "missing"
 
 
 def test_the_slower_of_two_compactions_leaves_the_shard_of_the_faster_one(
