@@ -155,8 +155,8 @@ def curves(lines: Sequence[Curve], x_name: str, y_name: str) -> str:
         if len(line.points) > 1:
             parts.append(f'<polyline class="{colour}" points="{path}">{title}</polyline>')
         else:
-            (left, top), *_ = ((x.at(a), y.at(b)) for a, b in line.points)
-            parts.append(f'<circle class="{colour}" cx="{left:.1f}" cy="{top:.1f}" r="4">{title}</circle>')
+            [(a, b)] = line.points
+            parts.append(f'<circle class="{colour}" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="4">{title}</circle>')
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines)
     return _svg(parts, f"{y_name} against {x_name}: {ends}")
 

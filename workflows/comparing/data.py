@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from extractors import ConfigError
@@ -86,5 +87,12 @@ def file_digest(name: str | None) -> str:
     path = None if name is None else shipped_file(name) or Path(name)
     if path is None or not path.is_file():
         return str(name)
+    told = path.stat()
+    return _digest(path, told.st_size, told.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Read once as long as a file stays as it is: cells and stores ask for the same large weights again and again."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
