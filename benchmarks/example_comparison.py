@@ -9,7 +9,7 @@ RandAugment, which changes colours; ViLT and METER begin with the ViTs of `bench
 papers do with ImageNet's and CLIP's, and see images of the same size. What is pre-trained on is VQA, since answering
 teaches tiny twins what masked words do not: NLVR2 and retrieval begin with the line's run of it with the same seed.
 Lines end to end begin with the run of the same task on the cache, and tune it, since an update of theirs takes several
-times as long; what VL-BERT makes of features begins anew there, since its network's are not the detector's. Costs hold
+times as long; what VL-BERT makes of features is fitted there, since its network's are not the detector's. Costs hold
 what came before. Stores are filled side by side; then each line is trained on each task with --seeds seeds, --processes
 cells at a time. No cell begins later than --minutes after the start; the report names those that did not. Each process
 keeps the pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end are those of a
@@ -93,11 +93,7 @@ TUNED = {
 }
 TRAINING = {
     "VL-BERT, cached regions": REGIONS,
-    "VL-BERT, pixels": {
-        "vqa": Training(400, 256, 5e-4),
-        "nlvr2": Training(200, 256, 5e-4),
-        "retrieval": Training(300, 32, 5e-4),
-    },
+    "VL-BERT, pixels": TUNED,
     "Grid-VLP, cached grid": GRID,
     "Grid-VLP, pixels": TUNED,
     "PixelBERT, cached grid": GRID,

@@ -19,6 +19,7 @@ from storage.places import open_place
 from trainers.config import TrainConfig
 from trainers.evaluate import FILE as PREDICTIONS
 from trainers.loop import CONFIG, RunSummary
+from trainers.models.checkpoints import LoadReport
 from trainers.tasks.base import Prediction, Task
 from workflows.recipes import RECIPES, Recipe, recipe_of
 from workflows.recipes.base import RANDOM, extracting_with
@@ -36,9 +37,9 @@ def built(run: Run, source: str | None, network: str | None = None) -> tuple[nn.
     return run.build(partial(begin, run.recipe, source, network))
 
 
-def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Module) -> None:
+def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Module) -> LoadReport | None:
     """Give a model the weights that it starts from, and say which these are."""
-    random = getattr(model, "network", None) is not None
+    report, random = None, getattr(model, "network", None) is not None
     if source is not None:
         report = start(model, source)
         random = random and any(name.startswith("network.") for name in report.missing)
@@ -49,6 +50,7 @@ def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Mod
         print(f"its network starts from {network}, SHA-256 {start_network(model, network)}")
     elif random:
         print("its network starts from random weights (--start-network)")
+    return report
 
 
 @contextmanager

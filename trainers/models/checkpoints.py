@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ class LoadReport:
     unexpected  the file's, which the model has no use for
     reshaped    the model's name, the file's shape, the model's: not loaded
     changed     one line each for what was interpolated, copied or cut on the way
+    other       the file's, which are for features of another network: they can be fitted to the model's, not loaded
     """
 
     source: str
@@ -40,6 +41,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     changed: tuple[str, ...] = ()
+    other: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         shapes = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in self.reshaped]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,17 @@ from torch import Tensor
 
 from extractors.weights import PUBLISHED, Tensors, find_weights
 from extractors.weights import fill as fill_network
-from trainers.models.checkpoints import BERT_LAYERS, RESNET, TWIN, WORD_HEAD, LoadReport, Rules, drop_twins, fill
+from trainers.models.checkpoints import (
+    BERT_LAYERS,
+    RESNET,
+    TWIN,
+    WORD_HEAD,
+    Adjust,
+    LoadReport,
+    Rules,
+    drop_twins,
+    fill,
+)
 from trainers.models.fast_rcnn import FastRCNN
 from trainers.models.layers import resize_positions
 from trainers.models.vilt import IMAGE, ViLT
@@ -92,11 +103,14 @@ def start_vl_bert(model: VLBert, source: Source) -> LoadReport:
 
     VQA takes the transform of the word head, RefCOCO+ and VCR's object loss that of the region head; for VCR the
     segment of second texts, which pre-training never saw, is a copy of the first. The network for pixels may be new, or
-    left out; where features have another width, what the model makes of them begins anew, but not of places.
+    left out; where features have another width, what the model makes of them begins anew, but not of places, and what
+    the file makes of its own is `other` of the report.
     """
-    adjust = [drop_twins, _other_width]
+    other: Tensors = {}
+    adjust: list[Adjust] = [drop_twins, partial(_other_width, other)]
     adjust += [_second_segment] if "vcr" in model.config.heads else []
-    return fill(model, source, _vl_bert_rules(model), _VL_BERT_NEW, (*_VL_BERT_NEW, *_VL_BERT_UNUSED), adjust)
+    known = (*_VL_BERT_NEW, *_VL_BERT_UNUSED)
+    return replace(fill(model, source, _vl_bert_rules(model), _VL_BERT_NEW, known, adjust), other=other)
 
 
 def start_vl_bert_from_bert(model: VLBert, source: Source) -> LoadReport:
@@ -153,11 +167,12 @@ def load_vl_bert_network(network: FastRCNN, weights: str) -> str:
     return fill_network(network, checkpoint, "VL-BERT's network")
 
 
-def _other_width(found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
+def _other_width(other: Tensors, found: Tensors, wanted: Mapping[str, Tensor]) -> list[str]:
     """As from a cache of one network to pixels through another. A bias has been learnt for features, too."""
     theirs, ours = (each.get("appearance.weight") for each in (found, wanted))
     if theirs is None or ours is None or len(theirs) != len(ours) or theirs.shape == ours.shape:
         return []
+    other |= {name: found[name] for name in ("appearance.weight", "appearance.bias")}
     place = theirs[:, : 8 * WAVES]
     found["appearance.weight"] = torch.cat([place, ours[:, 8 * WAVES :].to(place)], dim=1)
     found["appearance.bias"] = ours.new_zeros(len(ours))

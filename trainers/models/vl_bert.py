@@ -196,6 +196,10 @@ class VLBert(nn.Module):
 
     def see(self, regions: Regions, layout: Layout) -> Tensor:
         """The visual part (N of V, D) of every real region, each image's whole image first."""
+        return torch.relu(self.appearance(self.dropout(self.seen_of(regions, layout))))
+
+    def seen_of(self, regions: Regions, layout: Layout) -> Tensor:
+        """(N of V, 8 * WAVES + F): place and feature of every real region, each image's whole image first."""
         width, height = regions.image_sizes[:, 1], regions.image_sizes[:, 0]
         whole = torch.stack([torch.zeros_like(width), torch.zeros_like(width), width - 1, height - 1], dim=-1)
         boxes = torch.cat([whole[:, None], regions.boxes], dim=1).flatten(0, 1)[layout.region_rows]
@@ -203,7 +207,7 @@ class VLBert(nn.Module):
         cached = regions.pixels is None
         features = self._cached(regions, layout) if cached else self._fresh(regions, boxes, image, layout)
         place = geometry(boxes, regions.image_sizes[image]).to(features.dtype)
-        return torch.relu(self.appearance(self.dropout(torch.cat([place, features], dim=-1))))
+        return torch.cat([place, features], dim=-1)
 
     def _cached(self, regions: Regions, layout: Layout) -> Tensor:
         """(N of V, F): cached features, hidden ones replaced, behind the whole image's."""

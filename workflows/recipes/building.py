@@ -14,6 +14,7 @@ from torch import nn
 
 from extractors import ConfigError
 from storage.places import open_place
+from trainers.batch import Regions
 from trainers.codebook import Codebook
 from trainers.data import AnswerVocabulary, Example, Split, load
 from trainers.data.answers import gqa_vocabulary, vqa_vocabulary
@@ -22,12 +23,14 @@ from trainers.data.karpathy import one_a_text
 from trainers.data.keys import present
 from trainers.data.probes import read_glue, read_image_folder
 from trainers.data.sets import Joined
+from trainers.models.checkpoints import LoadReport
 from trainers.models.grid_vlp import GridVLPConfig
 from trainers.models.image_towers import ImageTower
 from trainers.models.meter import MeterConfig
 from trainers.models.text_towers import TextTower
 from trainers.models.vilt import ViLTConfig
-from trainers.models.vl_bert import VLBertConfig
+from trainers.models.vl_bert import WAVES, VLBert, VLBertConfig
+from trainers.ranks import device_of
 from trainers.several import Several
 from trainers.tasks.answers import Answers
 from trainers.tasks.base import Task
@@ -44,12 +47,13 @@ from trainers.tasks.retrieval import Retrieval, RetrievalTraining
 from trainers.text import Tokenizer, load_tokenizer
 from trainers.visual import Visual, require
 from workflows.recipes.base import RANDOM, Recipe, with_network
-from workflows.recipes.beginning import ANSWERING, begin_centred, begin_rare
+from workflows.recipes.beginning import ANSWERING, begin_centred, begin_rare, begin_translated
 from workflows.recipes.sources import Places, find_store, group_of, known_keys, visual_of
 
 CORPUS, ANSWERS = "corpus", "answers.json"
 DYING = ("conceptual_captions", "sbu")  # lists of addresses, many of them dead: pairs without an image are left out
 LEAST = 9  # times that an answer is given, for a vocabulary that is built
+TRANSLATED, AT_ONCE = 512, 32  # images, all together and in a batch, that features are fitted on
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,14 @@ class Run:
     least: int = LEAST
     vocabulary: tuple[str, ...] | None = None
 
-    def build(self, start: Callable[[nn.Module], object] | None = None) -> tuple[nn.Module, Task, Task | None]:
+    def build(
+        self, start: Callable[[nn.Module], LoadReport | None] | None = None
+    ) -> tuple[nn.Module, Task, Task | None]:
         """Model, task, and the split that is evaluated on; of pre-training none. Made anew in each process.
 
         Args:
-            start: puts weights into the model; before anything is written, so that what it raises leaves nothing.
+            start: puts weights into the model, and tells of them; before anything is written, so that what it raises
+                leaves nothing.
 
         Raises:
             TriptychError: data, images or features are missing or do not fit; nothing was trained.
@@ -79,7 +86,9 @@ class Run:
         validation = None if self.recipe.task == "pretraining" else parts.task(self.recipe.validation, training=False)
         model = parts.model()
         if start is not None:
-            start(model)
+            report = start(model)
+            if report is not None and report.other:
+                parts.translate(model, report)
             if self.recipe.starts == RANDOM:
                 begin_centred(model, task)
         if parts.answers is not None:
@@ -103,6 +112,7 @@ class Parts:
     """What a run is made of, each part once."""
 
     def __init__(self, run: Run) -> None:
+        self.run = run
         self.recipe, self.places, self.least, self.kept = run.recipe, run.places, run.least, run.vocabulary
 
     @cached_property
@@ -194,6 +204,31 @@ class Parts:
         if split.name not in DYING:
             return split
         return present(split, known_keys(self.recipe, self.places, group_of(split.name)))
+
+    def translate(self, model: nn.Module, report: LoadReport) -> None:
+        """Fit what the model makes of features to what its start made of others, where the store that has its boxes has
+        those; of some images, evenly taken."""
+        if self.places.store is None:
+            return  # VCR's boxes come with its annotations
+        assert isinstance(model, VLBert), "another's features have the width that its network gives"
+        cached = Parts(replace(self.run, recipe=replace(self.recipe, visual="store")))
+        if _layout(cached).dim != report.other["appearance.weight"].shape[1] - 8 * WAVES:
+            return
+        data = self.split(self.recipe.split)
+        keys = data.images()
+        keys = keys[:: -(-len(keys) // TRANSLATED)]
+        sources = [parts.visual(data) for parts in (self, cached)]
+
+        def pairs() -> Iterator[tuple[Regions, Regions]]:
+            for at in range(0, len(keys), AT_ONCE):
+                ours, theirs = (source.look(keys[at : at + AT_ONCE]).visual for source in sources)
+                assert isinstance(ours, Regions) and isinstance(theirs, Regions)
+                yield ours, theirs
+
+        share = begin_translated(model, pairs(), report.other, device_of(self.recipe.train.device))
+        print(
+            f"what it makes of features is fitted to {len(keys):,} images of the store, and meets {share:.0%} of that"
+        )
 
     def visual(self, split: Split) -> Visual:
         """Where the images of a split come from."""

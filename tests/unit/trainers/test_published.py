@@ -120,10 +120,13 @@ def test_features_of_another_width_begin_anew_and_places_do_not() -> None:
     assert torch.equal(other.appearance.weight[:, 8 * WAVES :], drawn[:, 8 * WAVES :])
     assert not other.appearance.bias.any(), "so that twins take off what all features share"
     assert torch.equal(other.word.weight, cached.word.weight)
+    assert torch.equal(report.other["appearance.weight"], cached.appearance.weight)
+    assert torch.equal(report.other["appearance.bias"], bias)
     with pytest.raises(WeightsError, match="appearance.weight"):
         published.load_vl_bert(other, cached.state_dict())
     again = fresh(cached)
-    assert not published.start_vl_bert(again, cached.state_dict()).changed
+    same = published.start_vl_bert(again, cached.state_dict())
+    assert not same.changed and not same.other
     assert torch.equal(again.appearance.bias, bias)
 
 
