@@ -112,7 +112,7 @@ class Parts:
     """What a run is made of, each part once."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run, self._read = run, dict[tuple[str, str], Split]()
         self.recipe, self.places, self.least, self.kept = run.recipe, run.places, run.least, run.vocabulary
 
     @cached_property
@@ -139,7 +139,7 @@ class Parts:
             return AnswerVocabulary.load(Path(self.places.answers))
         if self.recipe.task not in ("vqa", "gqa") and "qa" not in self.recipe.objectives:
             return None
-        return built_answers(self.annotations, self.names, self.least)
+        return built_answers(self.read, self.names, self.least)
 
     @cached_property
     def config(self) -> Any:
@@ -194,10 +194,16 @@ class Parts:
         if name.startswith("glue-"):
             return read_glue(self.annotations, name.removeprefix("glue-"), split)
         if not others:
-            return self._alive(load(name, split, self.annotations))
-        parts = [self._alive(load(each, split, self.annotations)) for each in self.names]
+            return self._alive(self.read(name, split))
+        parts = [self._alive(self.read(each, split)) for each in self.names]
         joined = Joined([_Grouped(each.examples, group_of(each.name)) for each in parts])
         return Split(" and ".join(self.names), split, joined)
+
+    def read(self, name: str, split: str) -> Split:
+        """A split of a data set, from its files once: a vocabulary of answers asks for the same."""
+        if (name, split) not in self._read:
+            self._read[name, split] = load(name, split, self.annotations)
+        return self._read[name, split]
 
     def _alive(self, split: Split) -> Split:
         """Without the pairs whose image is lost, where that is usual."""
@@ -322,20 +328,24 @@ def _layout(parts: Parts) -> Any:
     return None if spec.view == "pixels" else spec.layout
 
 
-def built_answers(annotations: Path, names: Sequence[str], least: int) -> AnswerVocabulary:
+def built_answers(read: Callable[[str, str], Split], names: Sequence[str], least: int) -> AnswerVocabulary:
     """The answers of data sets with questions: VQA's by its official rule, GQA's all, Visual Genome's likewise at least
-    so many times; of several, end to end, each answer once."""
+    so many times; of several, end to end, each answer once.
+
+    Args:
+        read: a data set's split, by their names.
+    """
     found: list[str] = []
     for name in names:
         if name == "vqav2":
-            splits = [load(name, split, annotations) for split in ("train", "val")]
+            splits = [read(name, split) for split in ("train", "val")]
             most = (each.truth["multiple_choice_answer"] for split in splits for each in split.examples)
             found += vqa_vocabulary(most, least).answers
         elif name == "gqa":
-            splits = [load(name, split, annotations) for split in ("train", "val")]
+            splits = [read(name, split) for split in ("train", "val")]
             found += gqa_vocabulary(each.truth["answer"] for split in splits for each in split.examples).answers
         elif name == "visual_genome_qa":
-            given = (each.truth["answer"] for each in load(name, "train", annotations).examples)
+            given = (each.truth["answer"] for each in read(name, "train").examples)
             found += vqa_vocabulary(given, least).answers
     return AnswerVocabulary(tuple(dict.fromkeys(found)))
 

@@ -28,7 +28,7 @@ from workflows.comparing.features import Features, features_of
 from workflows.comparing.looking import LOOKED, with_looks
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting, extract_all, run_cell, told_often
-from workflows.recipes import Recipe
+from workflows.recipes import Recipe, building
 from workflows.recipes.beginning import begin_centred
 from workflows.recipes.building import Parts
 from workflows.runs import built
@@ -68,6 +68,19 @@ def test_answers_of_what_starts_from_nothing_begin_rare(name: str, data: Path, t
 
     torch.testing.assert_close(biases(twin.recipe).sigmoid(), torch.full((4,), 1 / 5))
     assert not biases(replace(twin.recipe, starts="BERT")).any(), "the official start"
+
+
+def test_a_split_is_read_from_its_files_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of answers wants what is trained on and what is evaluated on."""
+    read = list[tuple[str, str]]()
+
+    def counted(name: str, split: str, root: Path) -> Any:
+        read.append((name, split))
+        return load(name, split, root)
+
+    monkeypatch.setattr(building, "load", counted)
+    setting(data, tmp_path).run_of(cell()).build()
+    assert sorted(read) == [("vqav2", "train"), ("vqav2", "val")]
 
 
 @pytest.mark.parametrize(("name", "layer"), [("vl_bert_vqa", "appearance"), ("grid_vlp_vqa", "cell")])
