@@ -5,8 +5,9 @@
 Protocol. --images scenes of seed 0 with the bundled photographs, as squares of 224 pixels. Each ViT is told of every
 patch which kind, colour and texture the foremost thing has whose box holds the patch's centre, or that there is none;
 from random weights, on the scenes of the training split, mirrored and cut out by chance, by AdamW at 0.001 in batches
-of 8 (in larger ones kinds come later, example for example), --minutes on one thread each, both side by side. What is
-written is scored on the validation split: how many of the patches with a thing are given its kind, colour and texture.
+of 8 (in larger ones kinds come later, example for example), --minutes on one thread each, side by side. With --start
+they go on from the weights there, by the same rate. What is written is scored on the validation split: how many of the
+patches with a thing are given its kind, colour and texture.
 
 `scenes-vit16` is timm's test_vit, in CLIP's colours, as METER takes its images; `scenes-vit32` has the form of ViLT's
 tiny twin with three layers. Weights are rounded to float16. Into --result goes example_vits_<hardware>_<date>.md and
@@ -28,7 +29,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -163,13 +164,15 @@ def scores(vit: Any, head: nn.Module, task: Task) -> dict[str, float]:
     return {name: float(100 * each / count) for name, each in zip(PARTS, right, strict=True)}
 
 
-def trained(name: str, scratch: Path, out: Path, images: int, minutes: float) -> dict[str, Any]:
+def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, start: Path | None) -> dict[str, Any]:
     """Train one ViT, write it, and score what was written."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     form, chance = FORMS[name], np.random.default_rng(SEED)
     task = Task(form, *loaded(scratch / "scenes", images, "train"))
     vit: Any = form.make()
+    if start is not None:
+        vit.load_state_dict({key: value.float() for key, value in load_file(start / f"{name}.safetensors").items()})
     head = nn.Linear(form.dim, sum(SIZES))
     weights = [*vit.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
@@ -200,15 +203,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--start", type=Path, help="folder of weights to go on from")
+    parser.add_argument("--names", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=62)
     parser.add_argument("--result", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     if not (args.scratch / "scenes").is_dir():
         make_scenes(args.scratch / "scenes", args.images, SEED, BUNDLED, os.cpu_count() or 1)
-    run = partial(trained, scratch=args.scratch, out=args.out, images=args.images, minutes=args.minutes)
-    with get_context("spawn").Pool(len(FORMS)) as pool:
-        facts = pool.map(run, FORMS)
+    run = partial(
+        trained, scratch=args.scratch, out=args.out, images=args.images, minutes=args.minutes, start=args.start
+    )
+    with get_context("spawn").Pool(len(args.names)) as pool:
+        facts = pool.map(run, args.names)
     rows = [
         [each["name"], str(each["patch"]), f"{each['examples']:,}", f"{each['bytes'] / 1e6:.2f} MB",
          *(f"{each[part]:.1f} %" for part in PARTS)]
