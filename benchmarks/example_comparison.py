@@ -6,15 +6,15 @@ Protocol. --images scenes of seed 1 (the networks below were trained on those of
 pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs` of tiny twins,
 with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, and without
 RandAugment, which changes colours; ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as their
-papers do with ImageNet's and CLIP's, and see images of the same size. What is pre-trained on is VQA, since answering
-teaches tiny twins what masked words do not: NLVR2 and retrieval begin with the line's run of it with the same seed.
-Lines end to end begin with the run of the same task on the cache, and tune it, since an update of theirs takes several
-times as long; what VL-BERT makes of features is fitted there, since its network's are not the detector's. Costs hold
-what came before. Stores are filled side by side; then each line is trained on each task with --seeds seeds, --processes
-cells at a time. No cell begins later than --minutes after the start; the report names those that did not. Each process
-keeps the pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end are those of a
-loader that keeps up. All times are of a device, and of cores, that many cells share: read ratios. Retrieval is scored
-among RETRIEVED images.
+papers do with ImageNet's and CLIP's; METER's text encoder, which begins with nothing, learns as fast as what fuses.
+What is pre-trained on is VQA, since answering teaches tiny twins what masked words do not: NLVR2 and retrieval begin
+with the line's run of it with the same seed. Lines end to end begin with the run of the same task on the cache, and
+tune it, since an update of theirs takes several times as long; what VL-BERT makes of features is fitted there, since
+its network's are not the detector's. Costs hold what came before. Stores are filled side by side; then each line is
+trained on each task with --seeds seeds, --processes cells at a time. No cell begins later than --minutes after the
+start; the report names those that did not. Each process keeps the pictures that it has decoded, since 16 cores would
+keep one GPU waiting: times end to end are those of a loader that keeps up. All times are of a device, and of cores,
+that many cells share: read ratios. Retrieval is scored among RETRIEVED images.
 
 Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
 goes on by the same command.
@@ -45,6 +45,7 @@ from extractors import decode
 from extractors.configs import SHIPPED_SIZE, PixelConfig
 from pipeline.config import EngineConfig
 from pipeline.processes import side_by_side
+from trainers.config import Rule
 from trainers.scenes.making import make_scenes
 from workflows.compare import Compare
 from workflows.scenes import BUNDLED
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # torch is loaded by what needs it: processes that draw begin
     from workflows.recipes import Recipe
 
 SEED, SEEDS = 1, (0, 1, 2)
+METER_SIDE = 128  # pixels of what METER sees: 64 patches of 16
 THINGS = (1, 3)  # of a scene: with 3 to 7 a tiny twin takes several times as many questions to see
 RETRIEVED = 100  # images of validation, since every one is scored with every caption
 DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
@@ -115,6 +117,7 @@ TRAINING = {
         "retrieval": Training(150, 32, 1e-4),
     },
 }
+METER_TEXT = Rule(r"^text\.", lr=5)  # as the rest of METER but its image encoder
 VITS = Path(__file__).parent / "vits"
 VILT_START, METER_TOWER = (str(VITS / f"scenes-{name}.safetensors") for name in ("vit32", "vit16"))
 
@@ -230,14 +233,21 @@ def trained(planned: Sequence[Cell], share: float) -> list[Cell]:
 
 
 def _apt(recipe: Recipe) -> Recipe:
-    """The recipe with a model that learns sooner, for images of the size that all see: the twins of models without a
-    convolutional network have 64 pixels a side."""
+    """The recipe with a model that learns sooner."""
+    from trainers.models.meter import MeterConfig
+
     layer = replace(recipe.model.layer, dropout=0.0, attention_dropout=0.0)
-    model = replace(recipe.model, layer=layer, layers=LAYERS)
-    return _larger(replace(recipe, model=model, augment=False))
+    model, train = replace(recipe.model, layer=layer, layers=LAYERS), recipe.train
+    if isinstance(model, MeterConfig):
+        without = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+        model = replace(model, text=replace(model.text, settings={**model.text.settings, **without}))
+        train = replace(train, rules=(*train.rules, METER_TEXT))
+    return _sized(replace(recipe, model=model, train=train, augment=False))
 
 
-def _larger(recipe: Recipe) -> Recipe:
+def _sized(recipe: Recipe) -> Recipe:
+    """For images of the size that all see, METER's smaller: the twins of models without a convolutional network have 64
+    pixels a side."""
     from trainers.models.grid_vlp import GridVLPConfig
     from trainers.models.meter import MeterConfig
     from trainers.models.vilt import ViLTConfig
@@ -250,8 +260,8 @@ def _larger(recipe: Recipe) -> Recipe:
     if isinstance(recipe.model, GridVLPConfig):  # PixelBERT's maps are whole, as they are in its cache
         return replace(recipe, model=replace(recipe.model, pool=1))
     if isinstance(recipe.model, MeterConfig) and recipe.model.image:
-        image = replace(recipe.model.image, size=shorter, weights=METER_TOWER)
-        return replace(recipe, side=shorter, model=replace(recipe.model, image=image))
+        image = replace(recipe.model.image, size=METER_SIDE, weights=METER_TOWER)
+        return replace(recipe, side=METER_SIDE, model=replace(recipe.model, image=image))
     return recipe
 
 

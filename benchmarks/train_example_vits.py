@@ -2,16 +2,16 @@
 
     uv run python -m benchmarks.train_example_vits --scratch scratch --out benchmarks/vits
 
-Protocol. --images scenes of seed 0 with the bundled photographs, as squares of 224 pixels. Each ViT is told of every
-patch which kind, colour and texture the foremost thing has whose box holds the patch's centre, or that there is none;
-from random weights, on the scenes of the training split, mirrored and cut out by chance, by AdamW at 0.001 in batches
-of 8 (in larger ones kinds come later, example for example), --minutes on one thread each, side by side. With --start
-they go on from the weights there, by the same rate. What is written is scored on the validation split: how many of the
-patches with a thing are given its kind, colour and texture.
+Protocol. --images scenes of seed 0 with the bundled photographs, as squares of 128 or 224 pixels. Each ViT is told of
+every patch which kind, colour and texture the foremost thing has whose box holds the patch's centre, or that there is
+none; from random weights, on the scenes of the training split, mirrored and cut out by chance, by AdamW at 0.001 in
+batches of 8 (in larger ones kinds come later, example for example), --minutes on one thread each, side by side. With
+--start they go on from the weights there, by the same rate. What is written is scored on the validation split: how many
+of the patches with a thing are given its kind, colour and texture.
 
-`scenes-vit16` is timm's test_vit, in CLIP's colours, as METER takes its images; `scenes-vit32` has the form of ViLT's
-tiny twin with three layers. Weights are rounded to float16. Into --result goes example_vits_<hardware>_<date>.md and
-.json.
+`scenes-vit16` is timm's test_vit for 128 pixels, in CLIP's colours, as METER takes its images; `scenes-vit32` has the
+form of ViLT's tiny twin with three layers. Weights are rounded to float16. Into --result goes
+example_vits_<hardware>_<date>.md and .json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from trainers.scenes.official import coco_path
 from trainers.scenes.scene import make_scene
 from workflows.scenes import BUNDLED
 
-SEED, SIDE, BATCH, RATE, WARM = 0, 224, 8, 1e-3, 0.05
+SEED, BATCH, RATE, WARM = 0, 8, 1e-3, 0.05
 MOST = 7  # things of a scene
 NOTHING = 0.15  # the weight of a patch without a thing, since most are
 SIZES = (len(KINDS) + 1, len(COLOURS), len(TEXTURES))
@@ -50,8 +50,9 @@ PARTS = ("kind", "colour", "texture")
 
 @dataclass(frozen=True)
 class Form:
-    """A ViT's form and the colours that it takes."""
+    """A ViT's form, and the sides and colours of what it sees."""
 
+    side: int
     patch: int
     dim: int
     depth: int
@@ -62,39 +63,39 @@ class Form:
 
     def make(self) -> nn.Module:
         return timm.models.vision_transformer.VisionTransformer(
-            img_size=SIDE, patch_size=self.patch, embed_dim=self.dim, depth=self.depth, num_heads=self.heads,
+            img_size=self.side, patch_size=self.patch, embed_dim=self.dim, depth=self.depth, num_heads=self.heads,
             mlp_ratio=self.mlp, num_classes=0,
         )  # fmt: skip
 
 
 HALF = (0.5, 0.5, 0.5)
 FORMS = {
-    "scenes-vit16": Form(16, 64, 6, 2, 3, CLIP_MEAN, CLIP_STD),
-    "scenes-vit32": Form(32, 128, 3, 4, 2, HALF, HALF),
+    "scenes-vit16": Form(128, 16, 64, 6, 2, 3, CLIP_MEAN, CLIP_STD),
+    "scenes-vit32": Form(224, 32, 128, 3, 4, 2, HALF, HALF),
 }
 
 
-def loaded(folder: Path, images: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 224, 224, 3) uint8 pictures; (n, 7, 7) float32 things: box in pixels, kind, colour, texture; -1 behind the
+def loaded(folder: Path, images: int, side: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n, side, side, 3) uint8 pictures; (n, 7, 7) float32 things: box in pixels, kind, colour, texture; -1 behind the
     last."""
     looks = [list(KINDS), list(COLOURS), list(TEXTURES)]
     numbers = splits(images)[split]
-    pixels = np.zeros((len(numbers), SIDE, SIDE, 3), np.uint8)
+    pixels = np.zeros((len(numbers), side, side, 3), np.uint8)
     things = np.full((len(numbers), MOST, 7), -1, np.float32)
     for row, number in enumerate(numbers):
         scene = make_scene(SEED, number)
         with Image.open(folder / "images/coco" / coco_path(scene, split)) as image:
-            pixels[row] = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            pixels[row] = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
         for at, each in enumerate(scene.things):
-            box = np.array(each.box) / np.array([scene.width, scene.height] * 2) * SIDE
+            box = np.array(each.box) / np.array([scene.width, scene.height] * 2) * side
             of = (each.kind, each.colour, each.texture)
             things[row, at] = [*box, *(known.index(name) for known, name in zip(looks, of, strict=True))]
     return pixels, things
 
 
-def told(things: Tensor, patch: int) -> Tensor:
+def told(things: Tensor, side: int, patch: int) -> Tensor:
     """(n, P, 3) int64: kind, colour and texture of the foremost thing at each patch's centre; else "none", -1, -1."""
-    count = SIDE // patch
+    count = side // patch
     centres = (torch.arange(count) + 0.5) * patch
     y, x = (each.flatten() for each in torch.meshgrid(centres, centres, indexing="ij"))
     found = torch.full((len(things), count * count, 3), -1)
@@ -108,7 +109,7 @@ def told(things: Tensor, patch: int) -> Tensor:
 
 def changed(pixels: Tensor, things: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures cut out, six to ten tenths of a side, and mirrored by chance, their boxes with them."""
-    count = len(pixels)
+    count, side = len(pixels), pixels.shape[-1]
     part, mirrored = 0.6 + 0.4 * torch.rand(count), torch.rand(count) < 0.5
     left, top = torch.rand(count) * (1 - part), torch.rand(count) * (1 - part)
     turn = torch.zeros(count, 2, 3)
@@ -116,9 +117,9 @@ def changed(pixels: Tensor, things: Tensor) -> tuple[Tensor, Tensor]:
     turn[:, 0, 2], turn[:, 1, 2] = 2 * left + part - 1, 2 * top + part - 1
     grid = functional.affine_grid(turn, list(pixels.shape), align_corners=False)
     seen = functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    start = torch.stack([left, top, left, top], 1)[:, None] * SIDE
+    start = torch.stack([left, top, left, top], 1)[:, None] * side
     boxes = (things[..., :4] - start) / part[:, None, None]
-    other = torch.stack([SIDE - boxes[..., 2], boxes[..., 1], SIDE - boxes[..., 0], boxes[..., 3]], -1)
+    other = torch.stack([side - boxes[..., 2], boxes[..., 1], side - boxes[..., 0], boxes[..., 3]], -1)
     boxes = torch.where(mirrored[:, None, None], other, boxes)
     return seen, torch.cat([boxes, things[..., 4:]], -1)
 
@@ -134,7 +135,7 @@ class Task:
         mean, std = (torch.tensor(each)[:, None, None] for each in (self.form.mean, self.form.std))
         pixels, things = (pixels - mean) / std, torch.from_numpy(self.things[rows])
         pixels, things = changed(pixels, things) if change else (pixels, things)
-        return pixels, told(things, self.form.patch)
+        return pixels, told(things, self.form.side, self.form.patch)
 
 
 def loss_of(outputs: Tensor, wanted: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, st
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     form, chance = FORMS[name], np.random.default_rng(SEED)
-    task = Task(form, *loaded(scratch / "scenes", images, "train"))
+    task = Task(form, *loaded(scratch / "scenes", images, form.side, "train"))
     vit: Any = form.make()
     if start is not None:
         vit.load_state_dict({key: value.float() for key, value in load_file(start / f"{name}.safetensors").items()})
@@ -194,7 +195,7 @@ def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, st
     out.mkdir(parents=True, exist_ok=True)
     save_file(rounded, out / f"{name}.safetensors")
     vit.load_state_dict({key: value.float() for key, value in rounded.items()})
-    found = scores(vit, head, Task(form, *loaded(scratch / "scenes", images, "val")))
+    found = scores(vit, head, Task(form, *loaded(scratch / "scenes", images, form.side, "val")))
     size = (out / f"{name}.safetensors").stat().st_size
     return {"name": name, "patch": form.patch, "minutes": minutes, "examples": examples, "bytes": size, **found}
 
