@@ -101,21 +101,17 @@ TRAINING = {
     "PixelBERT, cached grid": GRID,
     "PixelBERT, pixels": TUNED,
     "ViLT, cached pixels": {
-        "vqa": Training(900, 256, 5e-4),
-        "nlvr2": Training(800, 256, 5e-4),
+        "vqa": Training(1300, 256, 5e-4),
+        "nlvr2": Training(1000, 256, 5e-4),
         "retrieval": Training(400, 32, 5e-4),
     },
     "ViLT, pixels": TUNED,
     "METER, cached patches": {
-        "vqa": Training(600, 256, 1e-4),
-        "nlvr2": Training(600, 256, 1e-4),
-        "retrieval": Training(300, 32, 1e-4),
+        "vqa": Training(1300, 256, 1e-4),
+        "nlvr2": Training(1000, 256, 1e-4),
+        "retrieval": Training(500, 32, 1e-4),
     },
-    "METER, pixels": {
-        "vqa": Training(300, 256, 1e-4),
-        "nlvr2": Training(150, 256, 1e-4),
-        "retrieval": Training(150, 32, 1e-4),
-    },
+    "METER, pixels": TUNED,
 }
 METER_TEXT = Rule(r"^text\.", lr=5)  # as the rest of METER but its image encoder
 VITS = Path(__file__).parent / "vits"
