@@ -214,8 +214,8 @@ class Parts:
     def translate(self, model: nn.Module, report: LoadReport) -> None:
         """Fit what the model makes of features to what its start made of others, where the store that has its boxes has
         those; of some images, evenly taken."""
-        if self.places.store is None:
-            return  # VCR's boxes come with its annotations
+        if self.recipe.task.startswith("vcr"):
+            return  # its boxes are not the store's, but come with its images
         assert isinstance(model, VLBert), "another's features have the width that its network gives"
         cached = Parts(replace(self.run, recipe=replace(self.recipe, visual="store")))
         if _layout(cached).dim != report.other["appearance.weight"].shape[1] - 8 * WAVES:
@@ -232,9 +232,7 @@ class Parts:
                 yield ours, theirs
 
         share = begin_translated(model, pairs(), report.other, device_of(self.recipe.train.device))
-        print(
-            f"what it makes of features is fitted to {len(keys):,} images of the store, and meets {share:.0%} of that"
-        )
+        print(f"appearance is fitted to the start's, on {len(keys):,} images of the store: {share:.0%} of it is met")
 
     def visual(self, split: Split) -> Visual:
         """Where the images of a split come from."""

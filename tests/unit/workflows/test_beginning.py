@@ -18,12 +18,14 @@ from pipeline.config import EngineConfig
 from tests.compare_data import compare_data
 from trainers.batch import Batch, Regions, Text
 from trainers.images import fast_rcnn_regions
+from trainers.models.checkpoints import LoadReport
 from trainers.models.layers import LayerConfig
 from trainers.models.vl_bert import WAVES, VLBert, VLBertConfig, lay_out
 from workflows.comparing.cells import Cell, Common, cells_of, of_recipes
 from workflows.comparing.data import Data
 from workflows.comparing.running import Setting, extract_all
 from workflows.recipes.beginning import begin_translated
+from workflows.recipes.building import Parts
 from workflows.runs import built
 from workflows.train import Train
 
@@ -88,9 +90,14 @@ def test_a_run_end_to_end_begins_near_the_run_on_the_cache(
     save_file(start.state_dict(), tmp_path / "start.safetensors")
     model, _, _ = built(pixels, str(tmp_path / "start.safetensors"), SHIPPED)
     told = capsys.readouterr().out
-    met = re.search(r"is fitted to 8 images of the store, and meets (\d+)% of that", told)
+    met = re.search(r"appearance is fitted to the start's, on 8 images of the store: (\d+)% of it is met", told)
     assert met and int(met[1]) > 50, told
     assert isinstance(model, VLBert) and not torch.equal(model.appearance.bias, start.appearance.bias)
+
+    model.appearance.weight.data.fill_(0.5)
+    report = LoadReport("start", 0, other={name: each for name, each in start.state_dict().items() if "appear" in name})
+    Parts(replace(pixels, recipe=replace(pixels.recipe, task="vcr-answer"))).translate(model, report)
+    assert (model.appearance.weight == 0.5).all(), "VCR's boxes are not the store's"
 
     other = VLBert(replace(start.config, feature_dim=start.config.feature_dim + 1))
     save_file(other.state_dict(), tmp_path / "other.safetensors")
