@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,7 +23,7 @@ from trainers.models.checkpoints import LoadReport
 from trainers.tasks.base import Prediction, Task
 from workflows.recipes import RECIPES, Recipe, recipe_of
 from workflows.recipes.base import RANDOM, extracting_with
-from workflows.recipes.building import ANSWERS, Run
+from workflows.recipes.building import Run, kept_answers
 from workflows.recipes.sources import Places
 from workflows.recipes.starting import start, start_network, told
 from workflows.recipes.tiny import tiny
@@ -37,11 +37,13 @@ def built(run: Run, source: str | None, network: str | None = None) -> tuple[nn.
     return run.build(partial(begin, run.recipe, source, network))
 
 
-def begin(recipe: Recipe, source: str | None, network: str | None, model: nn.Module) -> LoadReport | None:
+def begin(
+    recipe: Recipe, source: str | None, network: str | None, model: nn.Module, answers: Sequence[str]
+) -> LoadReport | None:
     """Give a model the weights that it starts from, and say which these are."""
     report, random = None, getattr(model, "network", None) is not None
     if source is not None:
-        report = start(model, source)
+        report = start(model, source, answers)
         random = random and any(name.startswith("network.") for name in report.missing)
         print(told(report))
     elif recipe.starts != RANDOM:
@@ -91,14 +93,6 @@ def kept(out: str) -> Run:
         raise ConfigError(f"{out} holds no run of `triptych train` ({error}); name its --out folder.") from error
     recipe = replace(recipe, train=replace(config, out=out))
     return Run(recipe, places, vocabulary=kept_answers(out))
-
-
-def kept_answers(out: str) -> tuple[str, ...] | None:
-    """The answers of a run, in the order of its head; None where it has none."""
-    try:
-        return tuple(json.loads(open_place(out).read(ANSWERS)))
-    except FileNotFoundError:
-        return None
 
 
 def answers_of(out: str, recipe: Recipe) -> list[Prediction]:

@@ -103,7 +103,8 @@ class Train(Command):
     def run(self) -> int:
         """Train; returns the exit status."""
         from trainers.loop import require_new
-        from workflows.runs import about_of, ended, kept_answers, listed
+        from workflows.recipes.building import kept_answers
+        from workflows.runs import about_of, ended, listed
 
         if self.list or not self.recipe:
             for name, recipe in listed():

@@ -20,6 +20,7 @@ from tests.official_checkpoints import VILT, meter_state, official, vl_bert_stat
 from tests.recipe_data import Data
 from trainers.checkpoint import Checkpoints
 from trainers.config import TrainConfig
+from trainers.data import AnswerVocabulary
 from trainers.models.image_towers import ImageTower
 from trainers.models.layers import resize_positions
 from trainers.models.text_towers import TextTower
@@ -28,6 +29,7 @@ from trainers.tasks.families import build_model
 from trainers.tasks.probes import ImageProbe, TextProbe
 from workflows.cli import main
 from workflows.recipes import recipe_of
+from workflows.recipes.building import keep_answers
 from workflows.recipes.starting import start, start_network, told
 from workflows.recipes.tiny import DIM, HEADS, HIDDEN, LAYERS, tiny
 
@@ -168,6 +170,25 @@ def test_a_run_starts_with_the_numbers_of_its_source(case: Case, tmp_path: Path)
     line = told(report)
     assert line.startswith(f"starts from {tmp_path}") and "\n" not in line
     assert all(f"{each}" in line for each in case.new)
+
+
+@pytest.mark.parametrize("write", (run, run_file))
+@pytest.mark.parametrize("name", ("vl_bert_vqa", "grid_vlp_vqa", "vilt_vqa", "meter_vqa"))
+def test_each_answer_has_the_weights_that_its_name_had(name: str, write: Any, tmp_path: Path) -> None:
+    """Answers are ordered by how many there are, so that two data sets with the same ones have other orders."""
+    count = "vqa_answers" if name == "grid_vlp_vqa" else "answers"
+    theirs, model = model_of(name, 1, **{count: 3}), model_of(name, 2, **{count: 4})
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    source = str(write(tmp_path, theirs))
+    keep_answers(str(tmp_path / "run"), AnswerVocabulary(("no", "red", "yes")))
+    report = start(model, source, ("yes", "blue", "no", "red"))
+    last = [key for key in before if key.startswith("heads.vqa.")][-2:]
+    for key in last:
+        given, found = theirs.state_dict()[key], model.state_dict()[key]
+        assert torch.equal(found[[2, 3, 0]], given) and torch.equal(found[1], before[key][1])
+    assert not report.missing and "heads.vqa has 3 of its 4 answers from there, by their names" in told(report)
+    same = start(model_of(name, 2, **{count: 3}), source, ("no", "red", "yes"))
+    assert "by their names" not in told(same)
 
 
 def test_what_is_derived_begins_where_the_official_code_begins_it(tmp_path: Path) -> None:

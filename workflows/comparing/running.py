@@ -32,9 +32,9 @@ from workflows.comparing.cells import Cell
 from workflows.comparing.features import Features, extract, features_of
 from workflows.comparing.measuring import cached, parameters_of, scored, trained
 from workflows.progress import TerminalProgress
-from workflows.recipes.building import LEAST, Run
+from workflows.recipes.building import LEAST, Run, kept_answers
 from workflows.recipes.sources import Places
-from workflows.runs import built, kept_answers, threads_for
+from workflows.runs import built, threads_for
 
 CELLS = "cells"
 POINTS, EVALUATIONS = 100, 5  # of the learning curves

@@ -70,13 +70,13 @@ class Run:
     vocabulary: tuple[str, ...] | None = None
 
     def build(
-        self, start: Callable[[nn.Module], LoadReport | None] | None = None
+        self, start: Callable[[nn.Module, Sequence[str]], LoadReport | None] | None = None
     ) -> tuple[nn.Module, Task, Task | None]:
         """Model, task, and the split that is evaluated on; of pre-training none. Made anew in each process.
 
         Args:
-            start: puts weights into the model, and tells of them; before anything is written, so that what it raises
-                leaves nothing.
+            start: puts weights into the model, whose answers are given, and tells of them; before anything is written,
+                so that what it raises leaves nothing.
 
         Raises:
             TriptychError: data, images or features are missing or do not fit; nothing was trained.
@@ -86,7 +86,7 @@ class Run:
         validation = None if self.recipe.task == "pretraining" else parts.task(self.recipe.validation, training=False)
         model = parts.model()
         if start is not None:
-            report = start(model)
+            report = start(model, parts.answers.answers if parts.answers else ())
             if report is not None and report.other:
                 parts.translate(model, report)
             if self.recipe.starts == RANDOM:
@@ -106,6 +106,14 @@ def keep_answers(out: str, answers: AnswerVocabulary) -> None:
     place = open_place(out)
     place.make([""])
     place.write(ANSWERS, json.dumps(list(answers.answers), ensure_ascii=False).encode())
+
+
+def kept_answers(out: str) -> tuple[str, ...] | None:
+    """The answers of a run, in the order of its head; None where it has none."""
+    try:
+        return tuple(json.loads(open_place(out).read(ANSWERS)))
+    except FileNotFoundError:
+        return None
 
 
 class Parts:

@@ -6,7 +6,7 @@ What a file is, its names tell: BERT, a ViT, a published checkpoint of the model
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,29 +32,37 @@ from trainers.models.published_meter import start_encoder, start_meter
 from trainers.models.vilt import ViLT
 from trainers.models.vl_bert import VLBert
 from trainers.tasks.probes import ImageProbe, TextProbe
+from workflows.recipes.beginning import ANSWERING
+from workflows.recipes.building import kept_answers
 
 Start = Callable[[Any, Mapping[str, Tensor]], LoadReport]
 
 
-def start(model: nn.Module, source: str) -> LoadReport:
+def start(model: nn.Module, source: str, answers: Sequence[str] = ()) -> LoadReport:
     """Put the weights into a model that it starts from.
 
     Args:
         source: a checkpoint of the model or of what its paper starts from, or a run of ours; a file, or a run's folder
             or address.
+        answers: of the model's head, in its order. A run of ours knows its own: where those are others, or in another
+            order, each answer gets its own weights, and one that is new there keeps what the model has.
 
     Raises:
         ConfigError: there is no such file, or no checkpoint in the run.
         StoreError: the run's newest checkpoint is damaged.
         WeightsError: it does not fit the model.
     """
-    tensors = _read(source)
+    tensors, changed = _read(source), list[str]()
+    theirs = _answers_of(source)
+    if theirs and answers and tuple(answers) != theirs:
+        tensors, changed = _by_answer(model, tensors, theirs, answers)
     named = "\n".join(tensors)
     load = next(load for mark, load in _STARTS[type(model)] if re.search(mark, named, re.MULTILINE))
     try:
-        return replace(load(model, tensors), source=source)
+        report = load(model, tensors)
     except WeightsError as error:
         raise WeightsError(f"--start {source}: {error}") from error
+    return replace(report, source=source, changed=(*report.changed, *changed))
 
 
 def start_network(model: nn.Module, source: str) -> str:
@@ -102,6 +110,34 @@ def _read(source: str) -> Mapping[str, Tensor]:
         if steps:
             return run.read(steps[-1], PARTS[:1]).model
     raise ConfigError(f"--start {source} is no file and has no checkpoints; name a checkpoint or a run of ours.")
+
+
+def _answers_of(source: str) -> tuple[str, ...] | None:
+    """The answers of the run that a folder, an address or a run's file of weights belongs to; None where there are
+    none."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return kept_answers(source)
+    return kept_answers(str(path.parents[2])) if path.name == PARTS[0] and len(path.parents) > 2 else None
+
+
+def _by_answer(
+    model: Any, tensors: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A file's heads of answers with the model's answers, and a line for each."""
+    found, wanted, changed = dict(tensors), model.state_dict(), list[str]()
+    rows_of = {answer: row for row, answer in enumerate(theirs)}
+    known = [row for row, answer in enumerate(ours) if answer in rows_of]
+    rows = [rows_of[ours[row]] for row in known]
+    for head in ANSWERING.keys() & set(model.heads):
+        [last] = [name for name, each in model.named_modules() if each is list(model.heads[head].modules())[-1]]
+        for name in (f"{last}.weight", f"{last}.bias"):
+            if name in found and len(found[name]) == len(theirs):
+                own = wanted[name].clone()
+                own[known] = found[name][rows].to(own)
+                found[name] = own
+        changed.append(f"heads.{head} has {len(known)} of its {len(ours)} answers from there, by their names")
+    return found, changed
 
 
 _ANY, _BERT, _TEXT = "", r"(^|\.)embeddings\.word_embeddings\.", r"^(\w+\.)*text(_embeddings)?\."
