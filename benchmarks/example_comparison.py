@@ -5,16 +5,18 @@
 Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, their
 pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs` of tiny twins,
 with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, and without
-RandAugment, which changes colours; ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as their
-papers do with ImageNet's and CLIP's; METER's text encoder, which begins with nothing, learns as fast as what fuses.
-What is pre-trained on is VQA, since answering teaches tiny twins what masked words do not: NLVR2 and retrieval begin
-with the line's run of it with the same seed. Lines end to end begin with the run of the same task on the cache, and
-tune it, since an update of theirs takes several times as long; what VL-BERT makes of features is fitted there, since
-its network's are not the detector's. Costs hold what came before. Stores are filled side by side; then each line is
-trained on each task with --seeds seeds, --processes cells at a time. No cell begins later than --minutes after the
-start; the report names those that did not. Each process keeps the pictures that it has decoded, since 16 cores would
-keep one GPU waiting: times end to end are those of a loader that keeps up. All times are of a device, and of cores,
-that many cells share: read ratios. Retrieval is scored among RETRIEVED images.
+RandAugment, which changes colours. All five models begin with the weights of `benchmarks.pretrain_example`, where each
+has answered as many questions about other scenes; ViLT and METER began there with the ViTs of
+`benchmarks.train_example_vits`, as their papers do with ImageNet's and CLIP's. What that took is not in the costs.
+METER's text encoder, which began with nothing, learns as fast as what fuses. NLVR2 and retrieval begin with the line's
+run of VQA with the same seed, since answering teaches tiny twins what masked words do not. Lines end to end begin with
+the run of the same task on the cache, and tune it, since an update of theirs takes several times as long; what VL-BERT
+makes of features is fitted there, since its network's are not the detector's. Costs hold these runs that came before.
+Stores are filled side by side; then each line is trained on each task with --seeds seeds, --processes cells at a time.
+No cell begins later than --minutes after the start; the report names those that did not. Each process keeps the
+pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end are those of a loader that
+keeps up. All times are of a device, and of cores, that many cells share: read ratios. Retrieval is scored among
+RETRIEVED images.
 
 Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
 goes on by the same command.
@@ -30,7 +32,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -65,6 +67,7 @@ QUALITY = 95  # of the smaller pictures' JPEG
 PATCH = 32  # pixels: their sides are whole patches of ViLT's, so that no line has to resize them again
 EVALUATIONS = 3
 LAYERS = 3  # of the transformers: with 2 a question's thing is hardly found among the others
+VILT_LAYERS = 5  # what a patch shows is known after three; a text has to be able to ask for it
 DECODERS, AT_ONCE = 3, 64  # of each extraction: processes that decode, and images in a batch
 FILES = ("report.html", "results.md", "results.parquet")
 
@@ -84,8 +87,8 @@ REGIONS = {
     "retrieval": Training(500, 32, 1e-3),
 }
 GRID = {
-    "vqa": Training(1300, 256, 1e-3),
-    "nlvr2": Training(1200, 256, 1e-3),
+    "vqa": Training(2000, 64, 5e-4),
+    "nlvr2": Training(2500, 64, 5e-4),
     "retrieval": Training(500, 32, 1e-3),
 }
 TUNED = {
@@ -101,30 +104,27 @@ TRAINING = {
     "PixelBERT, cached grid": GRID,
     "PixelBERT, pixels": TUNED,
     "ViLT, cached pixels": {
-        "vqa": Training(1300, 256, 5e-4),
-        "nlvr2": Training(1000, 256, 5e-4),
-        "retrieval": Training(400, 32, 5e-4),
+        "vqa": Training(2500, 64, 2.5e-4),
+        "nlvr2": Training(2500, 64, 2.5e-4),
+        "retrieval": Training(400, 32, 2.5e-4),
     },
     "ViLT, pixels": TUNED,
     "METER, cached patches": {
-        "vqa": Training(1300, 256, 1e-4),
-        "nlvr2": Training(1000, 256, 1e-4),
+        "vqa": Training(2500, 64, 5e-5),
+        "nlvr2": Training(2500, 64, 5e-5),
         "retrieval": Training(500, 32, 1e-4),
     },
     "METER, pixels": TUNED,
 }
 METER_TEXT = Rule(r"^text\.", lr=5)  # as the rest of METER but its image encoder
-VITS = Path(__file__).parent / "vits"
+VITS, STARTS = (Path(__file__).parent / name for name in ("vits", "starts"))
 VILT_START, METER_TOWER = (str(VITS / f"scenes-{name}.safetensors") for name in ("vit32", "vit16"))
 
 
 def main() -> None:
     """Make scenes, compare, and put the report where it belongs."""
     asked, began = parsed(), time.time()
-    data = asked.scratch / "scenes"
-    if not (data / "reduced").exists():
-        make_scenes(data, asked.images, SEED, BUNDLED, asked.processes, things=THINGS)
-        reduced(data, asked.processes)
+    data = scenes_of(asked.scratch, asked.images, SEED, asked.processes)
     tell(began, f"{asked.images} scenes")
     out = compared(asked, data, began)
     asked.result.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,8 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
         data=str(data),
         out=str(out),
         name="visual_inputs",
-        starts=(f"vilt_vqa={VILT_START}",),
+        starts=tuple(f"{each.stem}={each}" for each in STARTS.glob("*.safetensors")),
+        tokenizer=str(STARTS / "vocab.txt") if STARTS.exists() else None,
         seeds=SEEDS[: asked.seeds],
         processes=asked.processes,
         device=asked.device,
@@ -176,12 +177,21 @@ def tell(began: float, what: str) -> None:
     print(f"{time.time() - began:.0f} s  {what}", flush=True)
 
 
+def scenes_of(scratch: Path, images: int, seed: int, processes: int, things: tuple[int, int] = THINGS) -> Path:
+    """The scenes, made if they are not there; their folder."""
+    data = scratch / "scenes"
+    if not (data / "reduced").exists():
+        make_scenes(data, images, seed, BUNDLED, processes, things=things)
+        reduced(data, processes)
+    return data
+
+
 def reduced(data: Path, processes: int) -> None:
     """Leave out what is not compared, and make pictures as large as the network that comes along takes them."""
     for folder in (data / "annotations").iterdir():
         if folder.name not in DATA:
             shutil.rmtree(folder)
-    shutil.rmtree(data / "images/vcr")
+    shutil.rmtree(data / "images/vcr", ignore_errors=True)  # of one thing there is nothing to ask there
     # A picture may have several names, all of which are to be smaller.
     pictures = {path.stat().st_ino: path for path in sorted((data / "images").rglob("*.jpg"))}.values()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -207,14 +217,16 @@ def _smaller(path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
-def trained(planned: Sequence[Cell], share: float) -> list[Cell]:
-    """The cells of TRAINING's lines, as it has them, each with what it begins with."""
+def trained(
+    planned: Sequence[Cell], share: float, lines: Mapping[str, Mapping[str, Training]] = TRAINING
+) -> list[Cell]:
+    """The cells of these lines and tasks, as they are to learn, each with what it begins with."""
     known = {
         (cell.model, cell.recipe.visual, cell.recipe.task, cell.recipe.train.seed): replace(
-            cell, recipe=_set(cell, TRAINING[cell.label], share), before=None
+            cell, recipe=_set(cell, lines[cell.label], share), before=None
         )
         for cell in planned
-        if cell.label in TRAINING
+        if cell.recipe.task in lines.get(cell.label, {})
     }
 
     def begun(model: str, visual: str, task: str, seed: int) -> Cell:
@@ -231,9 +243,11 @@ def trained(planned: Sequence[Cell], share: float) -> list[Cell]:
 def _apt(recipe: Recipe) -> Recipe:
     """The recipe with a model that learns sooner."""
     from trainers.models.meter import MeterConfig
+    from trainers.models.vilt import ViLTConfig
 
     layer = replace(recipe.model.layer, dropout=0.0, attention_dropout=0.0)
-    model, train = replace(recipe.model, layer=layer, layers=LAYERS), recipe.train
+    layers = VILT_LAYERS if isinstance(recipe.model, ViLTConfig) else LAYERS
+    model, train = replace(recipe.model, layer=layer, layers=layers), recipe.train
     if isinstance(model, MeterConfig):
         without = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
         model = replace(model, text=replace(model.text, settings={**model.text.settings, **without}))
@@ -261,7 +275,7 @@ def _sized(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _set(cell: Cell, line: dict[str, Training], share: float) -> Recipe:
+def _set(cell: Cell, line: Mapping[str, Training], share: float) -> Recipe:
     asked = line[cell.recipe.task]
     steps, size = max(2, round(share * asked.steps)), max(4, round(share * asked.batch_size))
     train = replace(cell.recipe.train, steps=steps, batch_size=size, lr=asked.lr, workers=1)

@@ -6,12 +6,13 @@ Protocol. --images scenes of seed 0 with the bundled photographs, as squares of 
 every patch which kind, colour and texture the foremost thing has whose box holds the patch's centre, or that there is
 none; from random weights, on the scenes of the training split, mirrored and cut out by chance, by AdamW at 0.001 in
 batches of 8 (in larger ones kinds come later, example for example), --minutes on one thread each, side by side. With
---start they go on from the weights there, by the same rate. What is written is scored on the validation split: how many
-of the patches with a thing are given its kind, colour and texture.
+--start they go on from the weights there, by the same rate; layers that those lack are new. What is written is scored
+on the validation split: how many of the patches with a thing are given its kind, colour and texture.
 
 `scenes-vit16` is timm's test_vit for 128 pixels, in CLIP's colours, as METER takes its images; `scenes-vit32` has the
-form of ViLT's tiny twin with three layers. Weights are rounded to float16. Into --result goes
-example_vits_<hardware>_<date>.md and .json.
+form of ViLT's tiny twin with five layers, and is told after the third: what its patches show is then there for two
+layers in which a text can ask for it, which are as random as they began. Weights are rounded to float16. Into --result
+goes example_vits_<hardware>_<date>.md and .json.
 """
 
 from __future__ import annotations
@@ -50,12 +51,13 @@ PARTS = ("kind", "colour", "texture")
 
 @dataclass(frozen=True)
 class Form:
-    """A ViT's form, and the sides and colours of what it sees."""
+    """A ViT's form, after which of its layers it is told, and the sides and colours of what it sees."""
 
     side: int
     patch: int
     dim: int
     depth: int
+    told: int
     heads: int
     mlp: float
     mean: tuple[float, float, float]
@@ -67,11 +69,18 @@ class Form:
             mlp_ratio=self.mlp, num_classes=0,
         )  # fmt: skip
 
+    def states(self, vit: Any, pixels: Tensor) -> Tensor:
+        """(B, P, D): the patches after the layer that is told, normalised."""
+        [found] = vit.forward_intermediates(
+            pixels, [self.told - 1], norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        return found
+
 
 HALF = (0.5, 0.5, 0.5)
 FORMS = {
-    "scenes-vit16": Form(128, 16, 64, 6, 2, 3, CLIP_MEAN, CLIP_STD),
-    "scenes-vit32": Form(224, 32, 128, 3, 4, 2, HALF, HALF),
+    "scenes-vit16": Form(128, 16, 64, 6, 6, 2, 3, CLIP_MEAN, CLIP_STD),
+    "scenes-vit32": Form(224, 32, 128, 5, 3, 4, 2, HALF, HALF),
 }
 
 
@@ -157,7 +166,7 @@ def scores(vit: Any, head: nn.Module, task: Task) -> dict[str, float]:
     vit.eval()
     for start in range(0, len(task.pixels), 100):
         pixels, wanted = task.batch(np.arange(start, min(start + 100, len(task.pixels))), change=False)
-        outputs = head(vit.forward_features(pixels)[:, 1:]).split(SIZES, -1)
+        outputs = head(task.form.states(vit, pixels)).split(SIZES, -1)
         there = wanted[..., 1] >= 0
         right += [int((each.argmax(-1) == wanted[..., at])[there].sum()) for at, each in enumerate(outputs)]
         count += int(there.sum())
@@ -173,7 +182,8 @@ def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, st
     task = Task(form, *loaded(scratch / "scenes", images, form.side, "train"))
     vit: Any = form.make()
     if start is not None:
-        vit.load_state_dict({key: value.float() for key, value in load_file(start / f"{name}.safetensors").items()})
+        known = load_file(start / f"{name}.safetensors")
+        vit.load_state_dict({**vit.state_dict(), **{key: value.float() for key, value in known.items()}})
     head = nn.Linear(form.dim, sum(SIZES))
     weights = [*vit.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
@@ -182,7 +192,7 @@ def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, st
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(share / WARM, (1 - share) / (1 - WARM))
         pixels, wanted = task.batch(chance.integers(len(task.pixels), size=BATCH), change=True)
-        loss = loss_of(head(vit.forward_features(pixels)[:, 1:]), wanted)
+        loss = loss_of(head(form.states(vit, pixels)), wanted)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -7,11 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
 
-from benchmarks.example_comparison import RETRIEVED, TRAINING, VILT_START, in_time, reduced, trained
+from benchmarks.example_comparison import RETRIEVED, STARTS, TRAINING, in_time, reduced, trained
+from benchmarks.pretrain_example import LEARNING, written
+from trainers.checkpoint import Checkpoints
+from trainers.config import TrainConfig
 from trainers.data.files import write_json
-from workflows.comparing.cells import Common, cells_of, in_order
+from trainers.optim import Optimisers
+from workflows.comparing.cells import Cell, Common, cells_of, in_order
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting
 from workflows.recipes import sources
@@ -42,15 +49,35 @@ def test_a_picture_is_made_smaller_under_all_its_names(tmp_path: Path) -> None:
     assert len(left) == 2 * RETRIEVED + 3 and [each for each in images if each not in left] == images[-5::2]
 
 
+def planned_cells() -> list[Cell]:
+    starts = {each.stem: str(each) for each in STARTS.glob("*.safetensors")}
+    common = Common(Train(tiny=True, device="cpu"), (0, 1), starts=starts)
+    return [cell for row in named("visual_inputs").rows for cell in cells_of(row, common, "+".join)]
+
+
+def test_all_models_begin_with_as_many_questions_of_other_scenes() -> None:
+    cached = {cell.label: cell.name for cell in planned_cells() if cell.recipe.visual == "store"}
+    assert LEARNING.keys() == {label for label in TRAINING if label in cached}
+    known = {each.stem for each in STARTS.glob("*.safetensors")}
+    assert known in (set(), {cached[label] for label in LEARNING}), "all of them, or none"
+
+
+def test_what_models_begin_with_is_written_without_its_answers(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"word": nn.Embedding(4, 3), "heads": nn.ModuleDict({"vqa": nn.Linear(3, 5)})})
+    config = TrainConfig(out=str(tmp_path / "run"), steps=1)
+    Checkpoints(tmp_path / "run").save(7, model, Optimisers(model, config), config, {})
+    written(tmp_path / "run", tmp_path / "starts/a.safetensors")
+    found = load_file(tmp_path / "starts/a.safetensors")
+    assert found.keys() == {"word.weight"} and torch.equal(found["word.weight"], model["word"].weight.half())
+
+
 def test_every_line_of_the_script_is_trained_as_it_says(tmp_path: Path) -> None:
-    common = Common(Train(tiny=True, device="cpu"), (0, 1), starts={"vilt_vqa": VILT_START})
-    planned = [cell for row in named("visual_inputs").rows for cell in cells_of(row, common, "+".join)]
-    cells = trained(planned, 0.5)
+    cells = trained(planned_cells(), 0.5)
     assert {each.label for each in cells} == TRAINING.keys() and len(cells) == 6 * len(TRAINING)
     for cell in cells:
         asked, train = TRAINING[cell.label][cell.recipe.task], cell.recipe.train
         assert (train.steps, train.batch_size, train.lr) == (asked.steps // 2, asked.batch_size // 2, asked.lr)
-        assert cell.start == (VILT_START if (cell.model, cell.recipe.task) == ("ViLT", "vqa") else None)
+        assert cell.start is None or cell.recipe.task == "vqa", "the others begin with what answers"
     befores, own = in_order(cells)
     assert len(befores) + len(own) == len({each.id for each in (*befores, *own)}) == len(cells)
     for cell in cells:
