@@ -124,19 +124,20 @@ def _answers_of(source: str) -> tuple[str, ...] | None:
 def _by_answer(
     model: Any, tensors: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """A file's heads of answers with the model's answers, and a line for each."""
+    """A file's heads of answers with the model's answers, and what was done."""
     found, wanted, changed = dict(tensors), model.state_dict(), list[str]()
     rows_of = {answer: row for row, answer in enumerate(theirs)}
     known = [row for row, answer in enumerate(ours) if answer in rows_of]
     rows = [rows_of[ours[row]] for row in known]
     for head in ANSWERING.keys() & set(model.heads):
         [last] = [name for name, each in model.named_modules() if each is list(model.heads[head].modules())[-1]]
-        for name in (f"{last}.weight", f"{last}.bias"):
-            if name in found and len(found[name]) == len(theirs):
-                own = wanted[name].clone()
-                own[known] = found[name][rows].to(own)
-                found[name] = own
-        changed.append(f"heads.{head} has {len(known)} of its {len(ours)} answers from there, by their names")
+        parts = {f"{last}.weight", f"{last}.bias"} & found.keys()
+        for name in parts:
+            own = wanted[name].clone()
+            own[known] = found[name][rows].to(own)
+            found[name] = own
+        if parts:
+            changed.append(f"heads.{head} has {len(known)} of its {len(ours)} answers from there, by their names")
     return found, changed
 
 
