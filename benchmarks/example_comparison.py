@@ -5,18 +5,18 @@
 Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, their
 pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs` of tiny twins,
 with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, and without
-RandAugment, which changes colours. All five models begin with the weights of `benchmarks.pretrain_example`, where each
-has answered as many questions about other scenes; ViLT and METER began there with the ViTs of
-`benchmarks.train_example_vits`, as their papers do with ImageNet's and CLIP's. What that took is not in the costs.
-METER's text encoder, which began with nothing, learns as fast as what fuses. NLVR2 and retrieval begin with the line's
-run of VQA with the same seed, since answering teaches tiny twins what masked words do not. Lines end to end begin with
-the run of the same task on the cache, and tune it, since an update of theirs takes several times as long; what VL-BERT
-makes of features is fitted there, since its network's are not the detector's. Costs hold these runs that came before.
-Stores are filled side by side; then each line is trained on each task with --seeds seeds, --processes cells at a time.
-No cell begins later than --minutes after the start; the report names those that did not. Each process keeps the
-pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end are those of a loader that
-keeps up. All times are of a device, and of cores, that many cells share: read ratios. Retrieval is scored among
-RETRIEVED images.
+RandAugment, which changes colours. ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as their
+papers do with ImageNet's and CLIP's, the others with nothing; or, where `benchmarks/starts` has what
+`benchmarks.pretrain_example` makes, all five with that: each has answered as many questions about other scenes. What
+that took is not in the costs. METER's text encoder, which begins with nothing, learns as fast as what fuses. NLVR2 and
+retrieval begin with the line's run of VQA with the same seed, since answering teaches tiny twins what masked words do
+not. Lines end to end begin with the run of the same task on the cache, and tune it, since an update of theirs takes
+several times as long; what VL-BERT makes of features is fitted there, since its network's are not the detector's. Costs
+hold these runs that came before. Stores are filled side by side; then each line is trained on each task with --seeds
+seeds, --processes cells at a time. No cell begins later than --minutes after the start; the report names those that did
+not. Each process keeps the pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end
+are those of a loader that keeps up. All times are of a device, and of cores, that many cells share: read ratios.
+Retrieval is scored among RETRIEVED images.
 
 Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
 goes on by the same command.
@@ -141,7 +141,7 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
         data=str(data),
         out=str(out),
         name="visual_inputs",
-        starts=tuple(f"{each.stem}={each}" for each in STARTS.glob("*.safetensors")),
+        starts=starts(),
         tokenizer=str(STARTS / "vocab.txt") if STARTS.exists() else None,
         seeds=SEEDS[: asked.seeds],
         processes=asked.processes,
@@ -158,6 +158,12 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
     lost = comparison.finish(matrix, cells, setting)
     tell(began, f"report, {len(lost)} cells missing")
     return out
+
+
+def starts() -> tuple[str, ...]:
+    """What models begin with, by recipe: all that was pre-trained, or ViLT's ViT."""
+    found = {each.stem: str(each) for each in sorted(STARTS.glob("*.safetensors"))} or {"vilt_vqa": VILT_START}
+    return tuple(f"{name}={weights}" for name, weights in found.items())
 
 
 def parsed() -> argparse.Namespace:
