@@ -4,9 +4,9 @@
 
 Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, their
 pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs` of tiny twins,
-with the lines, updates, batches and rates of TRAINING below: one layer deeper, without dropout, and without
-RandAugment, which changes colours. ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as their
-papers do with ImageNet's and CLIP's, the others with nothing; or, where `benchmarks/starts` has what
+with the lines, updates, batches and rates of TRAINING below: one layer deeper (ViLT's three), without dropout, and
+without RandAugment, which changes colours. ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as
+their papers do with ImageNet's and CLIP's, the others with nothing; or, where `benchmarks/starts` has what
 `benchmarks.pretrain_example` makes, all five with that: each has answered as many questions about other scenes. What
 that took is not in the costs. METER's text encoder, which begins with nothing, learns as fast as what fuses. NLVR2 and
 retrieval begin with the line's run of VQA with the same seed, since answering teaches tiny twins what masked words do

@@ -35,7 +35,6 @@ LEARNING = {  # the slowest first, so that the last ones fill what time is left
     "Grid-VLP, cached grid": (32, 2.5e-4),
     "VL-BERT, cached regions": (64, 1e-3),
 }
-HEADS = "heads."
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for scenes, stores and runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--labels", nargs="+", default=list(LEARNING), choices=list(LEARNING))
+    parser.add_argument("--labels", nargs="+", default=list(LEARNING), choices=list(LEARNING), help="lines")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--share", type=float, default=1.0, help="of the updates, and of the examples of each: a trial")
     parser.add_argument("--device", default="cpu")
@@ -106,7 +105,9 @@ def written(run: Path, target: Path) -> None:
     kept = Checkpoints(str(run))
     weights = kept.read(kept.steps()[-1], PARTS[:1]).model
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: each.half().contiguous() for name, each in weights.items() if not name.startswith(HEADS)}, target)
+    save_file(
+        {name: each.half().contiguous() for name, each in weights.items() if not name.startswith("heads.")}, target
+    )
 
 
 if __name__ == "__main__":

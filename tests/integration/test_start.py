@@ -191,6 +191,19 @@ def test_each_answer_has_the_weights_that_its_name_had(name: str, write: Any, tm
     assert not same.changed
 
 
+@pytest.mark.parametrize(
+    "source", ("~/run", "run", "~/run/checkpoints/step-00000007/model.safetensors", "model.safetensors")
+)
+def test_a_run_s_answers_are_known_however_it_is_named(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(tmp_path, model_of("vilt_vqa", 1, answers=2))
+    keep_answers(str(folder), AnswerVocabulary(("no", "yes")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder / "checkpoints/step-00000007" if source == "model.safetensors" else tmp_path)
+    assert start(model_of("vilt_vqa", 2, answers=2), source, ("yes", "no")).changed
+
+
 def test_a_head_that_is_new_has_no_answers_from_there(tmp_path: Path) -> None:
     source = str(run(tmp_path, model_of("grid_vlp_vqa", 1, vqa_answers=2)))
     keep_answers(source, AnswerVocabulary(("no", "yes")))

@@ -115,9 +115,9 @@ def _read(source: str) -> Mapping[str, Tensor]:
 def _answers_of(source: str) -> tuple[str, ...] | None:
     """The answers of the run that a folder, an address or a run's file of weights belongs to; None where there are
     none."""
-    path = Path(source).expanduser()
+    path = Path(source).expanduser().absolute()
     if not path.is_file():
-        return kept_answers(source)
+        return kept_answers(str(path) if path.is_dir() else source)
     return kept_answers(str(path.parents[2])) if path.name == PARTS[0] and len(path.parents) > 2 else None
 
 
