@@ -4,10 +4,11 @@
 
 Protocol. --images scenes of seed 0 with the bundled photographs, as squares of 128 or 224 pixels. Each ViT is told of
 every patch which kind, colour and texture the foremost thing has whose box holds the patch's centre, or that there is
-none; from random weights, on the scenes of the training split, mirrored and cut out by chance, by AdamW at 0.001 in
-batches of 8 (in larger ones kinds come later, example for example), --minutes on one thread each, side by side. With
---start they go on from the weights there, by the same rate; layers that those lack are new. What is written is scored
-on the validation split: how many of the patches with a thing are given its kind, colour and texture.
+none; from random weights, on the scenes of the training split, mirrored and cut out by chance, in batches of 32,
+--minutes on one thread each, side by side. Layers' matrices learn by Muon at 0.01, all else by AdamW at 0.001: in four
+minutes scenes-vit16 tells 26 % of kinds so, 7 % by AdamW alone. With --start they go on from the weights there, but for
+what tells. What is written is scored on the validation split: how many of the patches with a thing are given its kind,
+colour and texture.
 
 `scenes-vit16` is timm's test_vit for 128 pixels, in CLIP's colours, as METER takes its images; `scenes-vit32` has the
 form of ViLT's tiny twin with five layers, and is told after the third: what its patches show is then there for two
@@ -42,7 +43,8 @@ from trainers.scenes.official import coco_path
 from trainers.scenes.scene import make_scene
 from workflows.scenes import BUNDLED
 
-SEED, BATCH, RATE, WARM = 0, 8, 1e-3, 0.05
+SEED, BATCH, WARM = 0, 32, 0.05
+RATE, MATRIX_RATE = 1e-3, 1e-2  # of AdamW; of Muon
 MOST = 7  # things of a scene
 NOTHING = 0.15  # the weight of a patch without a thing, since most are
 SIZES = (len(KINDS) + 1, len(COLOURS), len(TEXTURES))
@@ -72,7 +74,7 @@ class Form:
     def states(self, vit: Any, pixels: Tensor) -> Tensor:
         """(B, P, D): the patches after the layer that is told, normalised."""
         [found] = vit.forward_intermediates(
-            pixels, [self.told - 1], norm=True, output_fmt="NLC", intermediates_only=True
+            pixels, [self.told - 1], norm=True, stop_early=True, output_fmt="NLC", intermediates_only=True
         )
         return found
 
@@ -174,6 +176,17 @@ def scores(vit: Any, head: nn.Module, task: Task) -> dict[str, float]:
     return {name: float(100 * each / count) for name, each in zip(PARTS, right, strict=True)}
 
 
+def optimisers(vit: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for all else, with the largest rates."""
+    matrices = [each for name, each in vit.named_parameters() if each.ndim == 2 and name.startswith("blocks.")]
+    known = {id(each) for each in matrices}
+    others = [each for each in (*vit.parameters(), *head.parameters()) if id(each) not in known]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=RATE, weight_decay=0.05, betas=(0.9, 0.98)),
+    ]
+
+
 def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, start: Path | None) -> dict[str, Any]:
     """Train one ViT, write it, and score what was written."""
     torch.set_num_threads(1)
@@ -182,24 +195,27 @@ def trained(name: str, scratch: Path, out: Path, images: int, minutes: float, st
     task = Task(form, *loaded(scratch / "scenes", images, form.side, "train"))
     vit: Any = form.make()
     if start is not None:
-        known = load_file(start / f"{name}.safetensors")
-        vit.load_state_dict({**vit.state_dict(), **{key: value.float() for key, value in known.items()}})
+        vit.load_state_dict({key: each.float() for key, each in load_file(start / f"{name}.safetensors").items()})
     head = nn.Linear(form.dim, sum(SIZES))
     weights = [*vit.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    learning = optimisers(vit, head)
+    # A torch scheduler counts steps; here there is no number of them, but an end.
+    largest = [(group, group["lr"]) for each in learning for group in each.param_groups]
     began, examples, share, losses = time.time(), 0, 0.0, list[float]()
     while (share := (time.time() - began) / (60 * minutes)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * min(share / WARM, (1 - share) / (1 - WARM))
+        for group, rate in largest:
+            group["lr"] = rate * min(share / WARM, (1 - share) / (1 - WARM))
         pixels, wanted = task.batch(chance.integers(len(task.pixels), size=BATCH), change=True)
         loss = loss_of(head(form.states(vit, pixels)), wanted)
-        optimiser.zero_grad()
+        for each in learning:
+            each.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        for each in learning:
+            each.step()
         examples += BATCH
         losses.append(loss.item())
-        if examples % (2000 * BATCH) == 0:
+        if examples % (1000 * BATCH) == 0:
             print(f"{name} {examples} {time.time() - began:.0f} s loss {np.mean(losses[-1000:]):.3f}", flush=True)
     rounded = {key: value.half().contiguous() for key, value in vit.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -217,7 +233,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="folder of weights to go on from")
     parser.add_argument("--names", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=62)
+    parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--result", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     if not (args.scratch / "scenes").is_dir():

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.example_comparison import RETRIEVED, TRAINING, in_time, reduced, starts, trained
-from benchmarks.pretrain_example import LEARNING, written
+from benchmarks.pretrain_example import LEARNING, asked_of_looks, written
 from trainers.checkpoint import Checkpoints
 from trainers.config import TrainConfig
 from trainers.data.files import write_json
 from trainers.optim import Optimisers
+from trainers.scenes.asking import questions
+from trainers.scenes.scene import make_scene
 from workflows.comparing.cells import Cell, Common, cells_of, in_order
 from workflows.comparing.named import named
 from workflows.comparing.running import Setting
@@ -59,6 +61,21 @@ def test_all_models_begin_with_as_many_questions_of_other_scenes() -> None:
     assert LEARNING.keys() == {label for label in TRAINING if label in cached}
     known = {each.partition("=")[0] for each in starts()}
     assert known in ({"vilt_vqa"}, {cached[label] for label in LEARNING}), "all of them, or none"
+
+
+def test_models_begin_with_questions_of_what_things_look_like(tmp_path: Path) -> None:
+    texts = {asked.family: asked.text for number in range(20) for asked in questions(make_scene(0, number, (1, 2)))}
+    for split in ("train2014", "val2014"):
+        asked = [{"question_id": at, "question": text} for at, text in enumerate(texts.values())]
+        write_json(tmp_path / f"v2_OpenEnded_mscoco_{split}_questions.json", {"data_type": "a", "questions": asked})
+        given = [{"question_id": each["question_id"]} for each in asked]
+        write_json(tmp_path / f"v2_mscoco_{split}_annotations.json", {"annotations": given})
+    asked_of_looks(tmp_path)
+    left = json.loads((tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())
+    families = [list(texts)[each["question_id"]] for each in left["questions"]]
+    assert sorted(families) == ["color", "kind", "pattern"] and left["data_type"] == "a"
+    answers = json.loads((tmp_path / "v2_mscoco_train2014_annotations.json").read_text())["annotations"]
+    assert [list(texts)[each["question_id"]] for each in answers] == families
 
 
 def test_what_models_begin_with_is_written_without_its_answers(tmp_path: Path) -> None:
