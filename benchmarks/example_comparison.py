@@ -92,9 +92,9 @@ GRID = {
     "retrieval": Training(500, 32, 1e-3),
 }
 TUNED = {
-    "vqa": Training(100, 256, 1e-4),
-    "nlvr2": Training(60, 256, 1e-4),
-    "retrieval": Training(100, 32, 1e-4),
+    "vqa": Training(60, 64, 1e-4),
+    "nlvr2": Training(60, 64, 1e-4),
+    "retrieval": Training(60, 32, 1e-4),
 }
 TRAINING = {
     "VL-BERT, cached regions": REGIONS,
