@@ -2,21 +2,20 @@
 
     uv run python -m benchmarks.example_comparison --scratch scratch --result docs/comparisons/scenes
 
-Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, their
-pictures made smaller, to the size that the networks were trained on. Then the comparison `visual_inputs` of tiny twins,
-with the lines, updates, batches and rates of TRAINING below: one layer deeper (ViLT's three), without dropout, and
-without RandAugment, which changes colours. ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`, as
-their papers do with ImageNet's and CLIP's, the others with nothing; or, where `benchmarks/starts` has what
-`benchmarks.pretrain_example` makes, all five with that: each has answered as many questions about other scenes. What
-that took is not in the costs. METER's text encoder, which begins with nothing, learns as fast as what fuses. NLVR2 and
-retrieval begin with the line's run of VQA with the same seed, since answering teaches tiny twins what masked words do
-not. Lines end to end begin with the run of the same task on the cache, and tune it, since an update of theirs takes
-several times as long; what VL-BERT makes of features is fitted there, since its network's are not the detector's. Costs
-hold these runs that came before. Stores are filled side by side; then each line is trained on each task with --seeds
-seeds, --processes cells at a time. No cell begins later than --minutes after the start; the report names those that did
-not. Each process keeps the pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end
-are those of a loader that keeps up. All times are of a device, and of cores, that many cells share: read ratios.
-Retrieval is scored among RETRIEVED images.
+Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, or as
+many as --things says, their pictures made smaller, to the size that the networks were trained on. Then the comparison
+`visual_inputs` of tiny twins, with the lines, updates, batches and rates of TRAINING below: one layer deeper (ViLT's
+three), without dropout, and without RandAugment, which changes colours. METER sees by a ViT of
+`benchmarks.train_example_vits`, and ViLT began with one. All five begin with what `benchmarks.pretrain_example` made:
+each has answered as many questions about what things of other scenes look like. What that took is not in the costs.
+METER's text encoder learns as fast as what fuses. NLVR2 and retrieval begin with the line's run of VQA with the same
+seed, since answering teaches tiny twins what masked words do not. Lines end to end begin with the run of the same task
+on the cache, and tune it, since an update of theirs takes several times as long; what VL-BERT makes of features is
+fitted there, since its network's are not the detector's. Costs hold these runs that came before. Stores are filled side
+by side; then each line is trained on each task with --seeds seeds, --processes cells at a time. No cell begins later
+than --minutes after the start; the report names those that did not. Each process keeps the pictures that it has
+decoded, since 16 cores would keep one GPU waiting: times end to end are those of a loader that keeps up. All times are
+of a device, and of cores, that many cells share: read ratios. Retrieval is scored among RETRIEVED images.
 
 Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
 goes on by the same command.
@@ -124,7 +123,7 @@ VILT_START, METER_TOWER = (str(VITS / f"scenes-{name}.safetensors") for name in 
 def main() -> None:
     """Make scenes, compare, and put the report where it belongs."""
     asked, began = parsed(), time.time()
-    data = scenes_of(asked.scratch, asked.images, SEED, asked.processes)
+    data = scenes_of(asked.scratch, asked.images, SEED, asked.processes, tuple(asked.things))
     tell(began, f"{asked.images} scenes")
     out = compared(asked, data, began)
     asked.result.mkdir(parents=True, exist_ok=True)
@@ -142,7 +141,7 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
         out=str(out),
         name="visual_inputs",
         starts=starts(),
-        tokenizer=str(STARTS / "vocab.txt") if STARTS.exists() else None,
+        tokenizer=str(STARTS / "vocab.txt"),
         seeds=SEEDS[: asked.seeds],
         processes=asked.processes,
         device=asked.device,
@@ -161,9 +160,8 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
 
 
 def starts() -> tuple[str, ...]:
-    """What models begin with, by recipe: all that was pre-trained, or ViLT's ViT."""
-    found = {each.stem: str(each) for each in sorted(STARTS.glob("*.safetensors"))} or {"vilt_vqa": VILT_START}
-    return tuple(f"{name}={weights}" for name, weights in found.items())
+    """What models begin with, by recipe."""
+    return tuple(f"{each.stem}={each}" for each in sorted(STARTS.glob("*.safetensors")))
 
 
 def parsed() -> argparse.Namespace:
@@ -171,6 +169,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for scenes, stores and runs")
     parser.add_argument("--result", type=Path, required=True, help="folder for the report")
     parser.add_argument("--images", type=int, default=4000, help="scenes")
+    parser.add_argument("--things", type=int, nargs=2, default=THINGS, help="of a scene, at least and at most")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, of each line")
     parser.add_argument("--minutes", type=float, default=5.0, help="no cell begins later")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cells that run at once")
@@ -183,7 +182,7 @@ def tell(began: float, what: str) -> None:
     print(f"{time.time() - began:.0f} s  {what}", flush=True)
 
 
-def scenes_of(scratch: Path, images: int, seed: int, processes: int, things: tuple[int, int] = THINGS) -> Path:
+def scenes_of(scratch: Path, images: int, seed: int, processes: int, things: tuple[int, int]) -> Path:
     """The scenes, made if they are not there; their folder."""
     data = scratch / "scenes"
     if not (data / "reduced").exists():
