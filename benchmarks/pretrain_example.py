@@ -6,11 +6,10 @@ Protocol. --images scenes of seed 0 and of one or two things; the example has th
 the five models, as the example has it, learns VQA from cached features with seed 0, from QUESTIONS questions in all,
 in the batches and by the rates of LEARNING: with few updates of large batches no text finds its patch. Only what a
 thing looks like is asked, its kind, colour and texture: a text finds its patch after 3,000 such questions, and among
-all others after some 12,000. ViLT and METER
-begin with the ViTs of `benchmarks.train_example_vits`. --processes models at a time, a thread each. What is written are
-the weights without the head of answers, rounded to float16, and `vocab.txt`, the words; scores are those of the
-validation split, before rounding. Into --result goes example_starts_<hardware>_<date>.md and .json. A run that was
-stopped goes on by the same command.
+all others after some 12,000. ViLT and METER begin with the ViTs of `benchmarks.train_example_vits`. --processes models
+at a time, a thread each. What is written are the weights without the head of answers, rounded to float16, and
+`vocab.txt`, the words; scores are those of the validation split, before rounding. Into --result goes
+example_starts_<hardware>_<date>.md and .json. A run that was stopped goes on by the same command.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import Any
 from benchmarks.example_comparison import VILT_START, Training, filled, scenes_of, trained
 from benchmarks.machine import hardware, table, write_results
 from pipeline.processes import side_by_side
+from trainers.data.files import write_json
 from workflows.compare import Compare
 
 SEED, QUESTIONS = 0, 64_000
@@ -110,8 +110,8 @@ def asked_of_looks(folder: Path) -> None:
         content["questions"] = [each for each in content["questions"] if any(of in each["question"] for of in LOOKS)]
         left = {each["question_id"] for each in content["questions"]}
         given["annotations"] = [each for each in given["annotations"] if each["question_id"] in left]
-        questions.write_text(json.dumps(content), encoding="utf-8")
-        answers.write_text(json.dumps(given), encoding="utf-8")
+        write_json(questions, content)
+        write_json(answers, given)
 
 
 def written(run: Path, target: Path) -> None:
