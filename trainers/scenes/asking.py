@@ -16,7 +16,7 @@ COUNTS = ("0", "1", "2", "3")
 SLACK = 2  # so many times more often than the rarest answer of its family may an answer be
 SIDES = ("left", "right")
 # How much more often than once a family is asked: what has many answers is guessed less, and takes longer to learn.
-WEIGHTS = {"color": 3, "kind": 3, "count": 2}
+WEIGHTS = {"color": 3, "kind": 3, "count": 2, "exists": 3}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,24 @@ class Question:
     answer: str
     answers: tuple[str, ...]
     about: tuple[Thing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Things that are looked for, by their kind, their colour, or both."""
+
+    kind: str | None
+    colour: str | None
+
+    def named(self, count: int) -> str:
+        """`red things`, `red balls`, `balls`; of one without the s."""
+        noun = self.kind or "thing"
+        return " ".join([*([self.colour] if self.colour else []), noun if count == 1 else plural(noun)])
+
+    def count(self, *scenes: Scene) -> int:
+        """How many there are in all of these scenes."""
+        things = [thing for scene in scenes for thing in scene.things]
+        return sum(self.kind in (None, each.kind) and self.colour in (None, each.colour) for each in things)
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -79,10 +97,13 @@ def _of_counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         if count in COUNTS:
             yield Question("count", f"How many {plural(kind)} are there?", count, COUNTS)
     for thing in scene.things:
-        colour = thing.colour if rng.random() < 0.5 else str(rng.choice(list(COLOURS)))
-        there = any((each.kind, each.colour) == (thing.kind, colour) for each in scene.things)
-        text = f"Is there {article(colour)} {thing.kind}?"
-        yield Question("exists", text, YES_NO[not there], YES_NO)
+        colour, kind = (
+            own if rng.random() < 0.5 else str(rng.choice(list(others)))
+            for own, others in ((thing.colour, COLOURS), (thing.kind, KINDS))
+        )
+        for wanted in (Wanted(thing.kind, colour), Wanted(kind, None), Wanted(None, colour)):
+            text = f"Is there {article(wanted.named(1))}?"
+            yield Question("exists", text, YES_NO[not wanted.count(scene)], YES_NO)
 
 
 def _of_pairs(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from trainers.scenes.asking import article
+from trainers.scenes.asking import Wanted, article
 from trainers.scenes.looks import COLOURS, KINDS, plural
 from trainers.scenes.scene import Scene, Thing, chance
 
@@ -129,22 +129,19 @@ def statements(first: Pair, second: Pair, most: int) -> list[tuple[str, bool]]:
 
 
 def _claim(first: Pair, second: Pair, rng: np.random.Generator) -> tuple[str, Callable[[Scene, Scene], bool]]:
-    kind = str(rng.choice([kind for scene in (*first, *second) for kind in scene.counts]))
-    colour, at = str(rng.choice(list(COLOURS))), int(rng.integers(2))
+    things = [thing for scene in (*first, *second) for thing in scene.things]
+    one, at = things[int(rng.integers(len(things)))], int(rng.integers(2))
     side, count = ("left", "right")[at], int(rng.integers(1, 4))
-    name = plural(kind) if count > 1 else kind
-    way = rng.integers(5)
+    wanted = Wanted(one.kind, None) if rng.random() < 0.5 else Wanted(None, one.colour)
+    way = rng.integers(4)
     if way == 0:
-        said = f"The {side} image contains exactly {NUMBERS[count]} {name}."
-        return said, lambda *pair: pair[at].counts.get(kind, 0) == count
+        said = f"There is {article(wanted.named(1))} in the {side} image."
+        return said, lambda *pair: wanted.count(pair[at]) > 0
     if way == 1:
-        said = f"There are more {plural(kind)} in the {side} image than in the other one."
-        return said, lambda *pair: pair[at].counts.get(kind, 0) > pair[1 - at].counts.get(kind, 0)
+        said = f"The {side} image contains exactly {NUMBERS[count]} {wanted.named(count)}."
+        return said, lambda *pair: wanted.count(pair[at]) == count
     if way == 2:
-        said = f"The {side} image shows {article(colour)} thing."
-        return said, lambda *pair: any(thing.colour == colour for thing in pair[at].things)
-    if way == 3:
-        said = f"The {side} image shows {article(kind)}."
-        return said, lambda *pair: kind in pair[at].counts
-    said = f"Both images together contain {NUMBERS[count]} {name}."
-    return said, lambda *pair: sum(scene.counts.get(kind, 0) for scene in pair) == count
+        said = f"There are more {wanted.named(2)} in the {side} image than in the other one."
+        return said, lambda *pair: wanted.count(pair[at]) > wanted.count(pair[1 - at])
+    said = f"Both images together contain {NUMBERS[count]} {wanted.named(count)}."
+    return said, lambda *pair: wanted.count(*pair) == count

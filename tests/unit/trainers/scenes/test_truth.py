@@ -13,7 +13,7 @@ from trainers.scenes.asking import Balance, Question, guessed, questions
 from trainers.scenes.files import ASKED
 from trainers.scenes.looks import COLOURS, KINDS, TEXTURES, plural
 from trainers.scenes.saying import CAPTIONS, LABELS, NUMBERS, captions, expressions, hypothesis, statements
-from trainers.scenes.scene import Scene, make_scene
+from trainers.scenes.scene import Scene, Thing, make_scene
 from trainers.scenes.thing_files import VCR_KINDS
 from trainers.scenes.visual_genome_files import write_visual_genome
 from trainers.tasks.commonsense import CLASS
@@ -35,7 +35,7 @@ def answer_of(scene: Scene, text: str) -> str:
     if "more" in words:
         return "yes" if len(named[0]) > len(named[1]) else "no"
     if text.startswith("Is there"):
-        return "yes" if any(thing.colour in words for thing in named[0]) else "no"
+        return "yes" if sought(words, scene) else "no"
     sizes = [word for word in words if word in ("small", "large")]
     if len(sizes) == 1:
         named[0] = [thing for thing in named[0] if thing.size == sizes[0]]
@@ -51,6 +51,20 @@ def answer_of(scene: Scene, text: str) -> str:
     if "side" in words:
         return "left" if first.centre[0] < middle else "right"
     return first.colour if "color" in words else first.texture if "plain," in words else first.size
+
+
+def sought(words: list[str], scene: Scene) -> list[Thing]:
+    """The things of a kind, a colour, or both, as the words have it."""
+    kinds = [ONE.get(word, word) for word in words if ONE.get(word, word) in KINDS]
+    colours = [word for word in words if word in COLOURS]
+    assert kinds or colours
+    return [thing for thing in scene.things if {*kinds, *colours} <= set(thing.looks)]
+
+
+def test_things_are_sought_by_kind_by_colour_and_by_both() -> None:
+    asked = {each.text for scene in SCENES[:100] for each in questions(scene) if each.family == "exists"}
+    ways = Counter(("thing?" in text.split(), any(colour in text for colour in COLOURS)) for text in asked)
+    assert ways.keys() == {(True, True), (False, True), (False, False)}, "by colour, by both, by kind"
 
 
 def test_every_answer_is_right_and_possible() -> None:
@@ -75,8 +89,9 @@ def test_answers_are_balanced_and_all_families_asked() -> None:
     assert len(found) > 8 * len(SCENES)
     for family, given in by_family.items():
         assert max(given.values()) - min(given.values()) <= 2, (family, given)
-        assert given.total() > 90, family
-    assert min(by_family["color"].total(), by_family["kind"].total()) > 1.5 * by_family["pattern"].total()
+        assert given.total() > 80, family
+    for family in ("color", "kind", "exists"):
+        assert by_family[family].total() > 1.5 * by_family["pattern"].total(), family
 
 
 def test_guessing_from_the_text_alone_is_measured_and_low() -> None:
@@ -164,17 +179,14 @@ def holds(said: str, left: Scene, right: Scene) -> bool:
     """Whether a statement is true, read from its words alone."""
     words = said.rstrip(".").split()
     image, other = (left, right) if "left" in words else (right, left)
-    kind = next((ONE.get(word, word) for word in words if ONE.get(word, word) in KINDS), "")
     number = next((NUMBERS.index(word) for word in words if word in NUMBERS and word != "one"), 1)
     if said.startswith("Both"):
-        return left.counts.get(kind, 0) + right.counts.get(kind, 0) == number
+        return len(sought(words, left)) + len(sought(words, right)) == number
     if "more" in words:
-        return image.counts.get(kind, 0) > other.counts.get(kind, 0)
+        return len(sought(words, image)) > len(sought(words, other))
     if "exactly" in words:
-        return image.counts.get(kind, 0) == number
-    if kind:
-        return kind in image.counts
-    return any(thing.colour in words for thing in image.things)
+        return len(sought(words, image)) == number
+    return bool(sought(words, image))
 
 
 def test_names_are_of_one_thing_each_and_vcr_s_are_coco_s() -> None:
