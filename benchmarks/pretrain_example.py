@@ -101,7 +101,7 @@ def made(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Train what is not trained yet, write all weights; what is known of each."""
     data = scenes_of(asked.scratch, asked.images, SEED, asked.processes, THINGS)
     for stage in STAGES:
-        cells, setting = stage_of(stage, asked, data, ())
+        cells, setting = stage_of(stage, asked, data)
         filled(cells, setting, asked.processes)
         asked.out.mkdir(parents=True, exist_ok=True)
         if not (asked.out / "vocab.txt").exists():
@@ -115,7 +115,7 @@ def made(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def stage_of(
-    stage: Stage, asked: argparse.Namespace, data: Path, starts: tuple[str, ...]
+    stage: Stage, asked: argparse.Namespace, data: Path, starts: tuple[str, ...] = ()
 ) -> tuple[list[Cell], Setting]:
     """The cells of all lines that are asked for, which begin with these weights."""
     from workflows.comparing.command import Comparison
@@ -139,11 +139,13 @@ def stage_of(
 
 def taught(label: str, asked: argparse.Namespace, data: Path) -> list[dict[str, Any]]:
     """Take one line through all stages; what is known of each that was learnt."""
+    from workflows.comparing.named import named
     from workflows.comparing.running import run_cell
 
+    lines = named("visual_inputs").rows
     facts, start = [], VILT_START if label.startswith("ViLT") else None
     for stage in STAGES:
-        [name] = {cell.name for cell in stage_of(stage, asked, data, ())[0] if cell.label == label}
+        [name] = {row.name for row in lines if (row.label, row.recipe.task) == (label, stage.task)}
         cells, setting = stage_of(stage, asked, data, (f"{name}={start}",) if start else ())
         [cell] = [cell for cell in cells if cell.label == label]
         target = (asked.out if stage.kept else asked.scratch / "between") / f"{name}.safetensors"
