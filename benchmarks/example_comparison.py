@@ -9,14 +9,13 @@ three), without dropout, and without RandAugment, which changes colours. METER s
 `benchmarks.train_example_vits`, and ViLT began with one. VQA and NLVR2 of all five begin with what
 `benchmarks.pretrain_example` made: each has answered as many questions and judged as many sentences about other scenes.
 What that took is not in the costs. METER's text encoder learns as fast as what fuses. Retrieval begins with the line's
-run of VQA with the same seed, since answering teaches tiny twins what masked words do not. Lines end to end begin with
-the run of the same task on the cache, and tune it, since an update of theirs takes several times as long; what VL-BERT
-makes of features is fitted there, since its network's are not the detector's. Costs hold these runs that came before.
-Stores are filled side by side; then each line is trained on each task with --seeds seeds, --processes cells at a time.
-No cell begins later than --minutes after the start; the report names those that did not. Each process keeps the
-pictures that it has decoded, since 16 cores would keep one GPU waiting: times end to end are those of a loader that
-keeps up. All times are of a device, and of cores, that many cells share: read ratios. Retrieval is scored among
-RETRIEVED images.
+run of NLVR2 with the same seed: what judges sentences tells captions, too. Lines end to end begin with the run of the
+same task on the cache, and tune it, since an update of theirs takes several times as long; what VL-BERT makes of
+features is fitted there, since its network's are not the detector's. Costs hold these runs that came before. Stores are
+filled side by side; then each line is trained on each task with --seeds seeds, --processes cells at a time. No cell
+begins later than --minutes after the start; the report names those that did not. Each process keeps the pictures that
+it has decoded, since 16 cores would keep one GPU waiting: times end to end are those of a loader that keeps up. All
+times are of a device, and of cores, that many cells share: read ratios. Retrieval is scored among RETRIEVED images.
 
 Into --result go `report.html`, `results.md` and `results.parquet`; all else stays in --scratch. A run that was stopped
 goes on by the same command.
@@ -152,7 +151,7 @@ def compared(asked: argparse.Namespace, data: Path, began: float) -> Path:
     comparison = Comparison(flags, partial(in_time, deadline=began + 60 * asked.minutes), command)
     matrix, planned, setting = comparison.planned()
     cells = trained(planned, asked.share)
-    cells.sort(key=lambda cell: (cell.recipe.train.seed, cell.recipe.task != "vqa"))  # others wait for these
+    cells.sort(key=lambda cell: (cell.recipe.train.seed, cell.recipe.task == "retrieval"))  # it waits for others
     filled(cells, setting, asked.processes)
     tell(began, "stores")
     lost = comparison.finish(matrix, cells, setting)
@@ -240,7 +239,7 @@ def trained(
         if visual == "pixels":
             before = begun(model, "store", task, seed)
         elif task == "retrieval":
-            before = begun(model, "store", "vqa", seed)
+            before = begun(model, "store", "nlvr2", seed)
         return replace(known[model, visual, task, seed], before=before)
 
     return [begun(*each) for each in known]

@@ -116,7 +116,7 @@ def test_every_line_of_the_script_is_trained_as_it_says(tmp_path: Path) -> None:
     assert len(befores) + len(own) == len({each.id for each in (*befores, *own)}) == len(cells)
     for cell in cells:
         lineage = [(each.recipe.visual, each.recipe.task) for each in reversed(cell.lineage)]
-        first = [("store", "vqa")] if cell.recipe.task == "retrieval" else []
+        first = [("store", "nlvr2")] if cell.recipe.task == "retrieval" else []
         wanted = [*first, ("store", cell.recipe.task), (cell.recipe.visual, cell.recipe.task)]
         assert lineage == list(dict.fromkeys(wanted))
         assert {(each.model, each.recipe.train.seed) for each in cell.lineage} == {(cell.model, cell.recipe.train.seed)}
