@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.example_comparison import VILT_START, Training, filled, scenes_of, trained
 from benchmarks.machine import hardware, table, write_results
 from pipeline.processes import side_by_side
+from storage.errors import TriptychError
 from trainers.data.files import write_json, write_json_lines
 from workflows.compare import Compare
 
@@ -100,7 +101,7 @@ def main() -> None:
 def made(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Train what is not trained yet, write all weights; what is known of each."""
     data = scenes_of(asked.scratch, asked.images, SEED, asked.processes, THINGS)
-    for stage in STAGES:
+    for stage in (each for each in STAGES if not each.looks):  # the others have the same images, and fewer words
         cells, setting = stage_of(stage, asked, data)
         filled(cells, setting, asked.processes)
         asked.out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ def taught(label: str, asked: argparse.Namespace, data: Path) -> list[dict[str, 
         if not known.exists():
             found = run_cell(cell, setting)
             if found.error:
-                raise SystemExit(f"{label}: {found.error}")
+                raise TriptychError(found.error)
             written(setting.folder(cell) / "run", target, "heads.nlvr2.")
             learnt = {"label": label, "stage": stage.called, "examples": found.steps * found.batch_size}
             learnt |= {"batch_size": found.batch_size, "lr": cell.recipe.train.lr}

@@ -15,7 +15,8 @@ YES_NO = ("yes", "no")
 COUNTS = ("0", "1", "2", "3")
 SLACK = 2  # so many times more often than the rarest answer of its family may an answer be
 SIDES = ("left", "right")
-# How much more often than once a family is asked: what has many answers is guessed less, and takes longer to learn.
+# How much more often than once a family is asked: what has many answers is guessed less and takes longer to learn, and
+# what is there is asked in three ways.
 WEIGHTS = {"color": 3, "kind": 3, "count": 2, "exists": 3}
 
 
@@ -47,7 +48,7 @@ class Wanted:
     def named(self, count: int) -> str:
         """`red things`, `red balls`, `balls`; of one without the s."""
         noun = self.kind or "thing"
-        return " ".join([*([self.colour] if self.colour else []), noun if count == 1 else plural(noun)])
+        return " ".join(filter(None, (self.colour, noun if count == 1 else plural(noun))))
 
     def count(self, *scenes: Scene) -> int:
         """How many there are in all of these scenes."""
@@ -96,14 +97,16 @@ def _of_counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         count = str(scene.counts.get(kind, 0))
         if count in COUNTS:
             yield Question("count", f"How many {plural(kind)} are there?", count, COUNTS)
+    sought: list[Wanted] = []
     for thing in scene.things:
         colour, kind = (
             own if rng.random() < 0.5 else str(rng.choice(list(others)))
             for own, others in ((thing.colour, COLOURS), (thing.kind, KINDS))
         )
-        for wanted in (Wanted(thing.kind, colour), Wanted(kind, None), Wanted(None, colour)):
-            text = f"Is there {article(wanted.named(1))}?"
-            yield Question("exists", text, YES_NO[not wanted.count(scene)], YES_NO)
+        sought += [Wanted(thing.kind, colour), Wanted(kind, None), Wanted(None, colour)]
+    for wanted in dict.fromkeys(sought):
+        text = f"Is there {article(wanted.named(1))}?"
+        yield Question("exists", text, YES_NO[not wanted.count(scene)], YES_NO)
 
 
 def _of_pairs(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:

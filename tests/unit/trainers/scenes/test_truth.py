@@ -69,6 +69,8 @@ def test_things_are_sought_by_kind_by_colour_and_by_both() -> None:
 
 def test_every_answer_is_right_and_possible() -> None:
     for scene in SCENES:
+        texts = [each.text for each in questions(scene)]
+        assert len(set(texts)) == len(texts), "nothing is asked twice"
         for each in questions(scene):
             assert answer_of(scene, each.text) == each.answer, (each, scene)
             assert each.answer in each.answers
