@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.example_comparison --scratch scratch --result docs/comparisons/scenes
 
-Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one to three things, or as
+Protocol. --images scenes of seed 1 (the networks below were trained on those of seed 0) of one or two things, or as
 many as --things says, their pictures made smaller, to the size that the networks were trained on. Then the comparison
 `visual_inputs` of tiny twins, with the lines, updates, batches and rates of TRAINING below: one layer deeper (ViLT's
 three), without dropout, and without RandAugment, which changes colours. METER sees by a ViT of
@@ -59,7 +59,7 @@ if TYPE_CHECKING:  # torch is loaded by what needs it: processes that draw begin
 
 SEED, SEEDS = 1, (0, 1, 2)
 METER_SIDE = 128  # pixels of what METER sees: 64 patches of 16
-THINGS = (1, 3)  # of a scene: with 3 to 7 a tiny twin takes several times as many questions to see
+THINGS = (1, 2)  # of a scene, as in those that the starts saw; with 3 to 7 a tiny twin takes several times as long
 RETRIEVED = 100  # images of validation, since every one is scored with every caption
 DATA = ("coco_captions", "visual_genome", "vqav2", "nlvr2", "flickr30k")  # that the comparison reads
 QUALITY = 95  # of the smaller pictures' JPEG
@@ -87,7 +87,7 @@ REGIONS = {
 }
 GRID = {
     "vqa": Training(1500, 64, 2.5e-4),
-    "nlvr2": Training(1500, 64, 2.5e-4),
+    "nlvr2": Training(2000, 64, 2.5e-4),
     "retrieval": Training(500, 32, 2.5e-4),
 }
 TUNED = {
@@ -104,13 +104,13 @@ TRAINING = {
     "PixelBERT, pixels": TUNED,
     "ViLT, cached pixels": {
         "vqa": Training(1500, 64, 2.5e-4),
-        "nlvr2": Training(1500, 64, 2.5e-4),
+        "nlvr2": Training(2000, 64, 2.5e-4),
         "retrieval": Training(500, 32, 2.5e-4),
     },
     "ViLT, pixels": TUNED,
     "METER, cached patches": {
         "vqa": Training(1500, 64, 5e-5),
-        "nlvr2": Training(1500, 64, 5e-5),
+        "nlvr2": Training(2000, 64, 5e-5),
         "retrieval": Training(500, 32, 1e-4),
     },
     "METER, pixels": TUNED,
