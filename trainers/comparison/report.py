@@ -21,11 +21,12 @@ PART_NAMES = {"visual": "visual embedding", "transformer": "transformer", "heads
 class Report:
     """What the page shows.
 
-    title     of the comparison
-    source    the paper's table that it follows, if any
-    results   all cells
-    examples  on which lines disagree
-    command   that made it
+    title      of the comparison
+    source     the paper's table that it follows, if any
+    results    all cells
+    examples   on which lines disagree
+    command    that made it
+    processes  how many cells ran at once on one machine
     """
 
     title: str
@@ -33,6 +34,7 @@ class Report:
     command: str
     source: str = ""
     examples: Sequence[Shown] = ()
+    processes: int = 1
 
 
 def render(report: Report) -> str:

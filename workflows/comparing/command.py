@@ -135,11 +135,14 @@ class Comparison:
         """The table, the Markdown and the page."""
         out, command = Path(setting.out), self.command or shlex.join(["triptych", *sys.argv[1:]])
         write_table(results, out / "results.parquet")
-        facts = facts_of(results)
-        where = [f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}."] if facts["date"] else []
-        about = [*where, f"Command: `{command}`"]
+        facts, processes = facts_of(results), self.asked.processes
+        about = [f"Command: `{command}`"]
+        if facts["date"]:
+            shared = f", {processes} runs at once" if processes > 1 else ""
+            about.insert(0, f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}{shared}.")
         (out / "results.md").write_text(markdown(matrix.title, results, about), encoding="utf-8")
-        report = Report(matrix.title, results, command, matrix.source, disagreements(cells, results, setting))
+        examples = disagreements(cells, results, setting)
+        report = Report(matrix.title, results, command, matrix.source, examples, processes)
         (out / "report.html").write_text(render(report), encoding="utf-8")
         files = {kind: str(out / f"results.{kind}") for kind in ("parquet", "md")} | {"html": str(out / "report.html")}
         emit({"event": "end", **files})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.trainers.comparison.cells import cached, result
-from trainers.comparison.examples import Look, picture_of, shown, uri_of
+from trainers.comparison.examples import Look, Shown, picture_of, shown, uri_of
 from trainers.comparison.lines import tables_of
 from trainers.comparison.report import Report, bars, render
 from trainers.comparison.result import CellResult
@@ -50,13 +50,19 @@ class Page(HTMLParser):
         self.words += data
 
 
-@pytest.fixture(scope="module")
-def page() -> str:
-    image = np.zeros((40, 60, 3), np.uint8)
+IMAGE = np.zeros((40, 60, 3), np.uint8)
+
+
+def told_of() -> Shown:
     example = Example("1", ("k",), ("Is it <red>?",), {"multiple_choice_answer": "yes"})
     answers = {"ViLT, pixels": {"answer": "no"}, "VL-BERT, cached regions": {"answer": "yes"}}
-    told = shown("Visual question answering (vqav2)", example, answers, lambda key: picture_of(image, None, {}))
-    looked = replace(told.answers[0], look=Look("the answer 'no'", uri_of(image, 20), uri_of(image, 20)))
+    return shown("Visual question answering (vqav2)", example, answers, lambda key: picture_of(IMAGE, None, {}))
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    told = told_of()
+    looked = replace(told.answers[0], look=Look("the answer 'no'", uri_of(IMAGE, 20), uri_of(IMAGE, 20)))
     unseen = replace(told.answers[1], look="the model reads <40> tokens")
     return render(replace(REPORT, examples=[replace(told, word="<red>", answers=(looked, unseen))]))
 
@@ -84,6 +90,20 @@ def test_every_picture_and_chart_has_words_for_it(page: str) -> None:
     looks = ["Attention of ViLT, pixels", "Grad-CAM of ViLT, pixels"]
     assert [each["alt"] for each in found.images] == ["The image of: Is it <red>?", *looks]
     assert page.count("<svg") == page.count('role="img" aria-label="') - 3  # as many bars: two lines, one with a cache
+
+
+def test_two_pictures_of_an_example_stand_side_by_side_and_say_which_is_which() -> None:
+    told = told_of()
+    page = render(replace(REPORT, examples=[replace(told, pictures=(*told.pictures, *told.pictures))]))
+    sides = ["The left image of: Is it <red>?", "The right image of: Is it <red>?"]
+    assert [each["alt"] for each in Page(page).images] == sides
+    side = page[page.index('<div class="side">') :]
+    assert side.rindex('class="frame"') < side.index("</div>\n</div>\n") < side.index("True answer")
+
+
+def test_times_of_runs_that_share_a_machine_are_said_to_be_such() -> None:
+    assert "16 runs shared the machine" in " ".join(Page(render(replace(REPORT, processes=16))).words.split())
+    assert "shared the machine" not in render(REPORT)
 
 
 def test_right_and_wrong_answers_are_told_apart_without_colours(page: str) -> None:
