@@ -23,11 +23,13 @@ from extractors.launching import arrival, to_host
 from extractors.resnet import ResNetConfig
 from extractors.weights import Checkpoint
 from storage.codecs import record_dtype
+from storage.frames import resized_shape
 from storage.records import Record
 from storage.spec import Spec
 
 DECODE_POLICY = "upright 8-bit RGB, alpha dropped, v1"  # extractors/images.py says what it covers
 FLOAT16_MAX = 65504.0
+LATER_AT_MOST = 8 << 20  # bytes of an image that a device resizes: more take long on their way, and much memory
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Prepared:
                 off already (Caffe's order)
     scale       resized pixels per original pixel
     boxes       (N, 4) float32 given by the user, in original pixels, or None
+    resized     (h, w) that the device is to resize to: then pixels are the original's, (H, W, 3) uint8 RGB
     """
 
     key: str
@@ -47,6 +50,12 @@ class Prepared:
     pixels: Tensor
     scale: float
     boxes: Tensor | None = None
+    resized: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) that the network sees."""
+        return self.resized or (self.pixels.shape[1], self.pixels.shape[2])
 
 
 class Extractor(ABC):
@@ -270,3 +279,12 @@ def prepare_pil(key: str, image: np.ndarray, config: ResizedConfig) -> Prepared:
     pixels = torch.from_numpy(np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1)))
     height, width = image.shape[:2]
     return Prepared(key, (height, width), pixels, min(resized.shape[:2]) / min(height, width))
+
+
+def prepare_later(key: str, image: np.ndarray, config: ResizedConfig) -> Prepared:
+    """As `prepare_pil`, but resizing is left to the device, for which what is too large is resized here."""
+    if image.nbytes > LATER_AT_MOST:
+        return prepare_pil(key, image, config)
+    height, width = image.shape[:2]
+    size = resized_shape(height, width, config.shorter, config.longer)
+    return Prepared(key, (height, width), torch.from_numpy(image), min(size) / min(height, width), resized=size)

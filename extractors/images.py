@@ -360,7 +360,12 @@ def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], kind: Image.Resampling) -> np.ndarray:
-    """uint8 (H, W, 3) to uint8 (h, w, 3) of a size (w, h), by Pillow; an image of that size as it is."""
+    """uint8 (H, W, 3) to uint8 (h, w, 3) of a size (w, h), by Pillow; an image of that size as it is.
+
+    First the rows, then the columns, as Pillow did for the official codes. In one call it begins with the columns since
+    version 13 where they shrink by more than twice what the rows do, and one byte in five is another.
+    """
     if size == image.shape[1::-1]:
         return image
-    return _pixels(Image.fromarray(image).resize(size, kind))
+    rows = Image.fromarray(image).resize((size[0], image.shape[0]), kind)
+    return _pixels(rows.resize(size, kind))

@@ -200,8 +200,7 @@ def _record(image: Prepared, features: np.ndarray, fields: Sequence[np.ndarray])
 
 
 def _frame(image: Prepared) -> rules.Frame:
-    height, width = image.pixels.shape[1:]
-    return rules.Frame((height, width), image.image_size, image.scale)
+    return rules.Frame(image.size, image.image_size, image.scale)
 
 
 def choose_rule(config: RegionConfig, shape: DetectorConfig) -> rules.Selection:

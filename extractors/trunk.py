@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.base import Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_pil
+from extractors.base import Extractor, Prepared, device_for, float32_multiplied, pil_facts, prepare_later, prepare_pil
 from extractors.configs import ConvConfig
 from extractors.images import ImageError, resize_caffe
+from extractors.kernels import has_triton
 from extractors.launching import started
 from extractors.ragged import Areas, Size, common_size, groups, padded_count
+from extractors.resize import Originals, originals
 from extractors.resnet import ResNet
 from storage.records import Record
 
@@ -44,11 +46,11 @@ class Colours:
 class Stacked(NamedTuple):
     """A batch on the CPU, in memory that a GPU copies from by itself where there is one.
 
-    pixels  (B, 3, h, w) in the images' dtype: beside the smaller ones lies anything
-    sizes   of the images in it, B
+    pixels  (B, 3, h, w) in the images' dtype, beside the smaller ones lies anything; or what becomes that on the GPU
+    sizes   of the images in it, B, some of which are not there but fill it up
     """
 
-    pixels: Tensor
+    pixels: Tensor | Originals
     sizes: list[Size]
 
 
@@ -80,13 +82,19 @@ class TrunkExtractor(Extractor):
             return _prepare_caffe(key, image, self.config, self.colours)
         return prepare_pil(key, image, self.config)
 
+    def resize_late(self, key: str, image: np.ndarray) -> Prepared:
+        """As `resize`, but what the device can resize to the same bytes is left to it."""
+        if self.device.type == "cuda" and self.colours.resize == "pil-bilinear" and has_triton():
+            return prepare_later(key, image, self.config)
+        return self.resize(key, image)
+
     def accept(self, prepared: Prepared) -> Prepared:
         """What this extractor adds to a resized image, which itself stays as it is.
 
         Raises:
             ImageError: the network has no output for it.
         """
-        smallest = min(prepared.pixels.shape[1:])
+        smallest = min(prepared.size)
         if self.network.config.ceil_pool and smallest < SMALLEST_INPUT:
             raise ImageError(
                 "too_thin",
@@ -104,18 +112,21 @@ class TrunkExtractor(Extractor):
 
     def groups(self, batch: Sequence[Prepared]) -> list[list[int]]:
         """Images of similar sizes, which are padded to run together; on a CPU every image by itself."""
-        sizes = [_size(image) for image in batch]
+        sizes = [image.size for image in batch]
         return groups(sizes) if self.batched else [[row] for row in range(len(sizes))]
 
     def stack(self, batch: Sequence[Prepared]) -> Stacked:
         """Images that `groups` puts together as what `res4` takes; on a GPU the batch is filled up."""
-        sizes = [_size(image) for image in batch]
+        sizes = [image.size for image in batch]
         sizes += [common_size(sizes)] * (padded_count(len(sizes)) - len(sizes) if self.batched else 0)
+        pinned = self.device.type == "cuda"
+        if any(image.resized for image in batch):
+            return Stacked(originals(batch, pinned), sizes)
         shape = (len(sizes), 3, *common_size(sizes))
-        pixels = torch.empty(shape, dtype=batch[0].pixels.dtype, pin_memory=self.device.type == "cuda")
+        pixels = torch.empty(shape, dtype=batch[0].pixels.dtype, pin_memory=pinned)
         pixels[len(batch) :] = 0
         for row, image in enumerate(batch):
-            height, width = _size(image)
+            height, width = image.size
             pixels[row, :, :height, :width] = image.pixels
         return Stacked(pixels, sizes)
 
@@ -127,7 +138,7 @@ class TrunkExtractor(Extractor):
         areas = None
         if len(set(stacked.sizes)) > 1:
             areas = Areas(stacked.sizes, self.network.config.ceil_pool, self.device)
-        x = stacked.pixels.to(self.device, non_blocking=True)
+        x = _on_device(stacked, self.device)
         if self.colours.resize != "cv2-linear":  # there the mean is off already
             x = (x.float() - self.mean) / self.std
         if areas is not None:
@@ -156,8 +167,11 @@ class TrunkExtractor(Extractor):
         return pil_facts(self.config, self.colours.mean, self.colours.std) | {"resize": self.colours.resize}
 
 
-def _size(image: Prepared) -> Size:
-    return image.pixels.shape[1], image.pixels.shape[2]
+def _on_device(stacked: Stacked, device: torch.device) -> Tensor:
+    """(B, 3, h, w)."""
+    if isinstance(stacked.pixels, Tensor):
+        return stacked.pixels.to(device, non_blocking=True)
+    return stacked.pixels.resized(device, len(stacked.sizes), common_size(stacked.sizes))
 
 
 def _prepare_caffe(key: str, image: np.ndarray, config: ConvConfig, colours: Colours) -> Prepared:

@@ -71,7 +71,7 @@ class Views:
         if not isinstance(extractor, TrunkExtractor):
             return extractor.prepare(key, image)
         if how not in resized:
-            resized[how] = extractor.resize(key, image)
+            resized[how] = extractor.resize_late(key, image)
         return extractor.accept(resized[how])
 
     def extract(self, batch: Sequence[Ready]) -> list[Results]:

@@ -303,8 +303,7 @@ def _size_of(numbered: Numbered) -> Size | None:
     ready = numbered[1].ready
     if isinstance(ready, ImageError):
         return None
-    shapes = (each.pixels.shape for each in ready.values() if not isinstance(each, ImageError))
-    return next(((shape[-2], shape[-1]) for shape in shapes), None)
+    return next((each.size for each in ready.values() if not isinstance(each, ImageError)), None)
 
 
 def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConfig) -> Loaded:

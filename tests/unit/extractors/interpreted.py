@@ -11,8 +11,12 @@ import traceback
 import torch
 from torchvision.ops import roi_pool
 
-from extractors.ragged import Areas
+from extractors import GridConfig
+from extractors.base import prepare_later, prepare_pil
+from extractors.ragged import Areas, largest
+from extractors.resize import originals
 from extractors.suppression import survivors, survivors_of_orders
+from tests.unit.extractors.pictures import noisy_photo
 from tests.unit.extractors.test_suppression import LISTS, random_lists
 
 
@@ -75,7 +79,28 @@ def clearing() -> None:
             assert clear(maps, torch.tensor(sizes)) is maps and torch.equal(maps, wanted)
 
 
-KERNELS = {"suppression": suppression, "orders": suppression_in_orders, "pooling": pooling, "clearing": clearing}
+def resizing() -> None:
+    images = [noisy_photo(*size) for size in ((30, 41), (75, 20), (24, 33), (3, 50))]
+    config = GridConfig(shorter=24, longer=60)
+    late = [prepare_later("", image, config) for image in images]
+    wanted = [prepare_pil("", image, config) for image in images]
+    assert [each.size for each in late] == [each.size for each in wanted]
+    shape = largest([each.size for each in wanted])
+    for batch in (late, [late[0], wanted[1], *late[2:]]):
+        found = originals(batch, pinned=False).resized(torch.device("cpu"), 6, shape)
+        assert found.shape == (6, 3, *shape) and not found[4:].any()
+        for image, mine in zip(wanted, found, strict=False):
+            height, width = image.size
+            assert torch.equal(mine[:, :height, :width], image.pixels), image.size
+
+
+KERNELS = {
+    "suppression": suppression,
+    "orders": suppression_in_orders,
+    "pooling": pooling,
+    "clearing": clearing,
+    "resizing": resizing,
+}
 
 
 def main() -> None:
