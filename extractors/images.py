@@ -359,13 +359,15 @@ def resize_truncated(image: np.ndarray, shorter: int, longer: int) -> np.ndarray
     return _resized(image, size, Image.Resampling.BILINEAR)
 
 
-def _resized(image: np.ndarray, size: tuple[int, int], kind: Image.Resampling) -> np.ndarray:
-    """uint8 (H, W, 3) to uint8 (h, w, 3) of a size (w, h), by Pillow; an image of that size as it is.
+def resampled(image: Image.Image, size: tuple[int, int], kind: Image.Resampling) -> Image.Image:
+    """Resized to a size (w, h) by Pillow: first the rows, then the columns, as it did for the official codes.
 
-    First the rows, then the columns, as Pillow did for the official codes. In one call it begins with the columns since
-    version 13 where they shrink by more than twice what the rows do, and one byte in five is another.
+    In one call it begins with the columns since version 13 where they lose more than twice the pixels that the rows
+    lose, and one byte in five is another.
     """
-    if size == image.shape[1::-1]:
-        return image
-    rows = Image.fromarray(image).resize((size[0], image.shape[0]), kind)
-    return _pixels(rows.resize(size, kind))
+    return image.resize((size[0], image.height), kind).resize(size, kind)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], kind: Image.Resampling) -> np.ndarray:
+    """uint8 (H, W, 3) to uint8 (h, w, 3) of a size (w, h), by Pillow; an image of that size as it is."""
+    return image if size == image.shape[1::-1] else _pixels(resampled(Image.fromarray(image), size, kind))

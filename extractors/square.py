@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from extractors.images import resampled
+
 WHOLE_PIXELS = 1 << 24  # larger than any usual photograph resized for a tower
 
 
@@ -50,7 +52,7 @@ class Square:
             return image[top : top + self.size, left : left + self.size]
         opened, kind = Image.fromarray(image), Image.Resampling[self.interpolation.upper()]
         if height * width <= WHOLE_PIXELS:
-            whole = opened.resize((width, height), kind)
+            whole = resampled(opened, (width, height), kind)
             return np.asarray(whole.crop((left, top, left + self.size, top + self.size)))
         down, across = image.shape[0] / height, image.shape[1] / width
         box = (left * across, top * down, (left + self.size) * across, (top + self.size) * down)

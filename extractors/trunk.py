@@ -138,7 +138,7 @@ class TrunkExtractor(Extractor):
         areas = None
         if len(set(stacked.sizes)) > 1:
             areas = Areas(stacked.sizes, self.network.config.ceil_pool, self.device)
-        x = _on_device(stacked, self.device)
+        x = on_device(stacked, self.device)
         if self.colours.resize != "cv2-linear":  # there the mean is off already
             x = (x.float() - self.mean) / self.std
         if areas is not None:
@@ -167,7 +167,7 @@ class TrunkExtractor(Extractor):
         return pil_facts(self.config, self.colours.mean, self.colours.std) | {"resize": self.colours.resize}
 
 
-def _on_device(stacked: Stacked, device: torch.device) -> Tensor:
+def on_device(stacked: Stacked, device: torch.device) -> Tensor:
     """(B, 3, h, w)."""
     if isinstance(stacked.pixels, Tensor):
         return stacked.pixels.to(device, non_blocking=True)

@@ -21,10 +21,12 @@ from extractors.boxes import class_survivors, nms_together, nms_within_classes
 from extractors.configs import ConvConfig
 from extractors.faster_rcnn import Predictions
 from extractors.fused import convolve
+from extractors.ragged import padded_count
 from extractors.resnet import ConvNorm
 from extractors.roi_pool import roi_pool
 from extractors.selection import Frame, Selection, by_confidence_together
 from extractors.suppression import _rounds
+from extractors.trunk import TrunkExtractor, on_device
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobStart, run_job
 from pipeline.sources import SourceConfig
@@ -209,3 +211,25 @@ def test_every_rule_gives_whole_records_whatever_the_batch(rule: str) -> None:
         assert count >= 10 or rule != "10-100"
         [alone] = extractor.extract([image])
         np.testing.assert_allclose(alone.whole_image, record.whole_image, rtol=2e-3, atol=2e-4)  # type: ignore[union-attr]
+
+
+def test_a_gpu_resizes_to_the_bytes_that_a_cpu_resizes_to() -> None:
+    extractor = make_extractor(GridConfig(model="r50", weights="random:0", width_divisor=8, shorter=96, longer=160))
+    assert isinstance(extractor, TrunkExtractor)
+    generator = np.random.default_rng(0)
+    sizes = [(96, 128), (300, 400), (50, 67), (120, 160), (500, 667)]  # one as it is, two smaller, two larger
+    pictures = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    late = [extractor.resize_late(str(row), picture) for row, picture in enumerate(pictures)]
+    wanted = [extractor.resize(str(row), picture) for row, picture in enumerate(pictures)]
+    assert all(each.resized == mine.size for each, mine in zip(late, wanted, strict=True))
+    for batch in (late, [wanted[0], *late[1:]], late[3:]):
+        ready = [wanted[int(each.key)] for each in batch]
+        stacked = extractor.stack(batch)
+        found = on_device(stacked, extractor.device).cpu()
+        assert len(found) == padded_count(len(batch)) and not found[len(batch) :].any()
+        for mine, image in zip(found, ready, strict=False):
+            height, width = image.size
+            assert torch.equal(mine[:, :height, :width], image.pixels)
+        for mine, other in zip(extractor.extract(batch), extractor.extract(ready), strict=True):
+            assert isinstance(mine, Record) and isinstance(other, Record)
+            np.testing.assert_array_equal(mine.features, other.features)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from extractors import square as module
 from extractors.square import Square
+from tests.unit.extractors.pictures import noisy_photo
 
 CROP = Square(32, 36, False, "bicubic", "down", (0.5,) * 3, (0.5,) * 3)
 
@@ -66,3 +67,10 @@ def test_an_image_like_a_thread_needs_no_more_memory_than_it_has(monkeypatch: py
     )
     found = replace(CROP, size=224, resized=224).of(thread)
     assert found.shape == (224, 224, 3) and resized == [(224, 224)]
+
+
+def test_rows_are_resized_before_columns_whatever_pillow_would_do() -> None:
+    image = noisy_photo(160, 64)
+    found = replace(CROP, squash=True, size=48, resized=48).of(image)
+    rows = Image.fromarray(image).resize((48, 160), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(found, np.asarray(rows.resize((48, 48), Image.Resampling.BICUBIC)))
