@@ -7,7 +7,7 @@ what lies outside of it when it runs alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +35,14 @@ class Areas:
         self.padded = padded or common_size(sizes)
         self._device = device
         self._sizes: dict[Size, list[Size]] = {}  # of the images, by the padded size of a map
-        self._outside: dict[Size, Tensor] = {}
+        self._masks: dict[Size, Tensor] = {}
         for level in zip(*(_levels(size, ceil_pool) for size in (self.padded, *sizes)), strict=True):
             self._sizes[level[0]] = list(level[1:])
+        own = torch.tensor([*self._sizes.values()])
+        if device.type == "cuda":
+            own = own.pin_memory()  # copies of other memory could wait for all that the device has to do
+        own = own.to(device, non_blocking=True)
+        self._own = dict(zip(self._sizes, own, strict=True))  # (B, 2) int64, height and width of each image's part
 
     def clear(self, maps: Tensor) -> Tensor:
         """Set what is outside of each image in (B, C, h, w) to zero, in place; gives the same tensor."""
@@ -45,8 +50,10 @@ class Areas:
         if kernels_for(maps) and maps.is_contiguous(memory_format=torch.channels_last):
             from extractors.ragged_kernel import clear  # Triton is no package of every machine
 
-            return clear(maps, self._kept(size, self._own))
-        return maps.masked_fill_(self._kept(size, self._mask), 0)
+            return clear(maps, self._own[size])
+        if size not in self._masks:
+            self._masks[size] = self._mask(size)
+        return maps.masked_fill_(self._masks[size], 0)
 
     def own(self, maps: Tensor) -> list[Tensor]:
         """Each image's part of (B, C, h, w), (1, C, own h, own w)."""
@@ -57,19 +64,9 @@ class Areas:
         """(B, h, w) bool: what is of an image, in maps of this size."""
         return ~self._mask(size)[:, 0]
 
-    def _kept(self, size: Size, make: Callable[[Size], Tensor]) -> Tensor:
-        """What `clear` needs for maps of this size, made once."""
-        if size not in self._outside:
-            self._outside[size] = make(size)
-        return self._outside[size]
-
-    def _own(self, size: Size) -> Tensor:
-        """(B, 2) int64: height and width of each image's part."""
-        return torch.tensor(self._sizes[size]).to(self._device, non_blocking=True)
-
     def _mask(self, size: Size) -> Tensor:
         """(B, 1, h, w) bool: what is outside of each image's part."""
-        own = self._own(size)[:, :, None]
+        own = self._own[size][:, :, None]
         below, beyond = (torch.arange(side, device=self._device) >= own[:, axis] for axis, side in enumerate(size))
         return (below[:, :, None] | beyond[:, None, :])[:, None]
 
@@ -104,14 +101,15 @@ def groups(sizes: Sequence[Size]) -> list[list[int]]:
     """Which images run together: rows of `sizes`, similar ones in a group, so that little of a batch is padding."""
     found: list[list[int]] = []
     for row in sorted(range(len(sizes)), key=lambda row: sizes[row]):
-        if found and _fits([sizes[each] for each in (*found[-1], row)]):
+        if found and fits([sizes[each] for each in (*found[-1], row)]):
             found[-1].append(row)
         else:
             found.append([row])
     return found
 
 
-def _fits(sizes: Sequence[Size]) -> bool:
+def fits(sizes: Sequence[Size]) -> bool:
+    """Whether little of their padded batch is padding."""
     height, width = largest(sizes)
     return height * width * len(sizes) <= WASTE * sum(high * wide for high, wide in sizes)
 

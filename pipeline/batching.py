@@ -8,12 +8,13 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
+from extractors.ragged import Size, fits
+
 LOOK_AHEAD = 4  # batches' worth of images that are kept ready, so that a batch finds its like
 LARGEST = 32  # images that `auto` takes at most: more give a GPU nothing to gain
 ROOM = 0.8  # share of the device's memory that `auto` counts on; the rest is for what differs between batches
 
 T = TypeVar("T")
-Size = tuple[int, int]
 
 
 class Memory(NamedTuple):
@@ -80,18 +81,28 @@ def device_memory(device: torch.device) -> Callable[[], Memory] | None:
 def like_sized(waiting: Sequence[T], count: int, size_of: Callable[[T], Size | None]) -> tuple[list[T], list[T]]:
     """The first of those that wait with those nearest to it in size, equal ones side by side, and the rest in order.
 
+    What would be in a padded batch of its own waits on: a GPU's thread takes as long for half a batch as for a whole.
+
     Args:
+        count: how many at most.
         size_of: (height, width); None for what never reaches the network, and goes with anyone.
     """
-    first = next((size for size in map(size_of, waiting) if size), None)
+    found = [size_of(each) for each in waiting]
+    first = next((size for size in found if size), None)
 
     def gap(at: int) -> int:
-        size = size_of(waiting[at])
+        size = found[at]
         return abs(size[0] - first[0]) + abs(size[1] - first[1]) if size and first else 0
 
-    chosen = sorted(range(len(waiting)), key=lambda at: (at > 0, gap(at)))[:count]
-    batch = sorted((waiting[at] for at in chosen), key=lambda each: size_of(each) or first or (0, 0))
-    return batch, [each for at, each in enumerate(waiting) if at not in set(chosen)]
+    chosen: list[int] = []
+    sizes: list[Size] = []
+    for at in sorted(range(len(waiting)), key=lambda at: (at > 0, gap(at))):
+        size = found[at]
+        if len(chosen) < count and (size is None or fits([*sizes, size])):
+            chosen.append(at)
+            sizes += [size] if size else []
+    batch = sorted(chosen, key=lambda at: found[at] or first or (0, 0))
+    return [waiting[at] for at in batch], [each for at, each in enumerate(waiting) if at not in set(chosen)]
 
 
 def in_order(batches: Iterable[Iterable[tuple[int, T]]]) -> Iterator[T]:

@@ -28,8 +28,9 @@ import cv2
 import torch
 
 from extractors import ImageError, decode
+from extractors.ragged import Size
 from extractors.views import Ready, Results, Views
-from pipeline.batching import BatchSize, Size, device_memory, in_order, like_sized
+from pipeline.batching import BatchSize, device_memory, in_order, like_sized
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef, Source, open_source

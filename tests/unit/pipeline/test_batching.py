@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extractors.ragged import fits
 from pipeline.batching import LARGEST, BatchSize, Memory, device_memory, in_order, largest, like_sized
 
 SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
@@ -16,14 +17,12 @@ SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
 def test_the_one_that_waited_longest_goes_with_its_like(sizes: list[tuple[int, int] | None], count: int) -> None:
     waiting = list(enumerate(sizes))
     batch, rest = like_sized(waiting, count, lambda each: each[1])
-    assert waiting[0] in batch and len(batch) == min(count, len(waiting))
+    assert waiting[0] in batch and len(batch) <= min(count, len(waiting))
+    sized = [size for _, size in batch if size]
+    assert not sized or fits(sized)
     assert sorted(batch + rest, key=lambda each: each[0]) == waiting and rest == sorted(rest, key=lambda each: each[0])
     first = next((size for size in sizes if size), None)
-    if first:
-        gaps = [abs(s[0] - first[0]) + abs(s[1] - first[1]) if s else 0 for _, s in batch[:] + rest]
-        taken = [gap for gap, each in zip(gaps, batch + rest, strict=True) if each in batch and each != waiting[0]]
-        left = [gap for gap, each in zip(gaps, batch + rest, strict=True) if each in rest]
-        assert not taken or not left or max(taken) <= min(left)
+    assert len(batch) == count or all(size and size != first for _, size in rest)  # its like wait for want of room only
     groups = [size for at, (_, size) in enumerate(batch) if size and (at == 0 or batch[at - 1][1] != size)]
     assert len(groups) <= len({size for _, size in batch}) + sum(size is None for _, size in batch)
 
@@ -83,3 +82,11 @@ def test_a_cpu_takes_one_and_a_number_is_a_number() -> None:
     assert size.now == 1 == largest("auto", on_gpu=False)
     assert largest("auto", on_gpu=True) == LARGEST and largest(5, on_gpu=False) == 5
     assert BatchSize(5, lambda: Memory(0, 0, 1)).now == 5
+
+
+def test_what_would_pad_too_much_waits_for_its_like() -> None:
+    sizes = [(600, 800), (800, 600), (608, 800), (600, 800), (600, 1000), (800, 600)]
+    batch, rest = like_sized(sizes, 4, lambda size: size)
+    assert batch == [(600, 800), (600, 800), (608, 800)] and rest == [(800, 600), (600, 1000), (800, 600)]
+    batch, rest = like_sized(rest, 4, lambda size: size)
+    assert batch == [(800, 600)] * 2 and rest == [(600, 1000)]
