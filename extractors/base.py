@@ -287,4 +287,5 @@ def prepare_later(key: str, image: np.ndarray, config: ResizedConfig) -> Prepare
         return prepare_pil(key, image, config)
     height, width = image.shape[:2]
     size = resized_shape(height, width, config.shorter, config.longer)
-    return Prepared(key, (height, width), torch.from_numpy(image), min(size) / min(height, width), resized=size)
+    pixels = torch.from_numpy(np.ascontiguousarray(image))
+    return Prepared(key, (height, width), pixels, min(size) / min(height, width), resized=size)

@@ -20,13 +20,14 @@ def resize(pixels: Tensor, plan: Tensor, taps: Tensor, highest: int, widened: Te
     The other arguments are those of `Originals`, on the device; of `widened` it is memory.
     """
     images, (_, _, *shape) = len(plan), found.shape
-    _widen[(images, highest)](pixels, plan, taps, widened, BLOCK=BLOCK)
-    _heighten[(images, shape[0])](widened, plan, taps, found, *shape, BLOCK=BLOCK)
+    # Rows first: of the second number a GPU takes 65,535 at most, and a thin image may have more.
+    _widen[(highest, images)](pixels, plan, taps, widened, BLOCK=BLOCK)
+    _heighten[(shape[0], images)](widened, plan, taps, found, *shape, BLOCK=BLOCK)
 
 
 @triton.jit
 def _widen(pixels, plan, taps, widened, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    image, row = tl.program_id(0), tl.program_id(1)
+    row, image = tl.program_id(0), tl.program_id(1)
     facts = plan + image * FACTS
     high, wide, width = _whole(facts + 4), _whole(facts + 5), _whole(facts + 7)
     if row < high:
@@ -50,7 +51,7 @@ def _widen(pixels, plan, taps, widened, BLOCK: tl.constexpr):  # type: ignore[no
 
 @triton.jit(do_not_specialize=["padded_height", "padded_width"])  # else a compilation for many a size
 def _heighten(widened, plan, taps, found, padded_height, padded_width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    image, row = tl.program_id(0), tl.program_id(1)
+    row, image = tl.program_id(0), tl.program_id(1)
     facts = plan + image * FACTS
     high, height, width = _whole(facts + 4), _whole(facts + 6), _whole(facts + 7)
     if row < height:

@@ -61,6 +61,7 @@ class TrunkExtractor(Extractor):
         network: the ResNet; two extractors that hold the same one may be given the same `res4`.
         batched: whether several images run at once. On a CPU they do not: that gains nothing, and an image alone has
             the same sums to the last bit whatever its batch.
+        resizes: whether its device does, wherever images are decoded.
     """
 
     def __init__(self, config: ConvConfig, network: ResNet, colours: Colours) -> None:
@@ -69,6 +70,7 @@ class TrunkExtractor(Extractor):
         self.batched = self.device.type != "cpu"
         self.network = network
         self.colours = colours
+        self.resizes = self.device.type == "cuda" and colours.resize == "pil-bilinear" and has_triton()
         self.mean, self.std = (
             torch.tensor(each, device=self.device)[:, None, None] for each in (colours.mean, colours.std)
         )
@@ -84,9 +86,7 @@ class TrunkExtractor(Extractor):
 
     def resize_late(self, key: str, image: np.ndarray) -> Prepared:
         """As `resize`, but what the device can resize to the same bytes is left to it."""
-        if self.device.type == "cuda" and self.colours.resize == "pil-bilinear" and has_triton():
-            return prepare_later(key, image, self.config)
-        return self.resize(key, image)
+        return prepare_later(key, image, self.config) if self.resizes else self.resize(key, image)
 
     def accept(self, prepared: Prepared) -> Prepared:
         """What this extractor adds to a resized image, which itself stays as it is.

@@ -101,8 +101,8 @@ def like_sized(waiting: Sequence[T], count: int, size_of: Callable[[T], Size | N
         if len(chosen) < count and (size is None or fits([*sizes, size])):
             chosen.append(at)
             sizes += [size] if size else []
-    batch = sorted(chosen, key=lambda at: found[at] or first or (0, 0))
-    return [waiting[at] for at in batch], [each for at, each in enumerate(waiting) if at not in set(chosen)]
+    batch, taken = sorted(chosen, key=lambda at: found[at] or first or (0, 0)), set(chosen)
+    return [waiting[at] for at in batch], [each for at, each in enumerate(waiting) if at not in taken]
 
 
 def in_order(batches: Iterable[Iterable[tuple[int, T]]]) -> Iterator[T]:
