@@ -17,6 +17,7 @@ import torch
 from PIL import features
 
 from extractors import ExtractorConfig
+from extractors.kernels import has_triton
 from extractors.views import make_views
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.cores import usable_cores
@@ -107,6 +108,8 @@ def troubles(out: Path) -> Iterator[str]:
     if not torch.cuda.is_available() and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
         build = "has no CUDA" if torch.version.cuda is None else "sees none"
         yield f"there is an NVIDIA GPU, and torch {torch.__version__} {build}: install a CUDA build, or mend the driver"
+    if torch.cuda.is_available() and not has_triton():
+        yield "there is a GPU, and Triton or a C compiler is missing: a GPU resizes no images then; install gcc"
     yield from _taken_gpus()
     if torch.get_num_threads() < int(cores):
         yield (

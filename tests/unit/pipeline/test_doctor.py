@@ -70,6 +70,14 @@ def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatc
     assert any("would use 64 threads, and this container may use 4 cores" in line for line in doctor.troubles(tmp_path))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_without_a_compiler_is_told(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "_taken_gpus", lambda: iter(()))
+    monkeypatch.setattr(doctor, "has_triton", lambda: there)
+    assert any("install gcc" in line for line in doctor.troubles(tmp_path)) is not there
+
+
 def test_gpus_that_others_use_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: ((20 if number else 80) << 30, 80 << 30))
