@@ -2,9 +2,10 @@
 
     uv run python -m benchmarks.batching
 
-Protocol. The sizes of --photos at 600/1000, again and again, --images of them, cut into units of work: 129 images are a
-unit of X-152's grids, the others are for comparison. Batches are chosen as a worker chooses them, at most LARGEST
-images of LOOK_AHEAD times as many. Pixels are those of the padded and filled batch over those of the images in it;
+Protocol. The sizes of --photos at 600/1000, again and again, --images of them, cut into units of work that run alone:
+129 images are a unit of X-152's grids. Batches are chosen as a worker chooses them, at most LARGEST images of
+LOOK_AHEAD times as many. The row with all images in a unit is what units of any size have on a GPU, where one takes
+along what the one before left over. Pixels are those of the padded and filled batch over those of the images in it;
 shapes are the different ones of batches, each of which a GPU's library plans anew.
 """
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=next(each for each in PHOTOS if each.is_dir()))
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--units", type=int, nargs="+", default=[129, 512, 2048])
+    parser.add_argument("--units", type=int, nargs="+", default=[129, 6000])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     facts = [measure(sizes_of(args.photos, args.images), per_unit) for per_unit in args.units]

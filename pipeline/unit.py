@@ -1,8 +1,9 @@
 """One unit in, one shard a view and one report out: the function that every engine runs.
 
 Reading, decoding and resizing run ahead in threads, at most a window's worth; the network runs in threads of its own,
-and the calling thread writes. One bad image becomes an error row and the others go on. Two threads may call at once:
-the images of the second one's unit are loaded, and run, while the first one writes and commits.
+and the calling thread writes. One bad image becomes an error row and the others go on. Several threads may call at
+once: the images of the second one's unit are loaded, and run, while the first one writes and commits. What the first
+one's images leave over, the second one's batches take along: of few images a batch seldom finds its like in size.
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
 the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has three
@@ -22,7 +23,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from queue import SimpleQueue
+from typing import NamedTuple, Protocol
 
 import cv2
 import torch
@@ -111,6 +113,8 @@ class Worker:
             self._networks, thread_name_prefix="network", initializer=_begin_thread, initargs=(self.views.device,)
         )
         self._turn = threading.Lock()  # whose images are being loaded and given to the networks
+        self._waiting: list[_Waiting] = []  # for a batch; who has the turn deals with them
+        self._queued, self._counting = 0, threading.Lock()  # units that want the turn
         self._committing = threading.Lock()  # a writer's knowledge of its store is for one thread at a time
         self._idle_since = 0.0
 
@@ -148,24 +152,61 @@ class Worker:
 
     def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[tuple[int, Outcomes]]]:
         """Finished batches, each outcome with its image's number in the unit; one batch more than the network's threads
-        can take is kept waiting for it."""
-        running: deque[Future[tuple[list[tuple[int, Outcomes]], float]]] = deque()
+        can take is kept waiting for it. What is left for the next unit's batches comes last."""
+        mine, running, missing = _Mine(), deque[tuple[Future[Extracted], list[_Waiting]]](), len(unit.refs)
         coming = _Coming(unit.refs, lambda ref: self._loaders.submit(self._load, ref), self._ahead)
         coming.more()  # while the unit before has its turn
         try:
-            with self._turn:
+            with self._in_turn(mine):
                 began = time.perf_counter()
-                for batch in self._batches(coming, report):
-                    running.append(self._models.submit(self._extract, batch))
+                for batch in self._batches(coming, mine, report):
+                    running.append((self._begin(batch, mine), batch))
                     if len(running) > self._networks:
-                        yield self._finished(running.popleft(), report)
+                        missing -= len(done := self._finished(running.popleft()[0], mine, report))
+                        yield done
             while running:
-                yield self._finished(running.popleft(), report)
+                missing -= len(done := self._finished(running.popleft()[0], mine, report))
+                yield done
+            report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
+            while missing:
+                missing -= len(done := mine.of(mine.elsewhere.get().result()))
+                yield done
         finally:
             coming.cancel()
-            for future in running:
-                future.cancel()
-        report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
+            for future, batch in running:
+                if all(each.unit is mine for each in batch):
+                    future.cancel()
+
+    @contextmanager
+    def _in_turn(self, mine: _Mine) -> Iterator[None]:
+        """Have the networks for one unit's images; those of other units that wait are never left to nobody."""
+        with self._counting:
+            self._queued += 1
+        try:
+            self._turn.acquire()
+        finally:
+            with self._counting:
+                self._queued -= 1
+        try:
+            yield
+        except BaseException:
+            self._waiting = [each for each in self._waiting if each.unit is not mine]
+            for batch in self._rest():
+                self._begin(batch, mine)
+            raise
+        finally:
+            self._turn.release()
+
+    def _begin(self, batch: list[_Waiting], mine: _Mine) -> Future[Extracted]:
+        """Give a batch to the networks, and tell other units that have images in it."""
+        try:
+            future = self._models.submit(self._extract, batch)
+        except RuntimeError as error:  # this worker is being closed
+            future = Future()
+            future.set_exception(error)
+        for unit in {each.unit for each in batch} - {mine}:
+            unit.elsewhere.put(future)
+        return future
 
     def _idle(self, began: float, busy: float) -> float:
         """Seconds that the network's threads had nothing to do since the unit before was through them."""
@@ -173,25 +214,29 @@ class Worker:
         return max(0.0, self._networks * (self._idle_since - began) - busy)
 
     @staticmethod
-    def _finished(
-        future: Future[tuple[list[tuple[int, Outcomes]], float]], report: UnitReport
-    ) -> list[tuple[int, Outcomes]]:
-        results, seconds = future.result()
-        report.seconds = _summed(report.seconds, {"model": seconds})
-        return results
+    def _finished(future: Future[Extracted], mine: _Mine, report: UnitReport) -> list[tuple[int, Outcomes]]:
+        extracted = future.result()
+        report.seconds = _summed(report.seconds, {"model": extracted.seconds})
+        return mine.of(extracted)
 
-    def _batches(self, coming: _Coming, report: UnitReport) -> Iterator[list[Numbered]]:
+    def _batches(self, coming: _Coming, mine: _Mine, report: UnitReport) -> Iterator[list[_Waiting]]:
         """Loaded images with their numbers, a batch of like sizes at a time, while later ones are being loaded."""
-        waiting: list[Numbered] = []
-        for numbered in enumerate(coming):
-            report.seconds = _summed(report.seconds, numbered[1].seconds)
-            waiting.append(numbered)
-            if len(waiting) >= self._size.ahead:
-                batch, waiting = like_sized(waiting, self._size.now, _size_of)
-                yield batch
-        while waiting:
-            batch, waiting = like_sized(waiting, self._size.now, _size_of)
-            yield batch
+        for number, loaded in enumerate(coming):
+            report.seconds = _summed(report.seconds, loaded.seconds)
+            self._waiting.append(_Waiting(number, loaded, mine))
+            if len(self._waiting) >= self._size.ahead:
+                yield self._next()
+        yield from self._rest()
+
+    def _rest(self) -> Iterator[list[_Waiting]]:
+        """What waits at the end of a unit, as long as there is no other one in which it might find its like."""
+        while self._waiting and not self._queued:
+            yield self._next()
+
+    def _next(self) -> list[_Waiting]:
+        """The next batch of those that wait."""
+        batch, self._waiting = like_sized(self._waiting, self._size.now, _size_of)
+        return batch
 
     def _ahead(self) -> int:
         """Images of a unit that are being loaded, or wait for a batch, at most: a batch finds its like among them."""
@@ -203,17 +248,17 @@ class Worker:
             return self.load(ref)
         return load_image(self.source, self.views, ref, self.settings)
 
-    def _extract(self, batch: list[Numbered]) -> tuple[list[tuple[int, Outcomes]], float]:
+    def _extract(self, batch: list[_Waiting]) -> Extracted:
         """Runs in a network thread: a record or an error row a view and image, and the seconds it took."""
-        start = time.perf_counter()
-        good = [each.ready for _, each in batch if not isinstance(each.ready, ImageError)]
+        start, images = time.perf_counter(), [each.loaded for each in batch]
+        good = [each.ready for each in images if not isinstance(each.ready, ImageError)]
         results = iter(self._forward(good) if good else [])
 
         def result(ready: Ready | ImageError) -> Results:
             return self._same(ready) if isinstance(ready, ImageError) else next(results)
 
-        found = [(number, _outcomes(each.ref, result(each.ready))) for number, each in batch]
-        return found, time.perf_counter() - start
+        found = [_outcomes(each.ref, result(each.ready)) for each in images]
+        return Extracted(batch, found, time.perf_counter() - start)
 
     def _same(self, error: ImageError) -> Results:
         return dict.fromkeys(self.stores, error)
@@ -296,12 +341,40 @@ class Loaded:
     seconds: dict[str, float]
 
 
-Numbered = tuple[int, Loaded]  # with the image's number in its unit
+class _Mine:
+    """A unit, as batches know it.
+
+    elsewhere  batches with images of it that another unit has begun
+    """
+
+    def __init__(self) -> None:
+        self.elsewhere: SimpleQueue[Future[Extracted]] = SimpleQueue()
+
+    def of(self, extracted: Extracted) -> list[tuple[int, Outcomes]]:
+        """The outcomes of this unit's images in a batch, with their numbers."""
+        pairs = zip(extracted.batch, extracted.outcomes, strict=True)
+        return [(each.number, found) for each, found in pairs if each.unit is self]
 
 
-def _size_of(numbered: Numbered) -> Size | None:
+class _Waiting(NamedTuple):
+    """A loaded image, with its number in its unit."""
+
+    number: int
+    loaded: Loaded
+    unit: _Mine
+
+
+class Extracted(NamedTuple):
+    """What became of a batch, image by image, and the seconds it took."""
+
+    batch: list[_Waiting]
+    outcomes: list[Outcomes]
+    seconds: float
+
+
+def _size_of(waiting: _Waiting) -> Size | None:
     """(height, width) that an image has for the first network that takes it."""
-    ready = numbered[1].ready
+    ready = waiting.loaded.ready
     if isinstance(ready, ImageError):
         return None
     return next((each.size for each in ready.values() if not isinstance(each, ImageError)), None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from extractors.views import Views
 from pipeline.config import EngineConfig
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
-from pipeline.unit import Worker
+from pipeline.unit import Loaded, UnitReport, Worker
 from storage import FeatureLayout, GridRecord, PatchRecord, Spec, StoreError, StoreWriter, open_store
 from tests.helpers import differences
 
@@ -112,7 +114,7 @@ class SizedExtractor(FakeExtractor):
     """Images whose names begin with "w" are wide."""
 
     def prepare(self, key: str, image: np.ndarray) -> Prepared:
-        return Prepared(key, image.shape[:2], torch.zeros(3, 2, 3 if key.startswith("w") else 2), 1.0)
+        return Prepared(key, image.shape[:2], torch.zeros(3, 2, 9 if key.startswith("w") else 2), 1.0)
 
 
 def test_like_sizes_share_a_batch_and_the_shard_keeps_the_units_order(tmp_path: Path) -> None:
@@ -121,6 +123,66 @@ def test_like_sizes_share_a_batch_and_the_shard_keeps_the_units_order(tmp_path: 
     run(tmp_path, keys, extractor, batch_size=4)
     assert sorted(extractor.batches) == [["a", "b", "c"], ["d"], ["w1", "w2", "w3", "w4"]]
     assert list(open_store(tmp_path / "s").keys()) == [key for key in keys if key != "gone"]
+
+
+class TwoUnits:
+    """Two units of one worker: the second one wants its turn before the first one's last image is loaded."""
+
+    def __init__(self, tmp_path: Path, second: list[str]) -> None:
+        self.extractor = SizedExtractor()
+        self.store = StoreWriter(tmp_path / "s", self.extractor.spec)
+        self.worker = worker_of(self.extractor, self.store, batch_size=4)
+        self.worker.load = self.load
+        self.first, self.second = (
+            Unit(tuple(ImageRef(key, key) for key in keys)) for keys in (["a", "b", "w1", "c", "d", "last"], second)
+        )
+
+    def load(self, ref: ImageRef) -> Loaded:
+        if ref.key == "last":
+            while not self.worker._queued:
+                time.sleep(0.001)
+        if ref.key == "boom":
+            raise ValueError("no image has this name")
+        return Loaded(ref, {"grid": self.extractor.prepare(ref.key, np.zeros((2, 2, 3), np.uint8))}, {})
+
+    def run(self) -> list[Future[UnitReport]]:
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(self.worker.run, self.first)
+            while not self.worker._turn.locked():
+                time.sleep(0.001)
+            found = [first, threads.submit(self.worker.run, self.second)]
+        self.worker.close()
+        return found
+
+
+def test_what_a_unit_leaves_over_finds_its_like_in_the_next_one(tmp_path: Path) -> None:
+    two = TwoUnits(tmp_path, ["e", "w2", "f", "g"])
+    assert [each.result().records for each in two.run()] == [6, 4]
+    assert sorted(two.extractor.batches) == [["a", "b", "c", "d"], ["last", "e", "f", "g"], ["w1", "w2"]]
+    store = open_store(tmp_path / "s")
+    assert sorted(store) == ["a", "b", "c", "d", "e", "f", "g", "last", "w1", "w2"]
+    assert all(int(store[key].features[0, 0, 0]) == len(key) for key in store)
+
+
+def test_a_unit_that_fails_leaves_the_one_before_whole(tmp_path: Path) -> None:
+    two = TwoUnits(tmp_path, ["e", "boom"])
+    first, second = two.run()
+    assert first.result().records == 6 and isinstance(second.exception(), ValueError)
+    assert sorted(open_store(tmp_path / "s")) == ["a", "b", "c", "d", "last", "w1"]
+    assert sorted(two.extractor.batches) == [["a", "b", "c", "d"], ["last"], ["w1"]]
+
+
+def test_a_unit_that_waits_for_another_ends_with_its_worker(tmp_path: Path) -> None:
+    two = TwoUnits(tmp_path, ["e", "stop", "f"])
+    load = two.load
+
+    def stopping(ref: ImageRef) -> Loaded:
+        if ref.key == "stop":
+            two.worker._models.shutdown(wait=False, cancel_futures=True)
+        return load(ref)
+
+    two.worker.load = stopping
+    assert all(isinstance(each.exception(), RuntimeError) for each in two.run())
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
