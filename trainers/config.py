@@ -109,6 +109,8 @@ class TrainConfig:
             _check(rule)
         if (self.schedule == "milestones") != bool(self.milestones):
             raise ConfigError(f"milestones {self.milestones} do not go with the schedule {self.schedule!r}; give both")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed} must be 0 or more")
         if self.warmup < 0 or not all(0 < each < 1 for each in self.milestones):
             raise ConfigError(f"warmup {self.warmup} must be 0 or more, milestones {self.milestones} between 0 and 1")
 

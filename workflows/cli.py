@@ -90,7 +90,7 @@ def _guarded(args: list[str]) -> int:
         print(f"triptych: {error}", file=sys.stderr)
         return WRONG_JOB
     except KeyboardInterrupt:
-        print("triptych: interrupted; what is committed is kept", file=sys.stderr)
+        print("triptych: interrupted; what is committed is kept, and the same command goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone, as `| head` does; Python would complain once more when it closes stdout.

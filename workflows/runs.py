@@ -83,6 +83,8 @@ def kept(out: str) -> Run:
     """
     try:
         content = json.loads(open_place(out).read(CONFIG))
+        if "recipe" not in content:
+            raise ValueError("it says no recipe, as runs of `triptych compare` and of your own scripts do not")
         recipe = replace(recipe_of(content["recipe"]), visual=content["visual"])
         network = content.get("start_network")
         recipe = tiny(recipe, shipped=network == SHIPPED) if content["tiny"] else recipe

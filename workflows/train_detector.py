@@ -90,6 +90,8 @@ class TrainDetector(Command):
         require_metrics()
         if not 1 <= self.shorter <= self.longer:
             raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
+        if self.seed < 0:  # it draws weights before the loop sees it
+            raise ConfigError(f"--seed {self.seed} must be 0 or more.")
         if not self.resume:
             require_new(self.out)
         job = prepared(self)

@@ -125,6 +125,9 @@ def test_the_papers_analyses_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["--data", "DATA", "--out", "OUT", "--processes", "0"], "--processes 0 does not do; take 1 or more"),
         (["--data", "DATA", "--out", "OUT", "--processes", "2", "--engine", "ray"], "with --engine ray none"),
         (["--data", "DATA", "--out", "OUT", "--starts", "vilt_vqa"], "write RECIPE=WEIGHTS"),
+        (["--data", "DATA", "--out", "OUT", "--tiny", "--seeds", "-1"], "--seed -1 must be 0 or more"),
+        (["--data", "DATA", "--out", "OUT", "--name", "fusion", "--visuals", "store"], "has its own lines; leave out"),
+        (["--data", "DATA", "--out", "DATA"], "holds 'annotations' and no comparison"),
         (["--data", "DATA", "--out", "OUT", "--tiny", "--networks", "vl_bert_vqa=x.pth"], "leave out --networks"),
     ],
 )

@@ -100,6 +100,7 @@ def test_what_is_wrong_is_told_in_one_line(scenes: Path, tmp_path: Path, capsys:
         "holds other scenes (things [3, 7] there, [1, 5] asked for)": [
             *["--images", "48", "--seed", "1", "--things", "1", "5", "--out", str(scenes)]
         ],
+        "--seed -1 must be 0 or more": ["--seed", "-1", "--out", str(tmp_path / "new")],
         "--workers 0 draw nothing": ["--workers", "0", "--out", str(tmp_path / "new")],
         "no photograph": ["--images", "48", "--backgrounds", str(tmp_path), "--out", str(tmp_path / "new")],
     }

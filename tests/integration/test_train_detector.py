@@ -150,6 +150,7 @@ def test_what_is_wrong_is_one_line_and_status_2(
     words.write_text("unicorn\n")
     assert "no image with boxes is left of 7" in said("--classes", str(words))
     assert "--shorter 64 must be at least 1 and not above --longer 32" in said("--longer", "32")
+    assert "--seed -1 must be 0 or more" in said("--seed", "-1")
     assert "are those of the --start weights" in said("--start", "grid-r50")
     assert not (tmp_path / "run").exists()
     empty: list[Any] = []

@@ -140,6 +140,16 @@ def duration(hours: float | None) -> str:
     return f"{number(hours * 3600)} s"
 
 
+def _answer(line: Line, source: str) -> str:
+    """Milliseconds with the standard deviation over seeds, in as many digits."""
+    totals = [math.fsum(parts.values()) for cell in line.cells if (parts := cell.latency(source))]
+    spread = Spread.of(totals)
+    if spread is None or spread.sd is None:
+        return number(spread.mean if spread else None)
+    text = number(spread.mean)
+    return f"{text} ± {spread.sd:.{len(text.partition('.')[2])}f}"
+
+
 def _mean(column: str, scale: float = 1.0) -> Callable[[Line], str]:
     def said(line: Line) -> str:
         spread = line.of(column)
@@ -160,8 +170,9 @@ def _hours(column: str) -> Callable[[Line], str]:
 COLUMNS: tuple[tuple[str, Callable[[Line], str]], ...] = (
     ("score, %", lambda line: spread_text(line.of("score"))),
     ("seeds", lambda line: str(len(line.cells))),
-    ("answer from the image, ms", lambda line: number(line.total("pixels"))),
-    ("answer from the cache, ms", lambda line: number(line.total("cache"))),
+    ("updates × examples", lambda line: f"{line.first.steps:,} × {line.first.batch_size}"),
+    ("answer from the image, ms", lambda line: _answer(line, "pixels")),
+    ("answer from the cache, ms", lambda line: _answer(line, "cache")),
     ("extraction, ms an image", _mean("extraction_ms")),
     ("extraction, one device", _hours("extraction_hours")),
     ("features, MiB", _mean("feature_bytes", 1 / MIB)),

@@ -27,6 +27,7 @@ class Report:
     examples   on which lines disagree
     command    that made it
     processes  how many cells ran at once on one machine
+    begun      whether models begin with weights that were given
     """
 
     title: str
@@ -35,6 +36,7 @@ class Report:
     source: str = ""
     examples: Sequence[Shown] = ()
     processes: int = 1
+    begun: bool = False
 
 
 def render(report: Report) -> str:

@@ -7,6 +7,7 @@ OUT/results.parquet            all rows of a comparison, failed cells among them
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -106,17 +107,32 @@ def save(result: CellResult, folder: Path) -> None:
 
 
 def saved(folder: Path) -> CellResult | None:
-    """The row of a finished cell; None where it is not finished."""
+    """The row of a finished cell; None where it is not finished.
+
+    A file that holds no row is set aside, which standard error tells, and the cell counts as not finished.
+    """
+    path = folder / FILE
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = CellResult(**content)
+        pa.Table.from_pylist([_row(result)], SCHEMA)  # numbers are numbers
     except FileNotFoundError:
         return None
-    return CellResult(**content)
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        found = str(error).splitlines()[0]
+        print(f"{path} holds no result ({found}): it is {aside.name} now, and is measured anew", file=sys.stderr)
+        return None
+    return result
+
+
+def _row(result: CellResult) -> dict[str, Any]:
+    return {**asdict(result), "scores": list((result.scores or {}).items())}
 
 
 def write_table(results: Sequence[CellResult], path: Path) -> None:
     """All rows as Parquet."""
-    rows = [{**asdict(each), "scores": list((each.scores or {}).items())} for each in results]
     draft = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), draft)
+    pq.write_table(pa.Table.from_pylist([_row(each) for each in results], SCHEMA), draft)
     draft.replace(path)

@@ -47,11 +47,13 @@ def make_scenes(
         things: the fewest and the most of a picture.
 
     Raises:
-        ScenesError: there are too few images for all splits, no workers or photographs, no such numbers of things, or
-            other scenes in `out`.
+        ScenesError: there are too few images for all splits, a seed below 0, no workers or photographs, no such numbers
+            of things, or other scenes in `out`.
     """
     if images < FEWEST:
         raise ScenesError(f"--images {images} are too few for all data sets and splits; make {FEWEST} or more.")
+    if seed < 0:
+        raise ScenesError(f"--seed {seed} must be 0 or more.")
     if workers < 1:
         raise ScenesError(f"--workers {workers} draw nothing; take 1 or more.")
     if not photographs:

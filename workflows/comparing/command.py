@@ -70,7 +70,11 @@ class Comparison:
             raise ConfigError(
                 f"--processes {asked.processes} does not do; take 1 or more of this machine, with --engine ray none."
             )
+        lines = (asked.recipes, asked.visuals)
+        if asked.name and lines != (type(asked).recipes, type(asked).visuals):
+            raise ConfigError(f"--name {asked.name} has its own lines; leave out --recipes and --visuals, or --name.")
         data, out = Data(str(Path(asked.data).absolute())), str(Path(asked.out).absolute())
+        _check_out(Path(out))
         matrix = named(asked.name) if asked.name else of_recipes(asked.recipes, asked.visuals)
         matrix = matrix.at_hand(data.has, print)
         flags = self._flags(data, out)
@@ -142,7 +146,7 @@ class Comparison:
             about.insert(0, f"Measured {', '.join(facts['date'])} on {'; '.join(facts['hardware'])}{shared}.")
         (out / "results.md").write_text(markdown(matrix.title, results, about), encoding="utf-8")
         examples = disagreements(cells, results, setting)
-        report = Report(matrix.title, results, command, matrix.source, examples, processes)
+        report = Report(matrix.title, results, command, matrix.source, examples, processes, bool(self.asked.starts))
         (out / "report.html").write_text(render(report), encoding="utf-8")
         files = {kind: str(out / f"results.{kind}") for kind in ("parquet", "md")} | {"html": str(out / "report.html")}
         emit({"event": "end", **files})
@@ -186,6 +190,17 @@ class Comparison:
             networks = {row.name: SHIPPED for row in matrix.rows if sees_by_network(row.recipe)}
         common = Common(flags, self.asked.seeds, starts, networks)
         return [cell for row in matrix.rows for cell in cells_of(row, common, digest)]
+
+
+def _check_out(out: Path) -> None:
+    """Whether a comparison may write there.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    there = {each.name for each in out.iterdir()} if out.is_dir() else set()
+    if there and not there & {"cells", "stores", "vocab.txt"}:
+        raise ConfigError(f"--out {out} holds {min(there)!r} and no comparison; choose an empty folder, or a new one.")
 
 
 def _by_recipe(given: Sequence[str]) -> dict[str, str]:

@@ -72,7 +72,7 @@ def test_what_failed_for_one_reason_is_one_line() -> None:
 def test_the_markdown_has_a_line_for_each_label_and_names_what_failed() -> None:
     cells = [
         result(seed=0),
-        result(seed=1, score=52.0),
+        result(seed=1, score=52.0, pixels_visual_ms=5.0),
         cached(),
         CellResult("x", "METER", task="vqa", seed=3, error="no such file"),
     ]
@@ -80,9 +80,9 @@ def test_the_markdown_has_a_line_for_each_label_and_names_what_failed() -> None:
     lines = text.splitlines()
     assert lines[0] == "# Side by side" and "Without looking at images: 40.0 %." in text
     [vilt] = [line for line in lines if line.startswith("| ViLT, pixels")]
-    assert vilt.split(" | ")[1:5] == ["51.0 ± 1.4", "2", "10.0", "–"]
+    assert vilt.split(" | ")[1:5] == ["51.0 ± 1.4", "2", "40 × 8", "10.5 ± 0.7"]
     [vl_bert] = [line for line in lines if line.startswith("| VL-BERT")]
-    assert vl_bert.split(" | ")[3:8] == ["96.0", "7.00", "80.0", "15.0 min", "5.00"]
+    assert vl_bert.split(" | ")[4:9] == ["96.0", "7.00", "80.0", "15.0 min", "5.00"]
     assert "- METER, seed 3, vqa: no such file" in lines and lines[-1] == "Measured today."
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1

@@ -103,7 +103,12 @@ def test_two_pictures_of_an_example_stand_side_by_side_and_say_which_is_which() 
 
 def test_times_of_runs_that_share_a_machine_are_said_to_be_such() -> None:
     assert "16 runs shared the machine" in " ".join(Page(render(replace(REPORT, processes=16))).words.split())
-    assert "shared the machine" not in render(REPORT)
+    assert "shared the machine" not in render(REPORT) and "Quickest to answer" in render(REPORT)
+    assert "Quickest to answer" not in render(replace(REPORT, processes=16))
+
+
+def test_weights_that_models_begin_with_are_told() -> None:
+    assert "(--starts)" in render(replace(REPORT, begun=True)) and "--starts" not in render(REPORT)
 
 
 def test_right_and_wrong_answers_are_told_apart_without_colours(page: str) -> None:
@@ -123,8 +128,9 @@ def test_a_page_of_failures_names_them() -> None:
 
 
 def test_a_table_that_saw_nothing_says_so() -> None:
-    assert "no line is above it" not in render(REPORT)
-    assert "and no line is above it." in render(replace(REPORT, results=[result(score=40.0)]))
+    page = render(replace(REPORT, results=[result(score=40.0)]))
+    assert "No line is above what the text alone tells." in page and "Best score" not in page
+    assert "No line is above" not in render(REPORT)
 
 
 def test_tiny_twins_are_said_to_be_such() -> None:

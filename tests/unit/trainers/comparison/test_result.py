@@ -31,6 +31,19 @@ def test_a_row_that_was_not_written_to_its_end_is_not_there(tmp_path: Path, monk
     assert saved(tmp_path) is None and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("content", ["", '{"cell": ', "[1, 2]", '{"score": "abc"}', '{"of another version": 1}'])
+def test_a_file_that_holds_no_row_is_set_aside_and_its_cell_is_not_finished(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(result(), tmp_path)
+    (tmp_path / "result.json").write_text(content)
+    assert saved(tmp_path) is None and (tmp_path / "result.damaged").read_text() == content
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "result.json holds no result (" in told and "result.damaged now" in told
+    save(result(), tmp_path)
+    assert saved(tmp_path) is not None
+
+
 def test_the_table_is_typed_whatever_cells_lack(tmp_path: Path) -> None:
     path = tmp_path / "results.parquet"
     write_table([cached(), result(), CellResult("x", "ViLT, pixels", error="it broke")], path)
