@@ -42,12 +42,12 @@ class Demo(Command):
             if status:
                 return status
             print(flush=True)
-        found = labels(self.out)
+        right = labels(self.out)
         pages = {"boxes": f"{self.out}/index.html", "comparison": f"{self.out}/comparison/report.html"}
-        emit({"event": "demo", **found._asdict(), **pages})
+        emit({"event": "demo", **right._asdict(), **pages})
         print(
-            f"of {found.boxes} boxes {found.named} are on a thing and have its name, and {found.described} of these "
-            f"describe it rightly; the pictures show {found.things} things"
+            f"of {right.found} boxes {right.named} are on a thing and have its name, and {right.described} of these "
+            f"describe it rightly; the pictures show {right.things} things"
         )
         print(f"open {pages['boxes']} in a browser: the pictures with their boxes, and the grid features as maps")
         print(f"open {pages['comparison']} in a browser: three tiny models on regions, grids and pixels")
@@ -75,13 +75,13 @@ class Labels(NamedTuple):
     """How right the boxes are.
 
     things     in the pictures
-    boxes      found there
+    found      boxes, on them or beside
     named      of these, those on a thing of their name, one a thing
     described  of these, those with an attribute that it has
     """
 
     things: int
-    boxes: int
+    found: int
     named: int
     described: int
 
@@ -97,7 +97,7 @@ def labels(out: str) -> Labels:
     from trainers.scenes.official import coco_path
     from trainers.scenes.scene import make_scene
 
-    store, said, things, boxes_found = open_store(Path(out) / "regions"), list[bool](), 0, 0
+    store, said, things, found = open_store(Path(out) / "regions"), list[bool](), 0, 0
     kinds, looks = (store.vocabulary[kind].index for kind in ("classes", "attributes"))
     for scene in (make_scene(SEED, number) for number in splits(SCENES)[SPLIT]):
         record = store[Path(coco_path(scene, SPLIT)).stem]
@@ -108,5 +108,5 @@ def labels(out: str) -> Labels:
         attributes = tuple(tuple(map(looks, (each.colour, each.texture, each.size))) for each in scene.things)
         truth = Labelled(record.key, boxes, classes, attributes)
         said += described({**rows, "attributes": record.attribute_ids}, truth)
-        things, boxes_found = things + len(scene.things), boxes_found + len(record.boxes)
-    return Labels(things, boxes_found, len(said), sum(said))
+        things, found = things + len(scene.things), found + len(record.boxes)
+    return Labels(things, found, len(said), sum(said))
