@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="+", default=[129, 6000])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    facts = [measure(sizes_of(args.photos, args.images), per_unit) for per_unit in args.units]
+    sizes = sizes_of(args.photos, args.images)
+    facts = [measure(sizes, per_unit) for per_unit in args.units]
     cells = [
         [str(each["unit"]), str(each["batches"]), f"{each['images']:.1f}", f"{each['pixels']:.3f}", str(each["shapes"])]
         for each in facts

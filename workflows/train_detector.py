@@ -90,10 +90,9 @@ class TrainDetector(Command):
         require_metrics()
         if not 1 <= self.shorter <= self.longer:
             raise ConfigError(f"--shorter {self.shorter} must be at least 1 and not above --longer {self.longer}.")
-        if self.seed < 0:  # it draws weights before the loop sees it
-            raise ConfigError(f"--seed {self.seed} must be 0 or more.")
+        settings = self.settings  # what is wrong with them is told before anything is built
         if not self.resume:
-            require_new(self.out)
+            require_new(settings.out)
         job = prepared(self)
         print("\n".join(job.told()), flush=True)
         summary = self._on_ray() if self.engine == "ray" else self._here(job)

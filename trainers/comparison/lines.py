@@ -72,10 +72,14 @@ class Line:
         known = {part: spread.mean for part, spread in found.items() if spread}
         return known if len(known) == len(PARTS) else None
 
+    def answer(self, source: str) -> Spread | None:
+        """Milliseconds from "cache" or "pixels" to the answer."""
+        return Spread.of([math.fsum(parts.values()) for cell in self.cells if (parts := cell.latency(source))])
+
     def total(self, source: str) -> float | None:
-        """Mean milliseconds from "cache" or "pixels" to the answer."""
-        parts = self.latency(source)
-        return None if parts is None else math.fsum(parts.values())
+        """The mean of `answer`."""
+        spread = self.answer(source)
+        return spread.mean if spread else None
 
 
 @dataclass(frozen=True)
@@ -140,14 +144,12 @@ def duration(hours: float | None) -> str:
     return f"{number(hours * 3600)} s"
 
 
-def _answer(line: Line, source: str) -> str:
-    """Milliseconds with the standard deviation over seeds, in as many digits."""
-    totals = [math.fsum(parts.values()) for cell in line.cells if (parts := cell.latency(source))]
-    spread = Spread.of(totals)
-    if spread is None or spread.sd is None:
-        return number(spread.mean if spread else None)
-    text = number(spread.mean)
-    return f"{text} ± {spread.sd:.{len(text.partition('.')[2])}f}"
+def _answer(source: str) -> Callable[[Line], str]:
+    def said(line: Line) -> str:
+        spread = line.answer(source)
+        return spread_text(spread, len(number(spread.mean).partition(".")[2]) if spread else 0)
+
+    return said
 
 
 def _mean(column: str, scale: float = 1.0) -> Callable[[Line], str]:
@@ -171,8 +173,8 @@ COLUMNS: tuple[tuple[str, Callable[[Line], str]], ...] = (
     ("score, %", lambda line: spread_text(line.of("score"))),
     ("seeds", lambda line: str(len(line.cells))),
     ("updates × examples", lambda line: f"{line.first.steps:,} × {line.first.batch_size}"),
-    ("answer from the image, ms", lambda line: _answer(line, "pixels")),
-    ("answer from the cache, ms", lambda line: _answer(line, "cache")),
+    ("answer from the image, ms", _answer("pixels")),
+    ("answer from the cache, ms", _answer("cache")),
     ("extraction, ms an image", _mean("extraction_ms")),
     ("extraction, one device", _hours("extraction_hours")),
     ("features, MiB", _mean("feature_bytes", 1 / MIB)),
