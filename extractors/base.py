@@ -5,6 +5,7 @@ One that is not of this package is a config with a `view` and a `make`, and an `
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -131,25 +132,34 @@ class Extractor(ABC):
         Returns:
             an array an image, or the error that a value is not finite, or too large for the stored dtype.
         """
-        return self.leaving(features)()
+        rows = torch.cat([each.reshape(-1, each.shape[-1]) for each in features])
+        return self.leaving(rows, [each.shape[:-1] for each in features])()
 
-    def leaving(self, features: Sequence[Tensor]) -> Callable[[], list[np.ndarray | ImageError]]:
-        """As `to_numpy`, which is what the function that is given does: it waits, and its device is busy meanwhile."""
+    def leaving(self, features: Tensor, shapes: Sequence[Sequence[int]]) -> Callable[[], list[np.ndarray | ImageError]]:
+        """What waits for the features of several images and gives what `to_numpy` does; their device is busy meanwhile.
+
+        A GPU gets a few operators a batch, and none an image: its thread has to share Python with all others.
+
+        Args:
+            features: (R, D), rows of all images, end to end.
+            shapes: of each image's rows, (H, W) or (N,).
+        """
         dtype = record_dtype(self.spec.layout.dtype).name
         limit = FLOAT16_MAX if dtype == "float16" else torch.finfo(torch.float32).max
-        good = to_host(torch.stack([(each.abs() <= limit).all() for each in features]))
-        flat = to_host(torch.cat([each.reshape(-1) for each in features]).to(getattr(torch, dtype)))
-        wait, shapes = arrival(self.device), [each.shape for each in features]
+        good = to_host((features.abs() <= limit).all(dim=1))
+        stored = to_host(features.to(getattr(torch, dtype)))
+        wait, width = arrival(self.device), features.shape[1]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
 
         def arrived() -> list[np.ndarray | ImageError]:
             wait()
-            numbers = flat.view(torch.uint16).numpy().view(record_dtype(dtype)) if dtype == "bfloat16" else flat.numpy()
-            parts = np.split(numbers, np.cumsum([shape.numel() for shape in shapes])[:-1])
+            bits = stored.view(torch.uint16) if dtype == "bfloat16" else stored  # torch makes no numpy array of it
+            rows = bits.numpy().view(record_dtype(dtype))
             error = ImageError(
                 "not_representable", f"a feature is not finite or above {limit:g}; try --store-dtype float32", "model"
             )
-            each_image = zip(parts, shapes, good.tolist(), strict=True)
-            return [part.reshape(shape) if fine else error for part, shape, fine in each_image]
+            each_image = zip(np.split(rows, ends), np.split(good.numpy(), ends), shapes, strict=True)
+            return [part.reshape(*shape, width) if fine.all() else error for part, fine, shape in each_image]
 
         return arrived
 

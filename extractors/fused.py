@@ -68,8 +68,9 @@ def _fused_by_cudnn(x: Tensor, conv: nn.Conv2d, residual: Tensor | None) -> Tens
     steps: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if residual is None:
         return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *steps)
-    layout = residual.to(memory_format=torch.channels_last)
-    return torch.cudnn_convolution_add_relu(x, conv.weight, layout, 1.0, conv.bias, *steps)
+    if not residual.is_contiguous(memory_format=torch.channels_last):
+        residual = residual.to(memory_format=torch.channels_last)
+    return torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, conv.bias, *steps)
 
 
 def sample_taps(x: Tensor, offsets: Tensor, stride: int, dilation: int) -> Tensor:

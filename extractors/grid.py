@@ -19,7 +19,7 @@ from extractors.faster_rcnn import RoIHeads
 from extractors.fused import compute_dtype
 from extractors.images import ImageError
 from extractors.networks import LoadedDetector, as_in_checkpoints, grid_body, grid_colours, load_detector
-from extractors.ragged import Areas, own_parts
+from extractors.ragged import Areas, own_cells
 from extractors.resnet import ResNet, Stage, fold, redilated
 from extractors.trunk import Colours, Results, TrunkExtractor
 from extractors.weights import Checkpoint, fill, find_weights
@@ -69,8 +69,9 @@ class GridExtractor(TrunkExtractor):
         )
 
     def finish(self, batch: list[Prepared], res4: Tensor, areas: Areas | None) -> Results:
-        maps = own_parts(self.res5(res4, areas).float(), areas)
-        arrived = self.leaving([each[0].permute(1, 2, 0) for each in maps[: len(batch)]])
+        maps: Tensor = self.res5(res4, areas)
+        cells, shapes = own_cells(maps, len(batch), areas)
+        arrived = self.leaving(cells.float(), shapes)
 
         def results() -> list[Record | ImageError]:
             return [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,10 +39,7 @@ class Areas:
         self._masks: dict[Size, Tensor] = {}
         for level in zip(*(_levels(size, ceil_pool) for size in (self.padded, *sizes)), strict=True):
             self._sizes[level[0]] = list(level[1:])
-        own = torch.tensor([*self._sizes.values()])
-        if device.type == "cuda":
-            own = own.pin_memory()  # copies of other memory could wait for all that the device has to do
-        own = own.to(device, non_blocking=True)
+        own = self._there(torch.tensor([*self._sizes.values()]))
         self._own = dict(zip(self._sizes, own, strict=True))  # (B, 2) int64, height and width of each image's part
 
     def clear(self, maps: Tensor) -> Tensor:
@@ -60,15 +58,42 @@ class Areas:
         sizes = self._sizes[maps.shape[2], maps.shape[3]]
         return [maps[row : row + 1, :, :height, :width] for row, (height, width) in enumerate(sizes)]
 
+    def cells(self, maps: Tensor, images: int) -> tuple[Tensor, list[Size]]:
+        """As `own_cells`, of the first images of a padded batch: one operator, however many there are."""
+        size = (maps.shape[2], maps.shape[3])
+        sizes = self._sizes[size][:images]
+        own = np.array(sizes)[:, :, None]
+        below, beyond = (np.arange(side) < own[:, axis] for axis, side in enumerate(size))
+        rows = self._there(torch.from_numpy(np.flatnonzero(below[:, :, None] & beyond[:, None, :])))
+        return _rows(maps).index_select(0, rows), sizes
+
     def inside(self, size: Size) -> Tensor:
         """(B, h, w) bool: what is of an image, in maps of this size."""
         return ~self._mask(size)[:, 0]
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """On the device: a GPU would copy memory that is not pinned only after all that it has to do."""
+        pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return pinned.to(self._device, non_blocking=True)
 
     def _mask(self, size: Size) -> Tensor:
         """(B, 1, h, w) bool: what is outside of each image's part."""
         own = self._own[size][:, :, None]
         below, beyond = (torch.arange(side, device=self._device) >= own[:, axis] for axis, side in enumerate(size))
         return (below[:, :, None] | beyond[:, None, :])[:, None]
+
+
+def own_cells(maps: Tensor, images: int, areas: Areas | None) -> tuple[Tensor, list[Size]]:
+    """Cells of the first images of (B, C, h, w), row by row and end to end, (sum h' w', C), and each one's h', w'."""
+    if areas is not None:
+        return areas.cells(maps, images)
+    size = (maps.shape[2], maps.shape[3])
+    return _rows(maps[:images]), [size] * images
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(B, C, h, w) to (B h w, C); no copy where maps are channels_last."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def own_parts(maps: Tensor, areas: Areas | None) -> list[Tensor]:

@@ -76,11 +76,13 @@ class RegionExtractor(TrunkExtractor):
         found = (features, *heads.predict(features))
         if self.rule.rule == "10-100":
             kept = self._kept_together(batch, torch.stack(boxes), proposals, found)
-        else:
-            parts = zip(*(each.split([len(mine) for mine in boxes]) for each in found), strict=True)
-            counts = [None] * len(batch) if proposals is None else proposals.tolist()
-            kept = [self._kept(*each) for each in zip(batch, boxes, counts, parts, strict=True)]
-        return self._leaving(batch, kept)
+            return self._leaving(batch, kept, [len(kept.boxes) // len(batch)] * len(batch))
+        parts = zip(*(each.split([len(mine) for mine in boxes]) for each in found), strict=True)
+        counts = [None] * len(batch) if proposals is None else proposals.tolist()
+        each_image = [self._kept(*each) for each in zip(batch, boxes, counts, parts, strict=True)]
+        fields = zip(*each_image, strict=True)
+        kept = _Kept._make(None if field[0] is None else torch.cat(field) for field in fields)
+        return self._leaving(batch, kept, [len(each.boxes) for each in each_image])
 
     def _boxes(self, batch: list[Prepared], cells: Tensor, areas: Areas | None) -> tuple[list[Tensor], Tensor | None]:
         """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last; and of
@@ -98,7 +100,7 @@ class RegionExtractor(TrunkExtractor):
 
     def _kept_together(
         self, batch: list[Prepared], boxes: Tensor, proposals: Tensor | None, parts: tuple[Tensor, ...]
-    ) -> list[_Kept]:
+    ) -> _Kept:
         """As `_kept`, by the 10-100 rule: of all images at once, and no GPU is waited for."""
         features, *predicted = (each.unflatten(0, boxes.shape[:2]) for each in parts)
         found = Predictions(*(each[:, :-1] for each in predicted))
@@ -107,17 +109,17 @@ class RegionExtractor(TrunkExtractor):
         rows = selected.rows
         there = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
         scores, ids = taken(found.attribute_probs, rows).max(dim=2)
-        fields = (
-            torch.cat([taken(features, rows).where(there[..., None], 0), features[:, -1:]], dim=1),
+        class_probs = taken(found.class_probs, rows).half().flatten(0, 1) if self.config.class_probs else None
+        return _Kept(
+            torch.cat([taken(features, rows).where(there[..., None], 0), features[:, -1:]], dim=1).flatten(0, 1),
             counts,
-            selected.boxes.float(),
-            selected.class_ids.int(),
-            selected.class_scores,
-            ids.int(),
-            scores,
-            taken(found.class_probs, rows).half() if self.config.class_probs else [None] * len(batch),
+            selected.boxes.float().flatten(0, 1),
+            selected.class_ids.int().flatten(),
+            selected.class_scores.flatten(),
+            ids.int().flatten(),
+            scores.flatten(),
+            class_probs,
         )
-        return [_Kept(*each) for each in zip(*fields, strict=True)]
 
     def _kept(self, image: Prepared, boxes: Tensor, proposals: int | None, parts: tuple[Tensor, ...]) -> _Kept:
         """From what is known of an image's boxes; the whole image, last, is not among those to select from."""
@@ -128,7 +130,7 @@ class RegionExtractor(TrunkExtractor):
         scores, ids = found.attribute_probs[rows].max(dim=1)
         return _Kept(
             torch.cat([features[rows], features[-1:]]),
-            torch.tensor(len(rows)),
+            torch.tensor([len(rows)]),
             selected.boxes.float(),
             selected.class_ids.int(),
             selected.class_scores,
@@ -151,17 +153,15 @@ class RegionExtractor(TrunkExtractor):
             return rules.given(own, regressed, found, frame)
         return rules.ON_REGRESSED[self.rule.rule](regressed, found, frame, self.rule)
 
-    def _leaving(self, batch: list[Prepared], kept: list[_Kept]) -> Results:
-        """What waits for the records: each field of all images leaves a GPU in one copy."""
-        lengths = [len(each.boxes) for each in kept]
-        _, counts, *fields = zip(*kept, strict=True)
-        columns = [to_host(torch.cat(field)).split(lengths) for field in fields if field[0] is not None]
-        found = to_host(torch.stack([each.to(self.device, non_blocking=True) for each in counts]))
-        arrived = self.leaving([each.features for each in kept])
+    def _leaving(self, batch: list[Prepared], kept: _Kept, lengths: list[int]) -> Results:
+        """What waits for the records: each field of all images, `lengths` boxes each, leaves a GPU in one copy."""
+        features, counts, *fields = kept
+        columns = [to_host(field).split(lengths) for field in fields if field is not None]
+        found = to_host(counts)
+        arrived = self.leaving(features, [(length + 1,) for length in lengths])
 
         def results() -> list[Record | ImageError]:
-            features = arrived()
-            rows = zip(batch, features, found.tolist(), *columns, strict=True)
+            rows = zip(batch, arrived(), found.tolist(), *columns, strict=True)
             return [
                 mine if isinstance(mine, ImageError) else _record(image, mine, [each[:count].numpy() for each in row])
                 for image, mine, count, *row in rows
@@ -177,9 +177,9 @@ class RegionExtractor(TrunkExtractor):
 
 
 class _Kept(NamedTuple):
-    """What is kept of an image, on the device: N boxes, of which the first `there` count.
+    """What is kept of images, end to end, on the device: of each N boxes, of which the first `there` count.
 
-    features (N + 1, D), the whole image's last; the rest as in `RegionRecord`, (N, ...)
+    features (sum N + 1, D), the whole image's last of each; there (B,); the rest as in `RegionRecord`, (sum N, ...)
     """
 
     features: Tensor

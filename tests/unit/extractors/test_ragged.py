@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from extractors import GridConfig, RegionConfig, make_extractor
 from extractors.ragged import WASTE, Areas, common_size, groups, largest, padded_count
@@ -117,6 +118,33 @@ def test_order_and_company_do_not_matter(view: str, name: str) -> None:
         for each in found:
             assert_close(each.whole_image if view == "regions" else each.features,  # type: ignore[union-attr]
                          wanted[each.key].whole_image if view == "regions" else wanted[each.key].features)  # type: ignore[union-attr]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("sizes", [[(60, 80)], [(60, 80), (62, 78), (64, 80)]])
+def test_a_batch_takes_as_many_operators_however_many_images_are_in_it(name: str, sizes: list[tuple[int, int]]) -> None:
+    """One thread gives a GPU all of them, and shares Python with those that load and write."""
+    made = extractor("grid", name)
+
+    def operators(images: int) -> int:
+        batch = [made.prepare(str(at), photo(sizes[at % len(sizes)], at)) for at in range(images)]
+        stacked = made.stack(batch)
+        with torch.inference_mode(), Operators() as counted:
+            arrived = made.finish(batch, *made.res4(stacked))
+        assert len(arrived()) == images
+        return counted.count
+
+    assert operators(12) == operators(3)
+
+
+class Operators(TorchDispatchMode):
+    """Counts torch's operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("ceil_pool", [False, True])
