@@ -1,80 +1,159 @@
-"""What batches of photographs of many sizes are like on a GPU, which is not needed: how full, and how much is padding.
+"""How full batches of photographs are on a GPU, and how busy it is kept, by a stand-in that only takes its time.
 
     uv run python -m benchmarks.batching
 
-Protocol. The sizes of --photos at 600/1000, again and again, --images of them, cut into units of work that run alone:
-129 images are a unit of X-152's grids. Batches are chosen as a worker chooses them, at most LARGEST images of
-LOOK_AHEAD times as many. The row with all images in a unit is what units of any size have on a GPU, where one takes
-along what the one before left over. Pixels are those of the padded and filled batch over those of the images in it;
-shapes are the different ones of batches, each of which a GPU's library plans anew.
+Protocol. The sizes of --photos at 600/1000, or 640 x 480 for all, again and again, --images of them in units of --unit,
+go through the feeder of the local engine as on a GPU, LARGEST images a batch. Images take their time to be loaded, as
+LOADERS threads would, --load milliseconds each; the device has one batch at a time, --nanoseconds for each pixel of it
+with its padding, as an H200 needs for X-152 in bfloat16, whatever its shape; a unit takes --commit seconds to be
+committed, one after the other. "Busy" is the device's share of the time from when a fifth of the images are done to
+when nine tenths are. Pixels are those of padded and filled batches over those of the images in them, and shapes their
+different ones, each of which a GPU's library plans anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
+from PIL import Image as Photo
 
+from benchmarks.end_to_end import SIZE, STEADY
 from benchmarks.extract import PHOTOS
 from benchmarks.machine import hardware, table, write_results
+from extractors.base import Prepared
 from extractors.images import resized_shape
 from extractors.ragged import Size, common_size, padded_count
-from pipeline.batching import LARGEST, LOOK_AHEAD, like_sized
+from pipeline.batching import LARGEST, BatchSize
+from pipeline.feeding import Batch, Feeder, Image, Loaded
+from pipeline.sources import ImageRef
+from pipeline.unit import batches_at_once, units_at_once
+
+LOADERS = 16
 
 
-def sizes_of(photos: Path, count: int) -> list[Size]:
+def sizes_of(photos: Path, count: int, one_size: bool) -> list[Size]:
     found = []
     for file in sorted(photos.glob("*.jpg")):
-        with Image.open(file) as image:
-            found.append(resized_shape(image.height, image.width, 600, 1000))
+        with Photo.open(file) as image:
+            width, height = SIZE if one_size else image.size
+        found.append(resized_shape(height, width, 600, 1000))
     return list(islice(cycle(found), count))
 
 
-def batches(unit: list[Size]) -> Iterator[list[Size]]:
-    """A unit's batches, chosen as `Worker` does."""
-    waiting: list[Size] = []
-    for size in unit:
-        waiting.append(size)
-        if len(waiting) >= LOOK_AHEAD * LARGEST:
-            batch, waiting = like_sized(waiting, LARGEST, lambda each: each)
-            yield batch
-    while waiting:
-        batch, waiting = like_sized(waiting, LARGEST, lambda each: each)
-        yield batch
+class StandIn:
+    """A GPU, and what loads images for it: both sleep."""
+
+    def __init__(self, sizes: list[Size], args: argparse.Namespace) -> None:
+        self._sizes, self._args = sizes, args
+        self._loaders, self._device = ThreadPoolExecutor(LOADERS), ThreadPoolExecutor(1)
+        self.batches: list[tuple[float, float, list[Size]]] = []  # begin and end in seconds, sizes
+
+    def load(self, ref: ImageRef) -> Future[Loaded]:
+        size = self._sizes[int(ref.key)]
+
+        def wait() -> Loaded:
+            time.sleep(self._args.load / 1e3)
+            return Loaded(ref, {"grid": Prepared(ref.key, size, torch.empty(0), 1.0, resized=size)}, {})
+
+        return self._loaders.submit(wait)
+
+    def run(self, images: list[Image]) -> Future[Batch]:
+        sizes = [image.loaded.size or (0, 0) for image in images]
+
+        def wait() -> Batch:
+            began = time.perf_counter()
+            count, (height, width) = padded_count(len(sizes)), common_size(sizes)
+            time.sleep(count * height * width * self._args.nanoseconds / 1e9)
+            self.batches.append((began, time.perf_counter(), sizes))
+            return Batch(images, [{} for _ in images], time.perf_counter() - began)
+
+        return self._device.submit(wait)
+
+    def close(self) -> None:
+        self._loaders.shutdown()
+        self._device.shutdown()
 
 
-def measure(sizes: list[Size], per_unit: int) -> dict[str, Any]:
-    found = [batch for at in range(0, len(sizes), per_unit) for batch in batches(sizes[at : at + per_unit])]
-    shapes = Counter((padded_count(len(batch)), *common_size(batch)) for batch in found)
-    padded = sum(count * images * height * width for (images, height, width), count in shapes.items())
+def go(sizes: list[Size], stand_in: StandIn, args: argparse.Namespace) -> None:
+    """Run units as the local engine does."""
+    feeder = Feeder(stand_in.load, stand_in.run, BatchSize(LARGEST, None), LOADERS, batches_at_once(True, 1))
+    committing = threading.Lock()
+    refs = [ImageRef(str(row), "") for row in range(len(sizes))]
+
+    def run(unit: list[ImageRef]) -> None:
+        flow = feeder.add(unit)
+        for _ in flow:
+            continue
+        feeder.leave(flow)
+        with committing:
+            time.sleep(args.commit)
+
+    with ThreadPoolExecutor(units_at_once(True)) as threads:
+        list(threads.map(run, (refs[at : at + args.unit] for at in range(0, len(refs), args.unit))))
+    feeder.close()
+    feeder.join()
+    stand_in.close()
+
+
+def steady(batches: list[tuple[float, float, list[Size]]], images: int) -> Iterator[tuple[float, float, list[Size]]]:
+    done = 0
+    for each in batches:
+        done += len(each[2])
+        if STEADY[0] <= done / images <= STEADY[1]:
+            yield each
+
+
+def measure(one_size: bool, args: argparse.Namespace) -> dict[str, Any]:
+    sizes = sizes_of(args.photos, args.images, one_size)
+    stand_in = StandIn(sizes, args)
+    go(sizes, stand_in, args)
+    kept = list(steady(stand_in.batches, len(sizes)))
+    seconds, images = kept[-1][1] - kept[0][1], sum(len(each) for _, _, each in kept[1:])
+    shapes = [(padded_count(len(each)), *common_size(each)) for _, _, each in stand_in.batches]
     pixels = sum(height * width for height, width in sizes)
-    return {"unit": per_unit, "batches": len(found), "images": len(sizes) / len(found), "pixels": padded / pixels,
-            "shapes": len(shapes)}  # fmt: skip
+    return {
+        "sizes": "one" if one_size else "many",
+        "images_a_batch": len(sizes) / len(shapes),
+        "pixels": sum(count * height * width for count, height, width in shapes) / pixels,
+        "shapes": len(set(shapes)),
+        "busy": sum(end - began for began, end, _ in kept[1:]) / seconds,
+        "images_per_second": images / seconds,
+        "megapixels_per_second": sum(high * wide for _, _, each in kept[1:] for high, wide in each) / 1e6 / seconds,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=next(each for each in PHOTOS if each.is_dir()))
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--units", type=int, nargs="+", default=[129, 6000])
+    parser.add_argument("--unit", type=int, default=129, help="images: so many of X-152's grids are one")
+    parser.add_argument("--load", type=float, default=10.0, help="milliseconds an image, of each loader")
+    parser.add_argument("--nanoseconds", type=float, default=2.5, help="a pixel")
+    parser.add_argument("--commit", type=float, default=0.1, help="seconds a unit")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    sizes = sizes_of(args.photos, args.images)
-    facts = [measure(sizes, per_unit) for per_unit in args.units]
+    facts = [measure(one_size, args) for one_size in (True, False)]
     cells = [
-        [str(each["unit"]), str(each["batches"]), f"{each['images']:.1f}", f"{each['pixels']:.3f}", str(each["shapes"])]
+        [
+            each["sizes"], f"{each['images_a_batch']:.1f}", f"{each['pixels']:.3f}", str(each["shapes"]),
+            f"{each['busy']:.1%}", f"{each['images_per_second']:.0f}", f"{each['megapixels_per_second']:.0f}",
+        ]
         for each in facts
-    ]
+    ]  # fmt: skip
     report = (
-        f"# Batches of photographs of many sizes, {time.strftime('%Y-%m-%d')}\n\n{hardware()}, {args.images:,} images. "
+        f"# Batches, and how busy they keep a device that only takes its time, {time.strftime('%Y-%m-%d')}\n\n"
+        f"{hardware()}, {args.images:,} images in units of {args.unit}, {args.load:g} ms to load one in {LOADERS} "
+        f"threads, {args.nanoseconds:g} ns a pixel, {args.commit:g} s to commit a unit. "
         "Command: `uv run python -m benchmarks.batching`; its docstring is the protocol.\n\n"
-        + table(["images a unit", "batches", "images a batch", "pixels", "shapes"], cells)
+        + table(["sizes", "images a batch", "pixels", "shapes", "busy", "images/s", "megapixels/s"], cells)
         + "\n"
     )
     print(report)

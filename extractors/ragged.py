@@ -16,7 +16,7 @@ from torch import Tensor
 from extractors.kernels import kernels_for
 
 Size = tuple[int, int]  # (height, width)
-STEP = 32  # pixels
+STEP = 8  # pixels
 WASTE = 1.15  # the largest of a padded batch's images, times their number, may be so many times their pixels
 
 
@@ -109,8 +109,8 @@ def padded_count(images: int) -> int:
 
 
 def common_size(sizes: Sequence[Size]) -> Size:
-    """The size that a batch of images is padded to: where they differ, one of few, for the same reason. The last map
-    has a cell for every STEP pixels begun, so that it grows by nothing."""
+    """The size that a batch of images is padded to: where they differ, one of few, for the same reason. The maps of
+    res3 and later grow by nothing, as a cell of theirs is for every STEP pixels begun, or more."""
     if len(set(sizes)) == 1:
         return sizes[0]
     height, width = (-(-side // STEP) * STEP for side in largest(sizes))

@@ -10,7 +10,7 @@ import torch
 
 from extractors.ragged import Size, fits
 
-LOOK_AHEAD = 4  # batches' worth of images that are kept ready, so that a batch finds its like
+LOOK_AHEAD = 6  # batches' worth of images that are kept ready, so that a batch finds its like
 LARGEST = 32  # images that `auto` takes at most: more give a GPU nothing to gain
 ROOM = 0.8  # share of the device's memory that `auto` counts on; the rest is for what differs between batches
 

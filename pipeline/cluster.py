@@ -45,7 +45,7 @@ from pipeline.cluster_pool import Pool, Size, short
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.plan import Plan
 from pipeline.sources import ImageRef
-from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, batches_at_once, open_writers
+from pipeline.unit import OnImages, UnitReport, batches_at_once, open_writers, units_at_once
 from storage import ErrorRow, TriptychError
 from storage.secrets import shown
 
@@ -81,7 +81,7 @@ class RayEngine:
         if not plan.units:
             return
         config = self._job.engine
-        size = Size(self.slots, config.min_workers or self.slots, ACTORS_WITHIN)
+        size = Size(self.slots, config.min_workers or self.slots, ACTORS_WITHIN, units_at_once(self._on_gpu))
         pool = Pool(self._starter(), plan.units, size, self._window(), self._give_up)
         metrics = Metrics(",".join(self.specs), pool)
         try:
@@ -96,9 +96,13 @@ class RayEngine:
         if self._started_here:
             ray.shutdown()
 
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
     def _starter(self) -> Callable[[], Any]:
         """What asks Ray for one more actor."""
-        gpu, config = self.device.startswith("cuda"), self._job.engine
+        gpu, config = self._on_gpu, self._job.engine
         device = "cuda:0" if gpu else "cpu"
         job = ray.put(self._job.with_absolute_paths().with_views(partial(_on, device=device)))
         kind = ray.remote(Actor).options(
@@ -106,16 +110,16 @@ class RayEngine:
             num_gpus=config.gpus_per_worker if gpu else 0,
             max_restarts=0,  # the pool starts another one, wherever there is room, and knows what the dead one did
             max_task_retries=0,
-            max_concurrency=UNITS_AT_ONCE + 1,  # and a question how it is
+            max_concurrency=units_at_once(gpu) + 1,  # and a question how it is
         )
         return lambda: kind.remote(job)
 
     def _window(self) -> int:
         """Images of a unit that an actor has under way at once, from the one being read to the one being written."""
-        config, on_gpu = self._job.engine, self.device.startswith("cuda")
+        config, on_gpu = self._job.engine, self._on_gpu
         networks = batches_at_once(on_gpu, ceil(config.cpus_per_worker))
         batch = largest(config.batch_size, on_gpu)
-        return config.decode_threads(on_gpu) + batch * (networks + 3 + (2 * LOOK_AHEAD if batch > 1 else 0))
+        return config.decode_threads(on_gpu) + batch * (networks + 3 + (LOOK_AHEAD if batch > 1 else 0))
 
     def _give_up(self, ref: ImageRef, cause: str) -> None:
         """Commit the error row of an image that kills whoever works on it."""

@@ -10,8 +10,9 @@ import torch
 from extractors import ImageError
 from extractors.views import Views, without_weights
 from pipeline.config import EngineConfig, ExtractJob
+from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, Source, open_source
-from pipeline.unit import Loaded, load_image
+from pipeline.unit import load_image
 
 TRIES = 3  # of an image whose task dies
 DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)

@@ -26,7 +26,6 @@ from pipeline.sources import ImageRef
 from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport
 from storage import TriptychError
 
-IN_FLIGHT = UNITS_AT_ONCE  # units an actor has: one is committed, one run, one loaded
 DEATHS_ALLOWED = 2  # of processes over one unit, or one image alone
 STARTS_IN_VAIN = 3  # actors that die in a row before they stand: the job's fault, not an image's
 DEATHS_IN_A_ROW = 100  # without one finished image between them
@@ -67,11 +66,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Size:
-    """How many actors there may be, how many must stand before work begins, and seconds to wait for so many."""
+    """How many actors there may be, how many must stand before work begins, seconds to wait for so many, and how many
+    units each of them has at once."""
 
     most: int
     least: int
     patience: float
+    units: int = UNITS_AT_ONCE
 
 
 class Pool:
@@ -152,7 +153,7 @@ class Pool:
         """One unit each, and another one where there are more than enough."""
         standing = [member for member in self._members if member.standing]
         self._begun = self._begun or len(standing) >= min(self._size.least, self._open)
-        for depth in range(1, IN_FLIGHT + 1 if self._waiting > len(self._members) else 2):
+        for depth in range(1, self._size.units + 1 if self._waiting > len(self._members) else 2):
             for member in standing if self._begun else []:
                 free = len(member.given) < depth and not any(work.wary for _, work in member.given)
                 if free and (work := self._next(second=bool(member.given))):

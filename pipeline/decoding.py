@@ -28,8 +28,9 @@ from extractors import ImageError
 from extractors.base import Prepared
 from extractors.views import Views, without_weights
 from pipeline.config import EngineConfig
+from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, Source
-from pipeline.unit import Loaded, load_image
+from pipeline.unit import load_image
 
 ROOM = 1 << 30  # bytes of the shared memory: what is not used costs nothing
 TRIES = 2  # of an image whose process dies

@@ -13,7 +13,7 @@ from pipeline.config import ExtractJob
 from pipeline.decoding import WORTH_IT, ProcessLoader
 from pipeline.plan import Plan
 from pipeline.sources import open_source
-from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport, make_worker
+from pipeline.unit import OnImages, UnitReport, make_worker, units_at_once
 
 
 class LocalEngine:
@@ -38,7 +38,8 @@ class LocalEngine:
         """Yield a report a unit, in the plan's order; each is committed by then."""
         loader, counting = self._loader(plan), threading.Lock()
         worker = make_worker(self._job, self.views, loader)
-        threads = ThreadPoolExecutor(UNITS_AT_ONCE, thread_name_prefix="unit")
+        at_once = units_at_once(self.views.device.type == "cuda")
+        threads = ThreadPoolExecutor(at_once, thread_name_prefix="unit")
         running: deque[Future[UnitReport]] = deque()
 
         def count(images: int, failed: int) -> None:
@@ -48,7 +49,7 @@ class LocalEngine:
         try:
             for unit in plan.units:
                 running.append(threads.submit(worker.run, unit, count))
-                if len(running) == UNITS_AT_ONCE:
+                if len(running) == at_once:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

@@ -2,8 +2,7 @@
 
 Reading, decoding and resizing run ahead in threads, at most a window's worth; the network runs in threads of its own,
 and the calling thread writes. One bad image becomes an error row and the others go on. Several threads may call at
-once: the images of the second one's unit are loaded, and run, while the first one writes and commits. What the first
-one's images leave over, the second one's batches take along: of few images a batch seldom finds its like in size.
+once: the images of the second one's unit are loaded, and run, while the first one writes and commits.
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
 the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has three
@@ -17,33 +16,31 @@ import resource
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from queue import SimpleQueue
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import cv2
 import torch
 
 from extractors import ImageError, decode
-from extractors.ragged import Size
 from extractors.views import Ready, Results, Views
-from pipeline.batching import BatchSize, device_memory, in_order, like_sized
+from pipeline.batching import BatchSize, device_memory, in_order
 from pipeline.config import EngineConfig, ExtractJob
+from pipeline.feeding import Batch, Feeder, Flow, Image, Loaded, Outcomes
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef, Source, open_source
 from pipeline.timed import read_within
-from storage import ErrorRow, Record, Spec, StoreWriter
+from storage import ErrorRow, Spec, StoreWriter
 from storage.secrets import shown
 from storage.writer import UnitWriter
 
-Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
 UNITS_AT_ONCE = 3  # of a worker: one is written and committed, one's images are run, one's are loaded
+UNITS_AT_ONCE_ON_GPU = 8  # some have few images that still wait for their like
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
 
 
@@ -91,7 +88,7 @@ class Worker:
     """What runs units: one process's source, networks and ways into the stores, by view.
 
     Its settings change how fast it goes, never what comes out. `load` makes an image ready elsewhere; by default the
-    decode threads do it here. `run` may be called by UNITS_AT_ONCE threads.
+    decode threads do it here. `run` may be called by `units_at_once` threads.
     """
 
     source: Source
@@ -112,11 +109,15 @@ class Worker:
         self._models = ThreadPoolExecutor(
             self._networks, thread_name_prefix="network", initializer=_begin_thread, initargs=(self.views.device,)
         )
-        self._turn = threading.Lock()  # whose images are being loaded and given to the networks
-        self._waiting: list[_Waiting] = []  # for a batch; who has the turn deals with them
-        self._queued, self._counting = 0, threading.Lock()  # units that want the turn
         self._committing = threading.Lock()  # a writer's knowledge of its store is for one thread at a time
         self._idle_since = 0.0
+        self._feeder = Feeder(
+            lambda ref: self._loaders.submit(self._load, ref),
+            lambda batch: self._models.submit(self._extract, batch),
+            self._size,
+            self._decoders,
+            self._networks,
+        )
 
     def run(self, unit: Unit, on_images: OnImages = lambda images, failed: None) -> UnitReport:
         """Extract a unit and commit it, view by view.
@@ -129,7 +130,9 @@ class Worker:
             shards = {
                 view: stack.enter_context(store.unit(unit.keys, unit.again)) for view, store in self.stores.items()
             }
-            for outcomes in in_order(self._results(unit, report)):
+            flow = self._feeder.add(unit.refs)
+            stack.callback(self._feeder.leave, flow)
+            for outcomes in in_order(self._results(flow, report)):
                 with report.timing("write"):
                     failed = _put(outcomes, shards)
                 report.reasons.update(failed[:1])
@@ -146,101 +149,28 @@ class Worker:
 
     def close(self) -> None:
         """Let the threads go without finishing what is queued."""
+        self._feeder.close()
         for pool in (self._loaders, self._models):
             pool.shutdown(wait=True, cancel_futures=True)
+        self._feeder.join()
         torch.set_num_threads(self._cores)
 
-    def _results(self, unit: Unit, report: UnitReport) -> Iterator[list[tuple[int, Outcomes]]]:
-        """Finished batches, each outcome with its image's number in the unit; one batch more than the network's threads
-        can take is kept waiting for it. What is left for the next unit's batches comes last."""
-        mine, running, missing = _Mine(), deque[tuple[Future[Extracted], list[_Waiting]]](), len(unit.refs)
-        coming = _Coming(unit.refs, lambda ref: self._loaders.submit(self._load, ref), self._ahead)
-        coming.more()  # while the unit before has its turn
-        try:
-            with self._in_turn(mine):
-                began = time.perf_counter()
-                for batch in self._batches(coming, mine, report):
-                    running.append((self._begin(batch, mine), batch))
-                    if len(running) > self._networks:
-                        missing -= len(done := self._finished(running.popleft()[0], mine, report))
-                        yield done
-            while running:
-                missing -= len(done := self._finished(running.popleft()[0], mine, report))
-                yield done
-            report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
-            while missing:
-                missing -= len(done := mine.of(mine.elsewhere.get().result()))
-                yield done
-        finally:
-            coming.cancel()
-            for future, batch in running:
-                if all(each.unit is mine for each in batch):
-                    future.cancel()
-
-    @contextmanager
-    def _in_turn(self, mine: _Mine) -> Iterator[None]:
-        """Have the networks for one unit's images; those of other units that wait are never left to nobody."""
-        with self._counting:
-            self._queued += 1
-        try:
-            self._turn.acquire()
-        finally:
-            with self._counting:
-                self._queued -= 1
-        try:
-            yield
-        except BaseException:
-            self._waiting = [each for each in self._waiting if each.unit is not mine]
-            for batch in self._rest():
-                self._begin(batch, mine)
-            raise
-        finally:
-            self._turn.release()
-
-    def _begin(self, batch: list[_Waiting], mine: _Mine) -> Future[Extracted]:
-        """Give a batch to the networks, and tell other units that have images in it."""
-        try:
-            future = self._models.submit(self._extract, batch)
-        except RuntimeError as error:  # this worker is being closed
-            future = Future()
-            future.set_exception(error)
-        for unit in {each.unit for each in batch} - {mine}:
-            unit.elsewhere.put(future)
-        return future
+    def _results(self, flow: Flow, report: UnitReport) -> Iterator[list[tuple[int, Outcomes]]]:
+        """What became of a unit's images, with their numbers, a batch at a time."""
+        began = time.perf_counter()
+        for batch in flow:
+            mine = [each for each in zip(batch.images, batch.outcomes, strict=True) if each[0].unit is flow]
+            for image, _ in mine:
+                report.seconds = _summed(report.seconds, image.loaded.seconds)
+            if batch.images[0].unit is flow:
+                report.seconds = _summed(report.seconds, {"model": batch.seconds})
+            yield [(image.number, found) for image, found in mine]
+        report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
 
     def _idle(self, began: float, busy: float) -> float:
         """Seconds that the network's threads had nothing to do since the unit before was through them."""
         began, self._idle_since = max(began, self._idle_since), time.perf_counter()
         return max(0.0, self._networks * (self._idle_since - began) - busy)
-
-    @staticmethod
-    def _finished(future: Future[Extracted], mine: _Mine, report: UnitReport) -> list[tuple[int, Outcomes]]:
-        extracted = future.result()
-        report.seconds = _summed(report.seconds, {"model": extracted.seconds})
-        return mine.of(extracted)
-
-    def _batches(self, coming: _Coming, mine: _Mine, report: UnitReport) -> Iterator[list[_Waiting]]:
-        """Loaded images with their numbers, a batch of like sizes at a time, while later ones are being loaded."""
-        for number, loaded in enumerate(coming):
-            report.seconds = _summed(report.seconds, loaded.seconds)
-            self._waiting.append(_Waiting(number, loaded, mine))
-            if len(self._waiting) >= self._size.ahead:
-                yield self._next()
-        yield from self._rest()
-
-    def _rest(self) -> Iterator[list[_Waiting]]:
-        """What waits at the end of a unit, as long as there is no other one in which it might find its like."""
-        while self._waiting and not self._queued:
-            yield self._next()
-
-    def _next(self) -> list[_Waiting]:
-        """The next batch of those that wait."""
-        batch, self._waiting = like_sized(self._waiting, self._size.now, _size_of)
-        return batch
-
-    def _ahead(self) -> int:
-        """Images of a unit that are being loaded, or wait for a batch, at most: a batch finds its like among them."""
-        return self._decoders + self._size.ahead
 
     def _load(self, ref: ImageRef) -> Loaded:
         """Runs in a decode thread."""
@@ -248,7 +178,7 @@ class Worker:
             return self.load(ref)
         return load_image(self.source, self.views, ref, self.settings)
 
-    def _extract(self, batch: list[_Waiting]) -> Extracted:
+    def _extract(self, batch: list[Image]) -> Batch:
         """Runs in a network thread: a record or an error row a view and image, and the seconds it took."""
         start, images = time.perf_counter(), [each.loaded for each in batch]
         good = [each.ready for each in images if not isinstance(each.ready, ImageError)]
@@ -258,7 +188,7 @@ class Worker:
             return self._same(ready) if isinstance(ready, ImageError) else next(results)
 
         found = [_outcomes(each.ref, result(each.ready)) for each in images]
-        return Extracted(batch, found, time.perf_counter() - start)
+        return Batch(batch, found, time.perf_counter() - start)
 
     def _same(self, error: ImageError) -> Results:
         return dict.fromkeys(self.stores, error)
@@ -276,36 +206,6 @@ class Worker:
                 return [self._same(ImageError("out_of_memory", message, "model"))]
         middle = len(batch) // 2
         return self._forward(batch[:middle]) + self._forward(batch[middle:])
-
-
-class _Coming:
-    """A unit's images in its order, some of them loaded ahead.
-
-    load   begins to load one
-    ahead  how many may be under way
-    """
-
-    def __init__(
-        self, refs: Sequence[ImageRef], load: Callable[[ImageRef], Future[Loaded]], ahead: Callable[[], int]
-    ) -> None:
-        self._left, self._load, self._ahead = iter(refs), load, ahead
-        self._window: deque[Future[Loaded]] = deque()
-
-    def more(self) -> None:
-        """Begin to load as many as may be under way."""
-        self._window.extend(self._load(ref) for ref in islice(self._left, max(0, self._ahead() - len(self._window))))
-
-    def __iter__(self) -> Iterator[Loaded]:
-        self.more()
-        while self._window:
-            loaded = self._window.popleft().result()
-            self.more()
-            yield loaded
-
-    def cancel(self) -> None:
-        """Load no more."""
-        for future in self._window:
-            future.cancel()
 
 
 def make_worker(job: ExtractJob, views: Views, load: Callable[[ImageRef], Loaded] | None = None) -> Worker:
@@ -332,54 +232,6 @@ def open_writers(job: ExtractJob, views: Described) -> dict[str, StoreWriter]:
     }
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """An image ready for the networks, or what is wrong with it, and the seconds it took by stage."""
-
-    ref: ImageRef
-    ready: Ready | ImageError
-    seconds: dict[str, float]
-
-
-class _Mine:
-    """A unit, as batches know it.
-
-    elsewhere  batches with images of it that another unit has begun
-    """
-
-    def __init__(self) -> None:
-        self.elsewhere: SimpleQueue[Future[Extracted]] = SimpleQueue()
-
-    def of(self, extracted: Extracted) -> list[tuple[int, Outcomes]]:
-        """The outcomes of this unit's images in a batch, with their numbers."""
-        pairs = zip(extracted.batch, extracted.outcomes, strict=True)
-        return [(each.number, found) for each, found in pairs if each.unit is self]
-
-
-class _Waiting(NamedTuple):
-    """A loaded image, with its number in its unit."""
-
-    number: int
-    loaded: Loaded
-    unit: _Mine
-
-
-class Extracted(NamedTuple):
-    """What became of a batch, image by image, and the seconds it took."""
-
-    batch: list[_Waiting]
-    outcomes: list[Outcomes]
-    seconds: float
-
-
-def _size_of(waiting: _Waiting) -> Size | None:
-    """(height, width) that an image has for the first network that takes it."""
-    ready = waiting.loaded.ready
-    if isinstance(ready, ImageError):
-        return None
-    return next((each.size for each in ready.values() if not isinstance(each, ImageError)), None)
-
-
 def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConfig) -> Loaded:
     """Bytes to an image resized for each view, or to the error that stands for it."""
     timed = UnitReport()
@@ -400,6 +252,11 @@ def _summed(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
 def batches_at_once(on_gpu: bool, on_cpu: int) -> int:
     """How many batches the networks have at once."""
     return BATCHES_ON_GPU if on_gpu else on_cpu
+
+
+def units_at_once(on_gpu: bool) -> int:
+    """How many units a worker should have at once."""
+    return UNITS_AT_ONCE_ON_GPU if on_gpu else UNITS_AT_ONCE
 
 
 def _begin_thread(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors.ragged import fits
-from pipeline.batching import LARGEST, BatchSize, Memory, device_memory, in_order, largest, like_sized
+from pipeline.batching import LARGEST, LOOK_AHEAD, BatchSize, Memory, device_memory, in_order, largest, like_sized
 
 SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
 
@@ -70,7 +70,7 @@ def test_what_did_not_fit_is_not_tried_again() -> None:
     assert size.now == 16
     size.overflowed(16)
     size.fitted(8)
-    assert size.now == 8 and size.ahead == 32
+    assert size.now == 8 and size.ahead == 8 * LOOK_AHEAD
     size.overflowed(1)
     assert size.now == 1 and size.ahead == 1
 

@@ -13,10 +13,10 @@ import ray.exceptions
 
 import pipeline.cluster_pool as cluster_pool
 from pipeline.cluster_actor import Note, Standing, _gathered
-from pipeline.cluster_pool import DEATHS_IN_A_ROW, IN_FLIGHT, Pool, Size, Work, _cut, short
+from pipeline.cluster_pool import DEATHS_IN_A_ROW, Pool, Size, Work, _cut, short
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
-from pipeline.unit import UnitReport
+from pipeline.unit import UNITS_AT_ONCE, UnitReport
 from storage import TriptychError
 
 CRASH = "Worker exit type: SYSTEM_ERROR Worker exit detail: connection error code 2. End of file."
@@ -128,7 +128,7 @@ def test_units_are_walked_as_they_are_run_and_every_image_is_counted_once(play: 
     cluster.fate = fate
     total, told = play(cluster, units)
     assert (total.images, told["images"], set(cluster.done.values())) == (150, 150, {1})
-    assert max(seen) <= 2 * IN_FLIGHT + 1  # of two actors, and the one that is being ended
+    assert max(seen) <= 2 * UNITS_AT_ONCE + 1  # of two actors, and the one that is being ended
     assert cluster.actors == cluster.killed == 2
 
 
@@ -162,7 +162,7 @@ def test_what_is_suspected_has_an_actor_to_itself(play: Any) -> None:
     suspects = [(key, others) for key, others in cluster.met if key in {f"1/{row}" for row in (4, 5, 6, 7)}]
     assert len(suspects) >= 5 and {others for _, others in suspects} == {0}
     assert [others for key, others in cluster.met if key == "1/0"][1] == 0
-    assert max(others for _, others in cluster.met) == IN_FLIGHT - 1
+    assert max(others for _, others in cluster.met) == UNITS_AT_ONCE - 1
 
 
 def test_lost_nodes_count_against_no_image(play: Any) -> None:

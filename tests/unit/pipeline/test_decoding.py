@@ -16,8 +16,9 @@ from extractors.base import Prepared
 from extractors.views import make_views
 from pipeline.config import EngineConfig
 from pipeline.decoding import ProcessLoader
+from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, SourceConfig, open_source
-from pipeline.unit import Loaded, load_image
+from pipeline.unit import load_image
 
 SMALL = {"weights": "random:0", "width_divisor": 32, "shorter": 40, "longer": 80, "device": "cpu"}
 

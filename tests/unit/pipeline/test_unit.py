@@ -15,9 +15,10 @@ import torch
 from extractors import ImageError, Prepared, load_extractor
 from extractors.views import Views
 from pipeline.config import EngineConfig
+from pipeline.feeding import Loaded
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
-from pipeline.unit import Loaded, UnitReport, Worker
+from pipeline.unit import UnitReport, Worker
 from storage import FeatureLayout, GridRecord, PatchRecord, Spec, StoreError, StoreWriter, open_store
 from tests.helpers import differences
 
@@ -139,7 +140,7 @@ class TwoUnits:
 
     def load(self, ref: ImageRef) -> Loaded:
         if ref.key == "last":
-            while not self.worker._queued:
+            while len(self.worker._feeder._units) < 2:
                 time.sleep(0.001)
         if ref.key == "boom":
             raise ValueError("no image has this name")
@@ -148,7 +149,7 @@ class TwoUnits:
     def run(self) -> list[Future[UnitReport]]:
         with ThreadPoolExecutor(2) as threads:
             first = threads.submit(self.worker.run, self.first)
-            while not self.worker._turn.locked():
+            while not self.worker._feeder._units:
                 time.sleep(0.001)
             found = [first, threads.submit(self.worker.run, self.second)]
         self.worker.close()

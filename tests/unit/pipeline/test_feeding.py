@@ -1,0 +1,147 @@
+"""The images of several units on their way: who goes with whom, how far ahead, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from extractors import Prepared
+from pipeline.batching import BatchSize
+from pipeline.feeding import UNTOLD, Batch, Feeder, Flow, Image, Loaded
+from pipeline.sources import ImageRef
+
+
+class Networks:
+    """Loads at once; runs what it is given one by one, once it may. Images whose names begin with "w" are wide."""
+
+    def __init__(self, batch: int, at_once: int = 1) -> None:
+        self.begun: list[str] = []  # each batch's names
+        self.may = threading.Event()
+        self.may.set()
+        self._thread = ThreadPoolExecutor(1)
+        self.feeder = Feeder(self.load, self.run, BatchSize(batch, None), loaders=2, networks=at_once)
+
+    def load(self, ref: ImageRef) -> Future[Loaded]:
+        future: Future[Loaded] = Future()
+        pixels = torch.zeros(3, 2, 9 if ref.key.startswith("w") else 2)
+        future.set_result(Loaded(ref, {"grid": Prepared(ref.key, (2, 2), pixels, 1.0)}, {}))
+        return future
+
+    def run(self, images: list[Image]) -> Future[Batch]:
+        self.begun.append("".join(sorted(image.loaded.ref.key for image in images)))
+
+        def wait() -> Batch:
+            assert self.may.wait(10)
+            return Batch(images, [{} for _ in images], 0.0)
+
+        return self._thread.submit(wait)
+
+    def unit(self, names: str) -> Flow:
+        return self.feeder.add([ImageRef(name, name) for name in names])
+
+    def close(self) -> None:
+        self.feeder.close()
+        self.feeder.join()
+        self._thread.shutdown()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if holds():
+            return
+        time.sleep(0.001)
+    raise AssertionError("it never came")
+
+
+def names(flow: Flow) -> Iterator[str]:
+    for batch in flow:
+        yield "".join(sorted(each.loaded.ref.key for each in batch.images if each.unit is flow))
+
+
+@pytest.fixture
+def networks() -> Iterator[Networks]:
+    made = Networks(batch=4)
+    yield made
+    made.may.set()
+    made.close()
+
+
+def test_a_unit_gets_its_own_images_from_batches_that_it_shares(networks: Networks) -> None:
+    networks.may.clear()
+    first = networks.unit("abcdew")
+    until(lambda: networks.begun == ["abcd"])  # the networks have nothing to do: whatever there is begins
+    second = networks.unit("fghw")
+    networks.may.set()
+    assert sorted(names(first)) == ["abcd", "e", "w"]
+    assert sorted("".join(names(second))) == ["f", "g", "h", "w"]
+    assert networks.begun == ["abcd", "efgh", "ww"]
+
+
+def test_what_is_left_over_waits_for_its_like_while_the_networks_have_work(networks: Networks) -> None:
+    networks.may.clear()
+    networks.unit("abcde")
+    until(lambda: networks.begun == ["abcd"])
+    time.sleep(0.05)
+    assert networks.begun == ["abcd"]
+    networks.may.set()
+    until(lambda: networks.begun == ["abcd", "e"])
+
+
+def test_networks_do_not_wait_for_who_writes_but_never_run_far_ahead_of_it(networks: Networks) -> None:
+    flow = networks.unit("x" * 200)
+    until(lambda: len(networks.begun) >= UNTOLD)
+    time.sleep(0.05)
+    assert UNTOLD <= len(networks.begun) <= UNTOLD + 2  # one may run, and one be kept waiting for it
+    assert len("".join(names(flow))) == 200
+
+
+def test_a_unit_that_nobody_waits_for_leaves_the_others_its_place(networks: Networks) -> None:
+    networks.may.clear()
+    first, second = networks.unit("abcdefgh"), networks.unit("stuv")
+    until(lambda: networks.begun == ["abcd"])
+    networks.feeder.leave(first)
+    networks.may.set()
+    assert "".join(names(second)) == "stuv"
+    assert networks.begun == ["abcd", "stuv"]
+
+
+def test_units_end_with_their_feeder(networks: Networks) -> None:
+    networks.may.clear()
+    flow = networks.unit("x" * 30)
+    networks.feeder.close()
+    with pytest.raises(CancelledError):
+        list(flow)
+    with pytest.raises(CancelledError):
+        networks.unit("y")
+
+
+def test_whatever_goes_wrong_in_its_thread_ends_all_units(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(images: list[Image]) -> Future[Batch]:
+        raise ValueError("nobody thought of this")
+
+    monkeypatch.setattr(networks.feeder, "_run", odd)
+    with pytest.raises(ValueError, match="nobody thought of this"):
+        list(networks.unit("abcd"))
+
+
+def test_a_batch_that_fails_is_told_to_each_of_its_units(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks.may.clear()
+    networks.unit("ab")
+    until(lambda: networks.begun == ["ab"])
+
+    def failing(images: list[Image]) -> Future[Batch]:
+        future: Future[Batch] = Future()
+        future.set_exception(ArithmeticError("a network's error"))
+        return future
+
+    monkeypatch.setattr(networks.feeder, "_run", failing)
+    flows = [networks.unit("cd"), networks.unit("ef")]
+    networks.may.set()
+    for flow in flows:
+        with pytest.raises(ArithmeticError):
+            list(flow)
