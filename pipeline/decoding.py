@@ -17,7 +17,8 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from multiprocessing import spawn
 from typing import IO, Any
 
 import cv2
@@ -31,6 +32,7 @@ from pipeline.config import EngineConfig
 from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, Source
 from pipeline.unit import load_image
+from storage import TriptychError
 
 ROOM = 1 << 30  # bytes of the shared memory: what is not used costs nothing
 TRIES = 2  # of an image whose process dies
@@ -40,20 +42,32 @@ Tools = tuple[Source, Views, EngineConfig]
 
 
 class ProcessLoader:
-    """What a worker's decode threads call instead of decoding; each thread has its own process."""
+    """What a worker's decode threads call instead of decoding; each thread has its own process.
+
+    Raises, when it is called:
+        TriptychError: its processes cannot be started.
+    """
 
     def __init__(self, source: Source, views: Views, settings: EngineConfig) -> None:
-        self._tools = pickle.dumps((source, without_weights(views), settings))
+        tools = pickle.dumps((source, without_weights(views), settings))
+        self._tools = pickle.dumps(_main_script() if b"__main__" in tools else {}) + tools
         self._mine = threading.local()
         self._all: list[_Process] = []
 
     def __call__(self, ref: ImageRef) -> Loaded:
+        stood = False
         for _ in range(TRIES):
             try:
                 return self._process().load(ref)
             except (EOFError, OSError, pickle.UnpicklingError):
+                stood = stood or self._process().stands
                 self._process().close()
                 del self._mine.process
+        if not stood:
+            raise TriptychError(
+                "the processes that decode images end before they begin; what they said is above. An extractor or "
+                "source of one's own must be in a module, or in a script that works under `if __name__ == '__main__'`."
+            )
         message = f"the process that read and decoded this image alone died, {TRIES} times"
         return Loaded(ref, ImageError("crashed", message), {})
 
@@ -70,10 +84,20 @@ class ProcessLoader:
         return process
 
 
+def _main_script() -> dict[str, Any]:
+    """Where what this program's own script defines is found again, as for multiprocessing."""
+    facts = spawn.get_preparation_data("decode")
+    return {name: fact for name, fact in facts.items() if name.startswith("init_main")}
+
+
 class _Process:
-    """One process, and the memory that it shares with this one."""
+    """One process, and the memory that it shares with this one.
+
+    stands  whether it has begun to take images
+    """
 
     def __init__(self, tools: bytes) -> None:
+        self.stands = False
         shared = os.memfd_create("triptych-pixels")
         try:
             os.ftruncate(shared, ROOM)
@@ -90,6 +114,7 @@ class _Process:
         assert self._child.stdin and self._child.stdout
         self._to, self._from = self._child.stdin, self._child.stdout
         self._to.write(tools)
+        self._to.flush()
 
     def load(self, ref: ImageRef) -> Loaded:
         """What `load_image` gives.
@@ -97,6 +122,8 @@ class _Process:
         Raises:
             EOFError, OSError, pickle.UnpicklingError: the process died.
         """
+        if not self.stands:
+            self.stands = pickle.load(self._from)
         _send(ref, self._to)
         content, sizes = pickle.load(self._from)
         return _unpacked(content, sizes, self._memory)
@@ -132,9 +159,8 @@ def _packed(loaded: Loaded, memory: mmap.mmap) -> tuple[bytes, list[int]]:
 
 
 def _unpacked(content: bytes, sizes: list[int], memory: mmap.mmap) -> Loaded:
-    ends = np.cumsum([0, *sizes])
     view = np.frombuffer(memory, np.uint8)
-    buffers = [view[begin:end].copy() for begin, end in pairwise(ends)]
+    buffers = [view[begin:end].copy() for begin, end in pairwise(accumulate(sizes, initial=0))]
     loaded: Loaded = pickle.loads(content, buffers=buffers)
     return _changed(loaded, torch.from_numpy)
 
@@ -163,7 +189,9 @@ def serve(shared: int) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     memory = mmap.mmap(shared, ROOM)
+    spawn.prepare(pickle.load(sys.stdin.buffer))
     source, views, settings = pickle.load(sys.stdin.buffer)
+    _send(True, answers)
     while True:
         try:
             ref: ImageRef = pickle.load(sys.stdin.buffer)

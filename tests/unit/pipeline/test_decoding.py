@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ from extractors import GridConfig, ImageError, RegionConfig
 from extractors.base import Prepared
 from extractors.views import make_views
 from pipeline.config import EngineConfig
-from pipeline.decoding import ProcessLoader
+from pipeline.decoding import ProcessLoader, _Process
 from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, SourceConfig, open_source
 from pipeline.unit import load_image
+from storage import TriptychError
 
 SMALL = {"weights": "random:0", "width_divisor": 32, "shorter": 40, "longer": 80, "device": "cpu"}
 
@@ -80,5 +84,60 @@ def test_an_image_that_kills_its_process_is_an_error(folder: Path, monkeypatch: 
     assert isinstance(found.ready, ImageError) and found.ready.reason == "crashed" and "2 times" in str(found.ready)
 
 
-def dies(process: object, ref: ImageRef) -> Loaded:
+def dies(process: _Process, ref: ImageRef) -> Loaded:
+    process.stands = True
     raise EOFError
+
+
+OWN = """
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from extractors import Extractor, Prepared
+from extractors.views import Views
+from pipeline.config import EngineConfig
+from pipeline.decoding import ProcessLoader
+from pipeline.sources import SourceConfig, open_source
+from storage import FeatureLayout, Spec
+
+
+class Own(Extractor):
+    spec, vocabulary, device = Spec("grid", FeatureLayout(1)), {}, torch.device("cpu")
+
+    def prepare(self, key, image):
+        return Prepared(key, image.shape[:2], torch.full((3, 2, 2), len(key)), 1.0)
+
+    def forward(self, batch):
+        return []
+
+
+if __name__ == "__main__":
+    source = open_source(SourceConfig(sys.argv[1]))
+    loader = ProcessLoader(source, Views({"grid": Own()}), EngineConfig(""))
+    print("sum", int(loader(source.list().refs[0]).ready["grid"].pixels.sum()))
+    loader.close()
+"""
+
+
+def test_an_extractor_may_be_defined_in_the_script_that_is_run(folder: Path, tmp_path: Path) -> None:
+    """As examples/own_extractor.py is: all images of such a script were error rows where a GPU was."""
+    script = tmp_path / "own.py"
+    script.write_text(OWN)
+    run = [sys.executable, str(script), str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run(run, capture_output=True, text=True, env=env, check=True).stdout == "sum 12\n"
+
+
+def test_processes_that_never_begin_are_an_error_of_the_job(folder: Path) -> None:
+    views = make_views({"grid": GridConfig(model="r50", **SMALL)})  # type: ignore[arg-type]
+    source = open_source(SourceConfig(str(folder)))
+    loader = ProcessLoader(source, views, EngineConfig(""))
+    loader._tools = pickle.dumps({}) + b"cno_such_module\nThing\n."
+    try:
+        with pytest.raises(TriptychError, match="end before they begin"):
+            loader(source.list().refs[0])
+    finally:
+        loader.close()
