@@ -8,7 +8,9 @@ ones cut and resized to 640 x 480 before. One job of the local engine a row, wei
 600/1000, `--batch-size auto`, `--decode-workers` as given or auto, units as a job chooses them. The clock runs from
 when a fifth of the images are done to when nine tenths are: before, the GPU picks its kernels and batches grow; after,
 nothing overlaps the last commit. "GPU busy" is NVML's utilisation, the share of time in which a kernel ran, every tenth
-of a second in that time. Megapixels are those that the network sees. The store is removed after each row.
+of a second in that time. Megapixels are those that the network sees. "Launch" is the time until a batch's operators are
+all given to the GPU, on average: where it is as long as a batch takes, the thread that does so is the limit. The store
+is removed after each row.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.extract import PHOTOS
 from benchmarks.machine import hardware, table, write_results
-from extractors import ExtractorConfig, GridConfig, RegionConfig
+from extractors import ExtractorConfig, GridConfig, RegionConfig, trunk
 from extractors.images import resized_shape
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.doctor import write_rate
@@ -40,6 +43,35 @@ from pipeline.unit import UnitReport
 
 SIZE = (640, 480)
 STEADY = (0.2, 0.9)  # shares of the images that are done
+
+
+class Launches:
+    """Times how long batches take to be given to the GPU, first times of their shapes included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.images = 0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        begin = trunk._begin
+
+        def timed(family: Any, batch: Any, stacked: Any) -> Any:
+            began = time.perf_counter()
+            found = begin(family, batch, stacked)
+            self.seconds.append(time.perf_counter() - began)
+            self.images += len(batch)
+            return found
+
+        with patch.object(trunk, "_begin", timed):
+            yield
+
+    def facts(self) -> dict[str, float]:
+        return {
+            "images_a_batch": self.images / len(self.seconds),
+            "launch_ms": 1e3 * float(np.mean(self.seconds)),
+            "launch_ms_median": 1e3 * float(np.median(self.seconds)),
+        }
 
 
 class Clock:
@@ -124,14 +156,14 @@ def bench(model: str, dtype: str, one_size: bool, args: argparse.Namespace) -> d
         folder = Path(name)
         pixels = make_files(args.photos, folder / "images", args.images, one_size)
         engine = EngineConfig(str(folder / "store"), decode_workers=args.decode_workers or "auto")
-        clock, began = Clock(args.images), time.perf_counter()
+        clock, launches, began = Clock(args.images), Launches(), time.perf_counter()
         job = ExtractJob(SourceConfig(str(folder / "images")), config_of(model, dtype, args), engine)
-        with clock.watching():
+        with clock.watching(), launches.timed():
             result = run_job(job, clock)
         whole = time.perf_counter() - began
         assert result.status == 0, result
         size = sum(each.stat().st_size for each in (folder / "store").rglob("*") if each.is_file())
-    found = clock.facts()
+    found = {**clock.facts(), **launches.facts()}
     return {
         "model": model, "dtype": dtype, "sizes": "one" if one_size else "many", **found, "whole_seconds": whole,
         "megapixels_per_second": pixels * found["images_per_second"], "bytes_an_image": size / args.images,
@@ -144,13 +176,14 @@ def report(facts: list[dict[str, Any]], args: argparse.Namespace, disk: float) -
         [
             each["model"], each["dtype"], each["sizes"], f"{each['images_per_second']:.1f}",
             f"{each['megapixels_per_second']:.0f}", "" if each["gpu_busy"] is None else f"{each['gpu_busy']:.0%}",
-            f"{each['bytes_an_image'] / 1e6:.2f} MB", f"{each['gpu_gib']:.1f} GiB", f"{each['whole_seconds']:.1f} s",
+            f"{each['bytes_an_image'] / 1e6:.2f} MB", f"{each['gpu_gib']:.1f} GiB", f"{each['images_a_batch']:.1f}",
+            f"{each['launch_ms']:.1f} ms, median {each['launch_ms_median']:.1f}", f"{each['whole_seconds']:.1f} s",
             ", ".join(f"{name} {seconds:.1f}" for name, seconds in each["stages"].items()),
         ]
         for each in facts
     ]  # fmt: skip
     header = ["model", "dtype", "sizes", "images/s", "megapixels/s", "GPU busy", "an image in the store", "GPU memory",
-              "whole job", "seconds by stage, all threads"]  # fmt: skip
+              "images a batch", "launch", "whole job", "seconds by stage, all threads"]  # fmt: skip
     return (
         f"# From files to committed shards, {time.strftime('%Y-%m-%d')}\n\n"
         f"{hardware()}, {args.images} images a row, a disk that takes {disk / 1e6:.0f} MB/s. "
