@@ -43,6 +43,7 @@ from pipeline.cluster_actor import Actor
 from pipeline.cluster_metrics import Metrics
 from pipeline.cluster_pool import Pool, Size, short
 from pipeline.config import EngineConfig, ExtractJob
+from pipeline.feeding import UNTOLD
 from pipeline.plan import Plan
 from pipeline.sources import ImageRef
 from pipeline.unit import OnImages, UnitReport, batches_at_once, open_writers, units_at_once
@@ -119,7 +120,8 @@ class RayEngine:
         config, on_gpu = self._job.engine, self._on_gpu
         networks = batches_at_once(on_gpu, ceil(config.cpus_per_worker))
         batch = largest(config.batch_size, on_gpu)
-        return config.decode_threads(on_gpu) + batch * (networks + 3 + (LOOK_AHEAD if batch > 1 else 0))
+        ready = LOOK_AHEAD if batch > 1 else 1
+        return config.decode_threads(on_gpu) + batch * (ready + networks + 1 + UNTOLD + 1)
 
     def _give_up(self, ref: ImageRef, cause: str) -> None:
         """Commit the error row of an image that kills whoever works on it."""
