@@ -32,7 +32,7 @@ from extractors.base import Prepared
 from extractors.images import resized_shape
 from extractors.ragged import Size, common_size, padded_count
 from pipeline.batching import LARGEST, BatchSize
-from pipeline.feeding import Batch, Feeder, Image, Loaded
+from pipeline.feeding import Batch, Done, Feeder, Image, Loaded
 from pipeline.sources import ImageRef
 from pipeline.unit import batches_at_once, units_at_once
 
@@ -73,7 +73,8 @@ class StandIn:
             count, (height, width) = padded_count(len(sizes)), common_size(sizes)
             time.sleep(count * height * width * self._args.nanoseconds / 1e9)
             self.batches.append((began, time.perf_counter(), sizes))
-            return Batch(images, [{} for _ in images], time.perf_counter() - began)
+            done = [Done(image.number, {}, {}, image.unit) for image in images]
+            return Batch(done, time.perf_counter() - began)
 
         return self._device.submit(wait)
 
@@ -99,7 +100,6 @@ def go(sizes: list[Size], stand_in: StandIn, args: argparse.Namespace) -> None:
     with ThreadPoolExecutor(units_at_once(True)) as threads:
         list(threads.map(run, (refs[at : at + args.unit] for at in range(0, len(refs), args.unit))))
     feeder.close()
-    feeder.join()
     stand_in.close()
 
 

@@ -109,8 +109,8 @@ def padded_count(images: int) -> int:
 
 
 def common_size(sizes: Sequence[Size]) -> Size:
-    """The size that a batch of images is padded to: where they differ, one of few, for the same reason. The maps of
-    res3 and later grow by nothing, as a cell of theirs is for every STEP pixels begun, or more."""
+    """The size that a batch of images is padded to: where they differ, one of few, for the same reason. The last maps
+    grow by one cell a side at most, and where nothing is pooled as by Caffe by none."""
     if len(set(sizes)) == 1:
         return sizes[0]
     height, width = (-(-side // STEP) * STEP for side in largest(sizes))
@@ -123,20 +123,41 @@ def largest(sizes: Sequence[Size]) -> Size:
 
 
 def groups(sizes: Sequence[Size]) -> list[list[int]]:
-    """Which images run together: rows of `sizes`, similar ones in a group, so that little of a batch is padding."""
+    """Which images run together: rows of `sizes`, all of them or similar ones, so that little of a batch is padding."""
+    rows = sorted(range(len(sizes)), key=lambda row: sizes[row])
+    if fits(sizes):
+        return [rows] if rows else []
     found: list[list[int]] = []
-    for row in sorted(range(len(sizes)), key=lambda row: sizes[row]):
-        if found and fits([sizes[each] for each in (*found[-1], row)]):
-            found[-1].append(row)
-        else:
-            found.append([row])
+    together = Together()
+    for row in rows:
+        if not found or not together.admits(sizes[row]):
+            found.append([])
+            together = Together()
+            together.admits(sizes[row])
+        found[-1].append(row)
     return found
 
 
 def fits(sizes: Sequence[Size]) -> bool:
     """Whether little of their padded batch is padding."""
-    height, width = largest(sizes)
+    height, width = largest(sizes) if sizes else (0, 0)
     return height * width * len(sizes) <= WASTE * sum(high * wide for high, wide in sizes)
+
+
+class Together:
+    """Images that are to run together, one after the other: `fits` step by step."""
+
+    def __init__(self) -> None:
+        self._height = self._width = self._images = self._pixels = 0
+
+    def admits(self, size: Size) -> bool:
+        """Whether little of their padded batch is padding with this one, which then is one of them."""
+        height, width = max(self._height, size[0]), max(self._width, size[1])
+        images, pixels = self._images + 1, self._pixels + size[0] * size[1]
+        if height * width * images > WASTE * pixels:
+            return False
+        self._height, self._width, self._images, self._pixels = height, width, images, pixels
+        return True
 
 
 def _levels(size: Size, ceil_pool: bool) -> list[Size]:

@@ -155,13 +155,14 @@ class RegionExtractor(TrunkExtractor):
 
     def _leaving(self, batch: list[Prepared], kept: _Kept, lengths: list[int]) -> Results:
         """What waits for the records: each field of all images, `lengths` boxes each, leaves a GPU in one copy."""
-        features, counts, *fields = kept
+        every, counts, *fields = kept
         columns = [to_host(field).split(lengths) for field in fields if field is not None]
         found = to_host(counts)
-        arrived = self.leaving(features, [(length + 1,) for length in lengths])
+        arrived = self.leaving(every, [(length + 1,) for length in lengths])
 
         def results() -> list[Record | ImageError]:
-            rows = zip(batch, arrived(), found.tolist(), *columns, strict=True)
+            features = arrived()  # first, as it waits for all
+            rows = zip(batch, features, found.tolist(), *columns, strict=True)
             return [
                 mine if isinstance(mine, ImageError) else _record(image, mine, [each[:count].numpy() for each in row])
                 for image, mine, count, *row in rows

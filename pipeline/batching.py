@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
-from extractors.ragged import Size, fits
+from extractors.ragged import Size, Together
 
 LOOK_AHEAD = 6  # batches' worth of images that are kept ready, so that a batch finds its like
 LARGEST = 32  # images that `auto` takes at most: more give a GPU nothing to gain
@@ -95,12 +95,11 @@ def like_sized(waiting: Sequence[T], count: int, size_of: Callable[[T], Size | N
         return abs(size[0] - first[0]) + abs(size[1] - first[1]) if size and first else 0
 
     chosen: list[int] = []
-    sizes: list[Size] = []
+    together = Together()
     for at in sorted(range(len(waiting)), key=lambda at: (at > 0, gap(at))):
         size = found[at]
-        if len(chosen) < count and (size is None or fits([*sizes, size])):
+        if len(chosen) < count and (size is None or together.admits(size)):
             chosen.append(at)
-            sizes += [size] if size else []
     batch, taken = sorted(chosen, key=lambda at: found[at] or first or (0, 0)), set(chosen)
     return [waiting[at] for at in batch], [each for at, each in enumerate(waiting) if at not in taken]
 

@@ -38,12 +38,12 @@ from ray._private.utils import read_ray_address
 
 from extractors.configs import NetworkConfig
 from extractors.views import make_views
-from pipeline.batching import LOOK_AHEAD, largest
+from pipeline.batching import largest
 from pipeline.cluster_actor import Actor
 from pipeline.cluster_metrics import Metrics
 from pipeline.cluster_pool import Pool, Size, short
 from pipeline.config import EngineConfig, ExtractJob
-from pipeline.feeding import UNTOLD
+from pipeline.feeding import most_begun
 from pipeline.plan import Plan
 from pipeline.sources import ImageRef
 from pipeline.unit import OnImages, UnitReport, batches_at_once, open_writers, units_at_once
@@ -119,9 +119,7 @@ class RayEngine:
         """Images of a unit that an actor has under way at once, from the one being read to the one being written."""
         config, on_gpu = self._job.engine, self._on_gpu
         networks = batches_at_once(on_gpu, ceil(config.cpus_per_worker))
-        batch = largest(config.batch_size, on_gpu)
-        ready = LOOK_AHEAD if batch > 1 else 1
-        return config.decode_threads(on_gpu) + batch * (ready + networks + 1 + UNTOLD + 1)
+        return most_begun(largest(config.batch_size, on_gpu), networks, config.decode_threads(on_gpu))
 
     def _give_up(self, ref: ImageRef, cause: str) -> None:
         """Commit the error row of an image that kills whoever works on it."""

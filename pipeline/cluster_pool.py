@@ -56,7 +56,7 @@ class Work:
 @dataclass(eq=False)
 class Member:
     """An actor, until it is lost. `coming` resolves once it stands; of what it was given, the first is what it runs, or
-    is about to commit while it runs the second."""
+    is about to commit while it runs those behind."""
 
     handle: Any
     coming: Any

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from multiprocessing import spawn
+from pathlib import Path
 from typing import IO, Any
 
 import cv2
@@ -36,6 +37,8 @@ from storage import TriptychError
 
 ROOM = 1 << 30  # bytes of the shared memory: what is not used costs nothing
 TRIES = 2  # of an image whose process dies
+DECODES = "TRIPTYCH_DECODES"  # in the environment of a process that decodes
+GUARD = "what it does must then stand under `if __name__ == '__main__':`."
 WORTH_IT = 1000  # images of a job: a process takes seconds to start
 
 Tools = tuple[Source, Views, EngineConfig]
@@ -66,7 +69,7 @@ class ProcessLoader:
         if not stood:
             raise TriptychError(
                 "the processes that decode images end before they begin; what they said is above. An extractor or "
-                "source of one's own must be in a module, or in a script that works under `if __name__ == '__main__'`."
+                f"source of your own must be in a module, or in the script: {GUARD}"
             )
         message = f"the process that read and decoded this image alone died, {TRIES} times"
         return Loaded(ref, ImageError("crashed", message), {})
@@ -84,10 +87,23 @@ class ProcessLoader:
         return process
 
 
-def _main_script() -> dict[str, Any]:
-    """Where what this program's own script defines is found again, as for multiprocessing."""
-    facts = spawn.get_preparation_data("decode")
-    return {name: fact for name, fact in facts.items() if name.startswith("init_main")}
+def _main_script() -> dict[str, str]:
+    """Where what this program's own script defines is found again, as multiprocessing tells its processes."""
+    main = sys.modules["__main__"]
+    if spec := getattr(main, "__spec__", None):
+        return {"init_main_from_name": spec.name}
+    file = getattr(main, "__file__", None)
+    return {"init_main_from_path": str(Path(file).absolute())} if file else {}
+
+
+def refuse_here() -> None:
+    """For whatever begins a job.
+
+    Raises:
+        TriptychError: this process decodes for one already, and has imported the script that began it.
+    """
+    if DECODES in os.environ:
+        raise TriptychError(f"a process that decodes images for a job began another; {GUARD}")
 
 
 class _Process:
@@ -107,14 +123,13 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[shared],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # where we were found
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), DECODES: "1"},
             )
         finally:
             os.close(shared)
         assert self._child.stdin and self._child.stdout
         self._to, self._from = self._child.stdin, self._child.stdout
-        self._to.write(tools)
-        self._to.flush()
+        self._tools = tools
 
     def load(self, ref: ImageRef) -> Loaded:
         """What `load_image` gives.
@@ -123,6 +138,8 @@ class _Process:
             EOFError, OSError, pickle.UnpicklingError: the process died.
         """
         if not self.stands:
+            self._to.write(self._tools)
+            self._to.flush()
             self.stands = pickle.load(self._from)
         _send(ref, self._to)
         content, sizes = pickle.load(self._from)

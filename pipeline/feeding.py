@@ -18,11 +18,11 @@ from typing import NamedTuple
 from extractors import ImageError
 from extractors.ragged import Size
 from extractors.views import Ready
-from pipeline.batching import BatchSize, like_sized
+from pipeline.batching import LOOK_AHEAD, BatchSize, like_sized
 from pipeline.sources import ImageRef
 from storage import ErrorRow, Record
 
-UNTOLD = 8  # batches that have run and nobody has taken: with so many, what writes is slower than the networks
+UNTOLD = 4  # batches that units were told of and have not taken: with so many, who writes is slower than the networks
 Outcomes = dict[str, Record | ErrorRow]  # of one image, by view
 
 
@@ -50,11 +50,19 @@ class Image(NamedTuple):
     unit: Flow
 
 
-class Batch(NamedTuple):
-    """What became of images that ran together, one outcome each, and the seconds it took."""
+class Done(NamedTuple):
+    """What became of an image, and the seconds that loading it took by stage; its pixels are gone."""
 
-    images: list[Image]
-    outcomes: list[Outcomes]
+    number: int
+    outcomes: Outcomes
+    seconds: dict[str, float]
+    unit: Flow
+
+
+class Batch(NamedTuple):
+    """Images that have run together, and the seconds it took."""
+
+    images: list[Done]
     seconds: float
 
 
@@ -69,32 +77,20 @@ class _Loading(NamedTuple):
 class Flow:
     """One unit's images: iterate over it for the batches that they are in, until all have come.
 
-    left    images that are not being loaded yet, with their numbers
-    ended   whether nobody waits for it any more
-    untold  batches that have run and were not taken yet
-
     Raises, there:
         whatever loading or running one of them raised; CancelledError where the feeder was closed.
     """
 
-    def __init__(self, refs: Sequence[ImageRef], changed: threading.Condition) -> None:
-        self.left = deque(enumerate(refs))
-        self.ended = False
-        self.untold = 0
-        self._missing, self._changed = len(refs), changed
-        self._found: SimpleQueue[Batch | BaseException] = SimpleQueue()
-
-    def put(self, found: Batch | BaseException) -> None:
-        """Tell of a batch, or of what ends it all; who does so has the lock of `changed`."""
-        self._found.put(found)
-        self.untold += 1
+    def __init__(self, refs: Sequence[ImageRef], taken: Callable[[Flow], None]) -> None:
+        self.left = deque(enumerate(refs))  # images that are not being loaded yet, with their numbers
+        self.untold = 0  # how often it was told of a batch that it has not taken yet
+        self.found: SimpleQueue[Batch | BaseException] = SimpleQueue()
+        self._missing, self._taken = len(refs), taken
 
     def __iter__(self) -> Iterator[Batch]:
         while self._missing:
-            found = self._found.get()
-            with self._changed:
-                self.untold -= 1
-                self._changed.notify()
+            found = self.found.get()
+            self._taken(self)
             if isinstance(found, BaseException):
                 raise found
             self._missing -= sum(image.unit is self for image in found.images)
@@ -103,6 +99,8 @@ class Flow:
 
 class Feeder:
     """Keeps the networks at work on the images of all units.
+
+    What happens elsewhere comes to its thread through a queue, so that nobody else touches what it knows.
 
     Args:
         load: begins to load an image.
@@ -121,14 +119,13 @@ class Feeder:
         networks: int,
     ) -> None:
         self._load, self._run, self._size, self._loaders, self._networks = load, run, size, loaders, networks
-        self._changed = threading.Condition()
+        self._happened: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._closed, self._closing = False, threading.Lock()
         self._units: list[Flow] = []  # oldest first
         self._loading: deque[_Loading] = deque()
         self._waiting: list[Image] = []
         self._running = 0
-        self._closed = False
-        self._thread = threading.Thread(target=self._feed, name="feeder", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._feed, name="feeder", daemon=True).start()
 
     def add(self, refs: Sequence[ImageRef]) -> Flow:
         """Take a unit's images behind those of the units before; give it to `leave` at the end.
@@ -136,116 +133,99 @@ class Feeder:
         Raises:
             CancelledError: the feeder is closed.
         """
-        unit = Flow(refs, self._changed)
-        with self._changed:
+        unit = Flow(refs, lambda unit: self._happened.put(partial(self._tell, unit, -1)))
+        with self._closing:
             if self._closed:
                 raise CancelledError
-            self._units.append(unit)
-            self._load_more()
-            self._changed.notify()
+            self._happened.put(lambda: self._units.append(unit))
         return unit
 
     def leave(self, unit: Flow) -> None:
         """Nobody waits for this unit's images any more."""
-        with self._changed:
-            self._drop(unit)
-            self._changed.notify()
+        self._happened.put(lambda: self._drop(unit))
 
     def close(self) -> None:
         """Begin nothing more; units that are not through end with CancelledError."""
-        self._stop(CancelledError())
-
-    def join(self) -> None:
-        """Wait for its thread, once what it may be waiting for has ended."""
-        self._thread.join()
-
-    def _stop(self, reason: BaseException) -> None:
-        with self._changed:
+        with self._closing:
             self._closed = True
-            for unit in list(self._units):
-                unit.put(reason)
-                self._drop(unit)
-            self._changed.notify()
+            self._happened.put(lambda: None)
 
     def _feed(self) -> None:
+        reason: BaseException | None = None
         try:
-            while self._step():
-                continue
+            while not self._closed:
+                self._happened.get()()
+                self._take()
+                while self._may_begin():
+                    self._begin()
+                self._load_more()
         except BaseException as error:  # or units would wait for ever
-            self._stop(error)
+            reason = error
+        with self._closing:
+            closed, self._closed = self._closed, True  # what loads may be gone then
+        while not self._happened.empty():  # those that came at the last moment
+            self._happened.get()()
+        for unit in list(self._units):
+            unit.found.put(reason if reason and not closed else CancelledError())
+            self._drop(unit)
 
-    def _step(self) -> bool:
-        """Load, wait for an image or begin a batch, whatever is due; False at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._may_begin() or self._may_load())
-            if self._closed:
-                return False
-            self._load_more()
-            step = partial(self._begin, self._chosen()) if self._may_begin() else partial(self._take, self._loading[0])
-        step()  # without the lock: both may take a while
-        return True
+    def _load_more(self) -> None:
+        for unit in self._units:
+            while unit.left and len(self._loading) + len(self._waiting) < self._size.ahead + self._loaders:
+                number, ref = unit.left.popleft()
+                future = self._load(ref)
+                self._loading.append(_Loading(number, future, unit))
+                future.add_done_callback(lambda _: self._happened.put(lambda: None))
 
-    def _may_load(self) -> bool:
-        coming = self._loading or any(unit.left for unit in self._units)
-        return bool(coming) and len(self._waiting) < self._size.ahead
+    def _take(self) -> None:
+        """Have those that are loaded wait for a batch."""
+        while self._loading and self._loading[0].future.done() and len(self._waiting) < self._size.ahead:
+            number, future, unit = self._loading.popleft()
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                self._waiting.append(Image(number, future.result(), unit))
+            else:
+                unit.found.put(error)
+                self._drop(unit)
 
     def _may_begin(self) -> bool:
         """Whether a batch can be chosen: from as many images as there should be or, where no more are coming as yet,
         only just before the networks have nothing to do."""
-        if sum(unit.untold for unit in self._units) >= UNTOLD:
+        if not self._waiting or sum(unit.untold for unit in self._units) >= UNTOLD:
             return False
         if len(self._waiting) >= self._size.ahead:
             return self._running <= self._networks
-        return bool(self._waiting) and not self._may_load() and self._running < self._networks
+        coming = self._loading or any(unit.left for unit in self._units)
+        return not coming and self._running < self._networks
 
-    def _load_more(self) -> None:
-        most = self._loaders + self._size.ahead
-        for unit in self._units:
-            while unit.left and len(self._loading) + len(self._waiting) < most:
-                number, ref = unit.left.popleft()
-                self._loading.append(_Loading(number, self._load(ref), unit))
-
-    def _take(self, first: _Loading) -> None:
-        """Wait for the image that is to be loaded next."""
-        error: BaseException | None = None
-        try:
-            loaded = first.future.result()
-        except BaseException as caught:  # a unit's, not this thread's
-            error = caught
-        with self._changed:
-            if first.unit.ended:
-                return
-            self._loading.popleft()
-            if error is None:
-                self._waiting.append(Image(first.number, loaded, first.unit))
-            else:
-                first.unit.put(error)
-                self._drop(first.unit)
-
-    def _chosen(self) -> list[Image]:
+    def _begin(self) -> None:
         batch, self._waiting = like_sized(self._waiting, self._size.now, lambda image: image.loaded.size)
         self._running += 1
-        return batch
-
-    def _begin(self, batch: list[Image]) -> None:
         try:
             future = self._run(batch)
         except RuntimeError as error:  # the networks' threads are gone
             future = Future()
             future.set_exception(error)
-        future.add_done_callback(lambda done: self._end(batch, done))
+        units = {image.unit for image in batch}
+        future.add_done_callback(lambda done: self._end(units, done))
 
-    def _end(self, batch: list[Image], done: Future[Batch]) -> None:
-        found: Batch | BaseException | None = CancelledError() if done.cancelled() else done.exception()
-        with self._changed:
-            for unit in {image.unit for image in batch}:
-                unit.put(found or done.result())
-            self._running -= 1
-            self._changed.notify()
+    def _end(self, units: set[Flow], done: Future[Batch]) -> None:
+        """Tell a batch's units of it; runs in a network's thread."""
+        error = CancelledError() if done.cancelled() else done.exception()
+        for unit in units:
+            unit.found.put(error or done.result())
+        self._happened.put(partial(self._ended, units))
+
+    def _ended(self, units: set[Flow]) -> None:
+        self._running -= 1
+        for unit in units:
+            self._tell(unit, 1)
+
+    def _tell(self, unit: Flow, more: int) -> None:
+        unit.untold += more
 
     def _drop(self, unit: Flow) -> None:
         """Forget a unit's images that are in no batch."""
-        unit.ended = True
         if unit in self._units:
             self._units.remove(unit)
         for each in self._loading:
@@ -253,3 +233,12 @@ class Feeder:
                 each.future.cancel()
         self._loading = deque(each for each in self._loading if each.unit is not unit)
         self._waiting = [image for image in self._waiting if image.unit is not unit]
+
+
+def most_begun(batch: int, networks: int, loaders: int) -> int:
+    """Images of a unit that can be under way at once, from the one being loaded to the batch that is being written.
+
+    Where one waits long for its like they may be more.
+    """
+    ready = LOOK_AHEAD * batch if batch > 1 else 1
+    return loaders + ready + batch * (networks + 1 + UNTOLD + 1)

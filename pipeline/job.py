@@ -23,6 +23,7 @@ import torch
 from extractors import ConfigError, RegionConfig
 from extractors.given_boxes import read_boxes
 from pipeline.config import RAY_DEFAULTS, EngineConfig, ExtractJob
+from pipeline.decoding import refuse_here
 from pipeline.local import LocalEngine
 from pipeline.plan import Plan, Units, images_per_unit, make_plan
 from pipeline.probe import Probe, probe_job
@@ -109,6 +110,7 @@ def run_job(job: ExtractJob, progress: Progress, again: Sequence[ImageRef] | Non
     Raises:
         TriptychError: the job itself is wrong; nothing was damaged.
     """
+    refuse_here()
     began = time.perf_counter()
     if again is None:
         listing = open_source(job.source).list()

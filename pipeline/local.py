@@ -1,4 +1,4 @@
-"""The local engine: every unit in this process, one committing while the next one runs and the one behind it is loaded.
+"""The local engine: all units in this process, some committing while the next ones run and those behind are loaded.
 The default, and the yardstick for the other."""
 
 from __future__ import annotations

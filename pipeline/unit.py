@@ -30,7 +30,7 @@ from extractors import ImageError, decode
 from extractors.views import Ready, Results, Views
 from pipeline.batching import BatchSize, device_memory, in_order
 from pipeline.config import EngineConfig, ExtractJob
-from pipeline.feeding import Batch, Feeder, Flow, Image, Loaded, Outcomes
+from pipeline.feeding import Batch, Done, Feeder, Flow, Image, Loaded, Outcomes
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef, Source, open_source
 from pipeline.timed import read_within
@@ -152,19 +152,18 @@ class Worker:
         self._feeder.close()
         for pool in (self._loaders, self._models):
             pool.shutdown(wait=True, cancel_futures=True)
-        self._feeder.join()
         torch.set_num_threads(self._cores)
 
     def _results(self, flow: Flow, report: UnitReport) -> Iterator[list[tuple[int, Outcomes]]]:
         """What became of a unit's images, with their numbers, a batch at a time."""
         began = time.perf_counter()
         for batch in flow:
-            mine = [each for each in zip(batch.images, batch.outcomes, strict=True) if each[0].unit is flow]
-            for image, _ in mine:
-                report.seconds = _summed(report.seconds, image.loaded.seconds)
+            mine = [image for image in batch.images if image.unit is flow]
+            for image in mine:
+                report.seconds = _summed(report.seconds, image.seconds)
             if batch.images[0].unit is flow:
                 report.seconds = _summed(report.seconds, {"model": batch.seconds})
-            yield [(image.number, found) for image, found in mine]
+            yield [(image.number, image.outcomes) for image in mine]
         report.seconds["idle"] = self._idle(began, report.seconds.get("model", 0.0))
 
     def _idle(self, began: float, busy: float) -> float:
@@ -180,15 +179,18 @@ class Worker:
 
     def _extract(self, batch: list[Image]) -> Batch:
         """Runs in a network thread: a record or an error row a view and image, and the seconds it took."""
-        start, images = time.perf_counter(), [each.loaded for each in batch]
-        good = [each.ready for each in images if not isinstance(each.ready, ImageError)]
+        start = time.perf_counter()
+        good = [each.loaded.ready for each in batch if not isinstance(each.loaded.ready, ImageError)]
         results = iter(self._forward(good) if good else [])
 
         def result(ready: Ready | ImageError) -> Results:
             return self._same(ready) if isinstance(ready, ImageError) else next(results)
 
-        found = [_outcomes(each.ref, result(each.ready)) for each in images]
-        return Batch(batch, found, time.perf_counter() - start)
+        done = [
+            Done(number, _outcomes(loaded.ref, result(loaded.ready)), loaded.seconds, unit)
+            for number, loaded, unit in batch
+        ]
+        return Batch(done, time.perf_counter() - start)
 
     def _same(self, error: ImageError) -> Results:
         return dict.fromkeys(self.stores, error)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.ragged import fits
+from extractors.ragged import fits, groups
 from pipeline.batching import LARGEST, LOOK_AHEAD, BatchSize, Memory, device_memory, in_order, largest, like_sized
 
 SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
@@ -19,12 +19,12 @@ def test_the_one_that_waited_longest_goes_with_its_like(sizes: list[tuple[int, i
     batch, rest = like_sized(waiting, count, lambda each: each[1])
     assert waiting[0] in batch and len(batch) <= min(count, len(waiting))
     sized = [size for _, size in batch if size]
-    assert not sized or fits(sized)
+    assert fits(sized) and len(groups(sized)) <= 1  # they run at once
     assert sorted(batch + rest, key=lambda each: each[0]) == waiting and rest == sorted(rest, key=lambda each: each[0])
     first = next((size for size in sizes if size), None)
     assert len(batch) == count or all(size and size != first for _, size in rest)  # its like wait for want of room only
-    groups = [size for at, (_, size) in enumerate(batch) if size and (at == 0 or batch[at - 1][1] != size)]
-    assert len(groups) <= len({size for _, size in batch}) + sum(size is None for _, size in batch)
+    kinds = [size for at, (_, size) in enumerate(batch) if size and (at == 0 or batch[at - 1][1] != size)]
+    assert len(kinds) <= len({size for _, size in batch}) + sum(size is None for _, size in batch)
 
 
 @settings(max_examples=100, deadline=None)

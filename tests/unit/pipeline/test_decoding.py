@@ -18,7 +18,7 @@ from extractors import GridConfig, ImageError, RegionConfig
 from extractors.base import Prepared
 from extractors.views import make_views
 from pipeline.config import EngineConfig
-from pipeline.decoding import ProcessLoader, _Process
+from pipeline.decoding import DECODES, ProcessLoader, _Process, refuse_here
 from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, SourceConfig, open_source
 from pipeline.unit import load_image
@@ -131,13 +131,21 @@ def test_an_extractor_may_be_defined_in_the_script_that_is_run(folder: Path, tmp
     assert subprocess.run(run, capture_output=True, text=True, env=env, check=True).stdout == "sum 12\n"
 
 
-def test_processes_that_never_begin_are_an_error_of_the_job(folder: Path) -> None:
+@pytest.mark.parametrize("more", [0, 1 << 20])  # a pipe takes 64 KiB of what nobody reads
+def test_processes_that_never_begin_are_an_error_of_the_job(folder: Path, more: int) -> None:
     views = make_views({"grid": GridConfig(model="r50", **SMALL)})  # type: ignore[arg-type]
     source = open_source(SourceConfig(str(folder)))
     loader = ProcessLoader(source, views, EngineConfig(""))
-    loader._tools = pickle.dumps({}) + b"cno_such_module\nThing\n."
+    loader._tools = pickle.dumps({}) + b"cno_such_module\nThing\n." + bytes(more)
     try:
         with pytest.raises(TriptychError, match="end before they begin"):
             loader(source.list().refs[0])
     finally:
         loader.close()
+
+
+def test_a_job_begins_no_other_in_a_process_that_decodes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_here()
+    monkeypatch.setenv(DECODES, "1")
+    with pytest.raises(TriptychError, match="if __name__ == '__main__'"):
+        refuse_here()

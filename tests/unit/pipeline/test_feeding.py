@@ -12,7 +12,7 @@ import torch
 
 from extractors import Prepared
 from pipeline.batching import BatchSize
-from pipeline.feeding import UNTOLD, Batch, Feeder, Flow, Image, Loaded
+from pipeline.feeding import UNTOLD, Batch, Done, Feeder, Flow, Image, Loaded, most_begun
 from pipeline.sources import ImageRef
 
 
@@ -21,10 +21,12 @@ class Networks:
 
     def __init__(self, batch: int, at_once: int = 1) -> None:
         self.begun: list[str] = []  # each batch's names
+        self.ran: list[str] = []
+        self.size = BatchSize(batch, None)
         self.may = threading.Event()
         self.may.set()
         self._thread = ThreadPoolExecutor(1)
-        self.feeder = Feeder(self.load, self.run, BatchSize(batch, None), loaders=2, networks=at_once)
+        self.feeder = Feeder(self.load, self.run, self.size, loaders=2, networks=at_once)
 
     def load(self, ref: ImageRef) -> Future[Loaded]:
         future: Future[Loaded] = Future()
@@ -37,7 +39,8 @@ class Networks:
 
         def wait() -> Batch:
             assert self.may.wait(10)
-            return Batch(images, [{} for _ in images], 0.0)
+            self.ran.extend(image.loaded.ref.key for image in images)
+            return Batch([Done(image.number, {}, {}, image.unit) for image in images], 0.0)
 
         return self._thread.submit(wait)
 
@@ -46,7 +49,6 @@ class Networks:
 
     def close(self) -> None:
         self.feeder.close()
-        self.feeder.join()
         self._thread.shutdown()
 
 
@@ -58,9 +60,8 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
-def names(flow: Flow) -> Iterator[str]:
-    for batch in flow:
-        yield "".join(sorted(each.loaded.ref.key for each in batch.images if each.unit is flow))
+def numbers(flow: Flow) -> list[int]:
+    return sorted(image.number for batch in flow for image in batch.images if image.unit is flow)
 
 
 @pytest.fixture
@@ -77,8 +78,7 @@ def test_a_unit_gets_its_own_images_from_batches_that_it_shares(networks: Networ
     until(lambda: networks.begun == ["abcd"])  # the networks have nothing to do: whatever there is begins
     second = networks.unit("fghw")
     networks.may.set()
-    assert sorted(names(first)) == ["abcd", "e", "w"]
-    assert sorted("".join(names(second))) == ["f", "g", "h", "w"]
+    assert (numbers(first), numbers(second)) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3])
     assert networks.begun == ["abcd", "efgh", "ww"]
 
 
@@ -97,7 +97,7 @@ def test_networks_do_not_wait_for_who_writes_but_never_run_far_ahead_of_it(netwo
     until(lambda: len(networks.begun) >= UNTOLD)
     time.sleep(0.05)
     assert UNTOLD <= len(networks.begun) <= UNTOLD + 2  # one may run, and one be kept waiting for it
-    assert len("".join(names(flow))) == 200
+    assert numbers(flow) == list(range(200))
 
 
 def test_a_unit_that_nobody_waits_for_leaves_the_others_its_place(networks: Networks) -> None:
@@ -106,7 +106,7 @@ def test_a_unit_that_nobody_waits_for_leaves_the_others_its_place(networks: Netw
     until(lambda: networks.begun == ["abcd"])
     networks.feeder.leave(first)
     networks.may.set()
-    assert "".join(names(second)) == "stuv"
+    assert numbers(second) == [0, 1, 2, 3]
     assert networks.begun == ["abcd", "stuv"]
 
 
@@ -145,3 +145,58 @@ def test_a_batch_that_fails_is_told_to_each_of_its_units(networks: Networks, mon
     for flow in flows:
         with pytest.raises(ArithmeticError):
             list(flow)
+
+
+def test_a_unit_of_no_images_has_come(networks: Networks) -> None:
+    assert list(networks.unit("")) == []
+
+
+def test_batches_that_grow_and_shrink_meanwhile_lose_nothing(networks: Networks) -> None:
+    sizes = iter([4, 1, 3, 2, 4, 1] * 50)
+    run = networks.run
+
+    def changing(images: list[Image]) -> Future[Batch]:
+        networks.size.now = next(sizes)
+        return run(images)
+
+    networks.feeder._run = changing
+    flows = [networks.unit("xwxxw" * 12) for _ in range(3)]
+    assert [numbers(flow) for flow in flows] == [list(range(60))] * 3
+    assert len(networks.ran) == 180
+
+
+def test_an_image_that_takes_long_holds_back_no_unit_that_is_gone(networks: Networks) -> None:
+    slow: Future[Loaded] = Future()
+    slow.set_running_or_notify_cancel()  # as one that is being read: it cannot be cancelled
+    load = networks.load
+    networks.feeder._load = lambda ref: slow if ref.key == "slow" else load(ref)
+    gone = networks.feeder.add([ImageRef("slow", "slow")])
+    waits = networks.unit("ab")
+    until(lambda: len(networks.feeder._loading) == 3)
+    assert networks.begun == []
+    networks.feeder.leave(gone)
+    assert numbers(waits) == [0, 1]
+
+
+def test_an_image_that_cannot_be_asked_for_ends_all_units(networks: Networks) -> None:
+    def full(ref: ImageRef) -> Future[Loaded]:
+        raise RuntimeError("can't start new thread")
+
+    networks.feeder._load = full
+    with pytest.raises(RuntimeError, match="new thread"):
+        list(networks.unit("abc"))
+    with pytest.raises(CancelledError):
+        networks.unit("d")
+
+
+def test_a_cluster_suspects_all_that_one_process_can_have_begun() -> None:
+    """Of who writes nothing at all, as many images as can be under way are begun."""
+    for batch, at_once in [(1, 2), (4, 1), (32, 3)]:
+        networks = Networks(batch, at_once)
+        try:
+            flow = networks.unit("x" * 2000)
+            until(lambda flow=flow: flow.untold >= UNTOLD)  # type: ignore[misc]
+            time.sleep(0.05)
+            assert 2000 - len(flow.left) <= most_begun(batch, at_once, loaders=2)
+        finally:
+            networks.close()
