@@ -87,13 +87,13 @@ class ProcessLoader:
         return process
 
 
-def _main_script() -> dict[str, str]:
+def _main_script() -> dict[str, Any]:
     """Where what this program's own script defines is found again, as multiprocessing tells its processes."""
     main = sys.modules["__main__"]
     if spec := getattr(main, "__spec__", None):
-        return {"init_main_from_name": spec.name}
+        return {"sys_argv": sys.argv, "init_main_from_name": spec.name}
     file = getattr(main, "__file__", None)
-    return {"init_main_from_path": str(Path(file).absolute())} if file else {}
+    return {"sys_argv": sys.argv, "init_main_from_path": str(Path(file).absolute())} if file else {}
 
 
 def refuse_here() -> None:

@@ -97,16 +97,17 @@ def images_per_unit(spec: Spec, on_cpu: bool) -> int:
 
 
 def bytes_per_image(spec: Spec) -> int:
-    """Size of a usual image's record: 45 boxes, a tower's patches, or the cells or pixels of a 4:3 photograph."""
+    """Size of a usual image's record: 45 boxes, a tower's patches, or the cells or pixels of a 4:3 photograph; where an
+    extractor of someone's own does not tell how it resizes, as our own would have it."""
     value = NUMPY[spec.layout.dtype].itemsize
     if spec.view == "regions":
         rule = spec.selection.get("rule")
         boxes = spec.selection["max_boxes"] if rule in ("class-aware", "class-agnostic") else USUAL_BOXES
         return int(boxes * (spec.layout.dim * value + 32 + 2 * spec.layout.class_probs) + spec.layout.dim * value)
     if spec.view == "patches":
-        cells = (spec.preprocess["size"] // spec.model["stride"]) ** 2 + len(spec.carried)
+        cells = (spec.preprocess.get("size", 224) // spec.model.get("stride", 16)) ** 2 + len(spec.carried)
     else:
-        shorter = spec.preprocess["shorter"]
+        shorter = spec.preprocess.get("shorter", 600)
         longer = spec.preprocess.get("longer", inf)  # ViLT's rule for pixels has a limit of its own, above 4:3
         cell = 1 if spec.view == "pixels" else spec.model.get("stride", 32)
         cells = ceil(shorter / cell) * ceil(min(longer, shorter * 4 / 3) / cell)

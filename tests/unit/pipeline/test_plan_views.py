@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipeline.plan import CPU_SHARD_IMAGES, bytes_per_image, images_per_unit
 from storage import FeatureLayout, Spec
 
@@ -19,3 +21,10 @@ def test_pixels_of_an_image_are_bytes_and_no_network_makes_their_units_small() -
     by_vilt = Spec("pixels", FeatureLayout(3, "bytes"), preprocess={"shorter": 384})
     assert bytes_per_image(by_vilt) == 384 * 512 * 3
     assert 400 < images_per_unit(PIXELS, on_cpu=True) == images_per_unit(PIXELS, on_cpu=False) < 500
+
+
+@pytest.mark.parametrize("view", ["regions", "grid", "patches", "pixels"])
+def test_an_extractor_of_someones_own_need_not_tell_how_it_resizes(view: str) -> None:
+    """It ended in a KeyError."""
+    layout = FeatureLayout(3, "bytes") if view == "pixels" else FeatureLayout(4)
+    assert 1 <= images_per_unit(Spec(view, layout), on_cpu=False) < 10_000_000
