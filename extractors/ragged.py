@@ -141,7 +141,11 @@ def groups(sizes: Sequence[Size]) -> list[list[int]]:
 def fits(sizes: Sequence[Size]) -> bool:
     """Whether little of their padded batch is padding."""
     height, width = largest(sizes) if sizes else (0, 0)
-    return height * width * len(sizes) <= WASTE * sum(high * wide for high, wide in sizes)
+    return _full(height * width * len(sizes), sum(high * wide for high, wide in sizes))
+
+
+def _full(padded: int, pixels: int) -> bool:
+    return padded <= WASTE * pixels
 
 
 class Together:
@@ -154,7 +158,7 @@ class Together:
         """Whether little of their padded batch is padding with this one, which then is one of them."""
         height, width = max(self._height, size[0]), max(self._width, size[1])
         images, pixels = self._images + 1, self._pixels + size[0] * size[1]
-        if height * width * images > WASTE * pixels:
+        if not _full(height * width * images, pixels):
             return False
         self._height, self._width, self._images, self._pixels = height, width, images, pixels
         return True
