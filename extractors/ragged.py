@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +49,7 @@ class Areas:
 
             return clear(maps, self._own[size])
         if size not in self._masks:
-            self._masks[size] = self._mask(size)
+            self._masks[size] = ~self.inside(size)[:, None]
         return maps.masked_fill_(self._masks[size], 0)
 
     def own(self, maps: Tensor) -> list[Tensor]:
@@ -62,25 +61,23 @@ class Areas:
         """As `own_cells`, of the first images of a padded batch: one operator, however many there are."""
         size = (maps.shape[2], maps.shape[3])
         sizes = self._sizes[size][:images]
-        own = np.array(sizes)[:, :, None]
-        below, beyond = (np.arange(side) < own[:, axis] for axis, side in enumerate(size))
-        rows = self._there(torch.from_numpy(np.flatnonzero(below[:, :, None] & beyond[:, None, :])))
-        return _rows(maps).index_select(0, rows), sizes
+        rows = _inside(torch.tensor(sizes), size).flatten().nonzero()[:, 0]  # here: a GPU would be waited for
+        return _rows(maps).index_select(0, self._there(rows)), sizes
 
     def inside(self, size: Size) -> Tensor:
         """(B, h, w) bool: what is of an image, in maps of this size."""
-        return ~self._mask(size)[:, 0]
+        return _inside(self._own[size], size)
 
     def _there(self, tensor: Tensor) -> Tensor:
         """On the device: a GPU would copy memory that is not pinned only after all that it has to do."""
         pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
         return pinned.to(self._device, non_blocking=True)
 
-    def _mask(self, size: Size) -> Tensor:
-        """(B, 1, h, w) bool: what is outside of each image's part."""
-        own = self._own[size][:, :, None]
-        below, beyond = (torch.arange(side, device=self._device) >= own[:, axis] for axis, side in enumerate(size))
-        return (below[:, :, None] | beyond[:, None, :])[:, None]
+
+def _inside(own: Tensor, size: Size) -> Tensor:
+    """(B, h, w) bool: what is of an image, whose height and width are (B, 2), in maps of a size."""
+    down, across = (torch.arange(side, device=own.device) < own[:, axis, None] for axis, side in enumerate(size))
+    return down[:, :, None] & across[:, None, :]
 
 
 def own_cells(maps: Tensor, images: int, areas: Areas | None) -> tuple[Tensor, list[Size]]:

@@ -23,7 +23,7 @@ import ray.exceptions
 from pipeline.cluster_actor import Note, Standing
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
-from pipeline.unit import UNITS_AT_ONCE, OnImages, UnitReport
+from pipeline.unit import OnImages, UnitReport
 from storage import TriptychError
 
 DEATHS_ALLOWED = 2  # of processes over one unit, or one image alone
@@ -72,7 +72,7 @@ class Size:
     most: int
     least: int
     patience: float
-    units: int = UNITS_AT_ONCE
+    units: int
 
 
 class Pool:

@@ -60,11 +60,12 @@ class ProcessLoader:
     def __call__(self, ref: ImageRef) -> Loaded:
         stood = False
         for _ in range(TRIES):
+            process = self._process()
             try:
-                return self._process().load(ref)
+                return process.load(ref)
             except (EOFError, OSError, pickle.UnpicklingError):
-                stood = stood or self._process().stands
-                self._process().close()
+                stood = stood or process.stands
+                process.close()
                 del self._mine.process
         if not stood:
             raise TriptychError(
@@ -114,6 +115,7 @@ class _Process:
 
     def __init__(self, tools: bytes) -> None:
         self.stands = False
+        found_here = os.pathsep.join(filter(None, sys.path))  # as we were
         shared = os.memfd_create("triptych-pixels")
         try:
             os.ftruncate(shared, ROOM)
@@ -123,7 +125,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[shared],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), DECODES: "1"},
+                env={**os.environ, "PYTHONPATH": found_here, DECODES: "1"},
             )
         finally:
             os.close(shared)

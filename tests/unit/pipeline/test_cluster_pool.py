@@ -106,7 +106,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[UnitReport, Cou
     def run(cluster: Cluster, units: Any, most: int = 2, window: int = 2) -> tuple[UnitReport, Counter[str]]:
         monkeypatch.setattr(cluster_pool, "ray", cluster)
         pool, told, total = (
-            Pool(cluster.start, units, Size(most, 1, 5.0), window, cluster.give_up),
+            Pool(cluster.start, units, Size(most, 1, 5.0, UNITS_AT_ONCE), window, cluster.give_up),
             Counter(),
             UnitReport(),
         )
@@ -203,7 +203,7 @@ def test_a_pool_that_cannot_be_had_is_told_with_what_there_is(monkeypatch: pytes
     cluster.available_resources = lambda: {"CPU": 1.0}  # type: ignore[attr-defined]
     cluster.nodes = lambda: [{"Alive": True}]  # type: ignore[attr-defined]
     monkeypatch.setattr(cluster_pool, "ray", cluster)
-    pool = Pool(cluster.start, [unit_of("a")], Size(1, 1, 0.0), 1, cluster.give_up)
+    pool = Pool(cluster.start, [unit_of("a")], Size(1, 1, 0.0, UNITS_AT_ONCE), 1, cluster.give_up)
     with pytest.raises(TriptychError, match=r"0 of 1 actors .*has 2 CPUs \(1 free\) and 0 GPUs \(0 free\) on 1 node;"):
         list(pool.run(lambda images, failed: None))
 
