@@ -2,7 +2,8 @@
 
 On a CPU the step is one of oneDNN's fused operators, which torch has for its own compiler: three passes over memory
 less a convolution, for any shape and without compiling anything. Weights are not packed beforehand: what is packed for
-one shape is unpacked again, slowly, for another, and the packing itself is about a hundredth of a convolution.
+one shape is unpacked again, slowly, for another, and the packing itself is about a hundredth of a convolution. Where
+the processor has AMX, float32 goes through its matrix unit instead (`extractors/amx.py`).
 On a GPU the step is one of cuDNN's, which torch has for its own compiler, too: where the steps are apart, three fifths
 of a ResNeXt's time go into them. Elsewhere, and for number types that this processor's oneDNN lacks, it is torch's
 convolution and steps in place.
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from extractors import amx
 
 
 def compute_dtype(name: str) -> torch.dtype:
@@ -40,14 +43,26 @@ def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: b
     """conv(x), plus `residual`, through a ReLU where asked. Neither input is changed."""
     # The fused operators have no gradients.
     trained = torch.is_grad_enabled() and (conv.weight.requires_grad or x.requires_grad)
-    if not trained and x.device.type == "cpu" and has_fused(x.dtype) and (residual is None or _adds(conv)):
-        return _fused(x.to(memory_format=torch.channels_last), conv, residual, relu)
+    if not trained and x.device.type == "cpu" and has_fused(x.dtype):
+        if amx.takes(x, conv):
+            return amx.convolve(x, conv, residual, relu)
+        if residual is None or _adds(conv):
+            return _fused(x.to(memory_format=torch.channels_last), conv, residual, relu)
     if not trained and x.device.type == "cuda" and relu and conv.bias is not None:
         return _fused_by_cudnn(x, conv, residual)
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     if residual is not None:
         y += residual
     return F.relu_(y) if relu else y
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.mT, P at once: (P, M, C) and (P, K, C) to (P, M, K)."""
+    trained = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and has_fused(torch.float32)
+    if plain and not trained and amx.library() is not None:
+        return amx.multiply(x, weight)
+    return torch.bmm(x, weight.mT)
 
 
 def _adds(conv: nn.Conv2d) -> bool:

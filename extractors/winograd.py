@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extractors.fused import multiply
 from extractors.resnet import Bottleneck, Stage
 
 DILATION = 2
@@ -57,8 +58,8 @@ class PhasedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, side: int) -> None:
         super().__init__()
         into, kernel, back = transforms(side)
-        taps = conv.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1)  # (9, C, K)
-        weight = torch.einsum("pt,tck->pck", torch.from_numpy(np.kron(kernel, kernel)), taps)
+        taps = conv.weight.detach().double().permute(2, 3, 0, 1).flatten(0, 1)  # (9, K, C)
+        weight = torch.einsum("pt,tkc->pkc", torch.from_numpy(np.kron(kernel, kernel)), taps)
         self.register_buffer("into", torch.from_numpy(into).float())
         self.register_buffer("weight", weight.float())
         self.register_buffer("back", torch.from_numpy(back).float())
@@ -70,7 +71,7 @@ class PhasedConv(nn.Module):
         cells, phases = x.shape[2:]
         inputs = x[0].permute(1, 2, 0).reshape(cells, -1)  # no copy: channels_last
         points = len(self.weight)
-        products = torch.bmm((self.into @ inputs).view(points, -1, x.shape[1]), self.weight)
+        products = multiply((self.into @ inputs).view(points, -1, x.shape[1]), self.weight)
         y = (self.back @ products.view(self.back.shape[1], -1)).view(cells, phases, -1)
         y += self.bias
         return (F.relu_(y) if relu else y).permute(2, 0, 1)[None]

@@ -22,6 +22,11 @@ PARTIAL = ".partial"
 PIECE = 4 << 20  # bytes that are written and hashed at once; small writes end in slow page caches
 
 
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept for the next time: under $TRIPTYCH_CACHE, else ~/.cache/triptych."""
+    return Path(os.environ.get("TRIPTYCH_CACHE", Path.home() / ".cache" / "triptych")) / name
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn an operating-system error into one line that says what is safe and what to do."""

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from storage.atomic import HashedFile, discard, publish, writing
+from storage.atomic import HashedFile, cache_folder, discard, publish, writing
 from storage.errors import StoreError
 from storage.manifest import Entry, ErrorRow, ShardFacts, committed_at
 from storage.places import Place, inside, read_document, write_document
@@ -388,7 +388,7 @@ def _local(place: Place, facts: dict[str, Any]) -> Path:
         if path.stat().st_size != facts["bytes"]:
             raise StoreError(f"{path} has another length than was written; run `triptych repair`.")
         return path
-    folder = Path(os.environ.get("TRIPTYCH_CACHE", Path.home() / ".cache" / "triptych")) / "index"
+    folder = cache_folder("index")
     path = folder / f"{facts['xxh3_128']}.arrow"
     if not (path.exists() and path.stat().st_size == facts["bytes"]):
         folder.mkdir(parents=True, exist_ok=True)

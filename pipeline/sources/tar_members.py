@@ -7,7 +7,6 @@ user ($TRIPTYCH_CACHE, else ~/.cache/triptych), for as long as size and tag of t
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ import xxhash
 from pipeline.sources.addresses import version_of
 from pipeline.sources.contract import SourceError
 from pipeline.sources.files import Place, open_file, source_errors
-from storage.atomic import write_whole
+from storage.atomic import cache_folder, write_whole
 from storage.errors import StoreError
 from storage.secrets import shown
 
@@ -66,8 +65,7 @@ def members_of(place: Place) -> Iterator[Member]:
 
 def _cache_file(address: str, version: str) -> Path:
     """Named by a hash, as addresses may hold secrets."""
-    folder = Path(os.environ.get("TRIPTYCH_CACHE", Path.home() / ".cache" / "triptych")) / "tars"
-    return folder / f"{xxhash.xxh3_128_hexdigest(json.dumps([address.partition('?')[0], version]))}.json"
+    return cache_folder("tars") / f"{xxhash.xxh3_128_hexdigest(json.dumps([address.partition('?')[0], version]))}.json"
 
 
 def _read(place: Place) -> Iterator[Member]:

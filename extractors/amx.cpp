@@ -1,0 +1,410 @@
+// Convolutions in float32 by a processor's bfloat16 matrix unit (AMX). `extractors/amx.py` builds and calls this.
+//
+// A float32 number is the sum of three bfloat16 numbers, which keep all its 24 bits. Of the nine products of two such
+// sums six are larger than float32's rounding; AMX adds them in float32. (Henry, Tang and Heinecke 2019, "Leveraging
+// the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations".)
+//
+// A convolution is computed in bands of output rows, small enough for the second-level cache. Cells of the band's input
+// are split into parts first and laid out so that 16 neighbouring cells of 32 channels lie in 1 KiB, one tile. Since
+// cells follow each other through all columns and rows, borders of zeros included, the cells that a tap meets are the
+// same ones from another start on, and no cell is laid out once a tap. What falls on a border is not written.
+// With a stride, cells lie apart by their row and column modulo the stride ("phases"), and each tap meets one of these.
+// Groups of fewer than 32 channels are taken together, with zeros where a group has no say.
+//
+// Sums do not depend on a band, a thread or another image: each output adds its products in one order.
+
+#include <immintrin.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr long PARTS = 3;                    // bfloat16 numbers in a float32 number
+constexpr long ROWS = 16, DEPTH = 32;        // of a tile: cells, and channels of each
+constexpr long CELL = 2 * DEPTH;             // bytes of a tile's row
+constexpr long TILE = ROWS * CELL;           // bytes
+constexpr long PAIR = 2 * TILE;              // bytes; cells, and outputs, are taken 32 at a time: four tiles of sums
+constexpr long WIDE = 2 * ROWS;              // cells, or outputs, of a pair
+constexpr long PAIRS_AHEAD = ROWS / 2;       // of cells to fetch from memory before they are wanted
+constexpr long HUGE_PAGE = 2 << 20;          // bytes
+constexpr long MOST_TAPS = 9;
+// Bytes that cells, and weights, may take of the second-level cache, which has 2 MiB where there is AMX.
+constexpr long ROOM_FOR_CELLS = 650 << 10, ROOM_FOR_WEIGHTS = 220 << 10;
+constexpr long LINES_OF_PAIR = PARTS * PAIR / CELL;
+
+long steps_to(long length, long step) { return (length + step - 1) / step; }
+
+// Memory that a thread keeps. In huge pages, if the system has any: a band touches more small ones than are remembered.
+struct Buffer {
+  char* data = nullptr;
+  long size = 0;
+  char* of(long wanted) {
+    if (wanted > size) {
+      std::free(data);
+      size = steps_to(wanted, HUGE_PAGE) * HUGE_PAGE;
+      data = static_cast<char*>(std::aligned_alloc(HUGE_PAGE, size));
+      if (!data) throw std::bad_alloc();
+      madvise(data, size, MADV_HUGEPAGE);
+    }
+    return data;
+  }
+  ~Buffer() { std::free(data); }
+};
+
+struct Layer {
+  const float *x, *weight, *bias, *residual;
+  float* y;
+  long images, height, width, in, out;       // of the input
+  long taps, stride, padding, dilation;      // taps an axis
+  long groups, merged;                       // groups as they are computed, and how many of the layer's each one holds
+  bool relu;
+  long high, across;                         // of the output
+  long wide;                                 // cells of one phase in a row, border included
+  long reach;                                // rows, and columns, of a phase that a tap is away from the first at most
+  long own_in, own_out;                      // channels of a group
+  long blocks, panels;                       // of 32 input, and output, channels of a group
+  std::vector<long> phases;                  // those that taps meet
+  long phase_of[MOST_TAPS], shift[MOST_TAPS];  // of each tap: index into `phases`, and cells from the first on
+
+  long step_bytes() const { return taps * taps * PARTS * PAIR; }  // weights of a panel for one block
+  long panel_bytes() const { return blocks * step_bytes(); }
+};
+
+inline __mmask16 first(long count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
+
+// Each part is the nearest to what the ones before leave, so that the last leaves nothing.
+inline void split(__m512 value, __m256i* parts) {
+  for (long part = 0; part < PARTS; part++) {
+    parts[part] = (__m256i)_mm512_cvtneps_pbh(value);
+    const __m512i back = _mm512_slli_epi32(_mm512_cvtepu16_epi32(parts[part]), 16);
+    value = _mm512_sub_ps(value, _mm512_castsi512_ps(back));
+  }
+}
+
+inline __m512i joined(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
+
+// Compilers do not know that the instructions of tiles read and write memory.
+inline void settle() { asm volatile("" ::: "memory"); }
+
+inline void fetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
+
+// 16 x 16 numbers of 32 bits.
+void transpose(__m512i* rows) {
+  __m512i half[16];
+  for (int i = 0; i < 16; i += 2) {
+    half[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    half[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; j++) {
+      rows[i + 2 * j] = _mm512_unpacklo_epi64(half[i + j], half[i + 2 + j]);
+      rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(half[i + j], half[i + 2 + j]);
+    }
+  }
+  for (int i = 0; i < 4; i++) {
+    for (int j = 0; j < 2; j++) {
+      half[8 * j + i] = _mm512_shuffle_i32x4(rows[8 * j + i], rows[8 * j + i + 4], 0x88);
+      half[8 * j + i + 4] = _mm512_shuffle_i32x4(rows[8 * j + i], rows[8 * j + i + 4], 0xdd);
+    }
+  }
+  for (int i = 0; i < 8; i++) {
+    rows[i] = _mm512_shuffle_i32x4(half[i], half[i + 8], 0x88);
+    rows[i + 8] = _mm512_shuffle_i32x4(half[i], half[i + 8], 0xdd);
+  }
+}
+
+// 32 weights of one output from an input channel of its group on, split; zero where another of the merged groups is.
+void split_weights(const Layer& l, long group, long output, long tap, long channel, __m256i low[], __m256i high[]) {
+  const long inputs = l.own_in / l.merged, outputs = l.own_out / l.merged, begin = output / outputs * inputs;
+  const float* weights = l.weight + ((group * l.own_out + output) * l.taps * l.taps + tap) * inputs;
+  const long from = std::max(begin, channel), end = std::min(begin + inputs, channel + DEPTH);
+  alignas(64) float row[DEPTH] = {};
+  if (from < end) std::memcpy(row + from - channel, weights + from - begin, (end - from) * sizeof(float));
+  split(_mm512_load_ps(row), low);
+  split(_mm512_load_ps(row + 16), high);
+}
+
+// A panel of 32 outputs, as AMX wants its second factor: [block][tap][part][16 outputs, twice][16 pairs of channels].
+void pack(const Layer& l, long group, long panel, char* to) {
+  for (long block = 0; block < l.blocks; block++)
+    for (long tap = 0; tap < l.taps * l.taps; tap++, to += PARTS * PAIR)
+      for (long half = 0; half < 2; half++) {
+        __m512i rows[PARTS][ROWS];
+        for (long i = 0; i < ROWS; i++) {
+          const long output = panel * WIDE + half * ROWS + i;
+          __m256i low[PARTS] = {}, high[PARTS] = {};
+          if (output < l.own_out) split_weights(l, group, output, tap, block * DEPTH, low, high);
+          for (long part = 0; part < PARTS; part++) rows[part][i] = joined(low[part], high[part]);
+        }
+        for (long part = 0; part < PARTS; part++) {
+          transpose(rows[part]);
+          for (long i = 0; i < ROWS; i++) _mm512_store_si512(to + part * PAIR + half * TILE + i * CELL, rows[part][i]);
+        }
+      }
+}
+
+// One row of cells of a phase, all blocks from `begin` to `end`.
+void lay_out_row(const Layer& l, const float* row, long column, long begin, long end, long plane, char* to) {
+  const auto inside = [&](long cell) { return cell * l.stride + column >= 0 && cell * l.stride + column < l.width; };
+  for (long cell = 0; cell < l.wide;) {
+    const long from = cell;
+    const bool kept = row && inside(from);
+    while (cell < l.wide && cell < from + ROWS && (row && inside(cell)) == kept) cell++;
+    for (long block = begin; block < end; block++) {
+      char* cells = to + (block - begin) * PARTS * plane + from * CELL;
+      if (!kept) {
+        for (long part = 0; part < PARTS; part++) std::memset(cells + part * plane, 0, (cell - from) * CELL);
+        continue;
+      }
+      const long in_group = block % l.blocks * DEPTH, left = l.own_in - in_group;
+      const __mmask16 lower = first(left), upper = first(left - 16);
+      const float* x = row + (from * l.stride + column) * l.in + block / l.blocks * l.own_in + in_group;
+      for (long i = from; i < cell; i++, x += l.stride * l.in, cells += CELL) {
+        fetch(x + ROWS * l.stride * l.in);
+        fetch(x + ROWS * l.stride * l.in + 16);
+        __m256i low[PARTS], high[PARTS];
+        split(_mm512_maskz_loadu_ps(lower, x), low);
+        split(_mm512_maskz_loadu_ps(upper, x + 16), high);
+        for (long part = 0; part < PARTS; part++)
+          _mm512_store_si512(cells + part * plane, joined(low[part], high[part]));
+      }
+    }
+  }
+}
+
+// What output rows from `top` to `bottom` read, of blocks `begin` to `end`: [block][part][phase][place][32 channels].
+void lay_out(const Layer& l, long image, long begin, long end, long top, long bottom, long places, char* to) {
+  const long phases = l.phases.size(), plane = phases * places * CELL, rows = bottom - top + l.reach;
+  for (long phase = 0; phase < phases; phase++) {
+    const long down = l.phases[phase] / l.stride - l.padding, column = l.phases[phase] % l.stride - l.padding;
+    char* of_phase = to + phase * places * CELL;
+    for (long row = 0; row < rows; row++) {
+      const long y = (top + row) * l.stride + down;
+      const float* cells = y >= 0 && y < l.height ? l.x + (image * l.height + y) * l.width * l.in : nullptr;
+      lay_out_row(l, cells, column, begin, end, plane, of_phase + row * l.wide * CELL);
+    }
+    for (long each = 0; each < (end - begin) * PARTS; each++)
+      std::memset(of_phase + each * plane + rows * l.wide * CELL, 0, (places - rows * l.wide) * CELL);
+  }
+}
+
+// Sums of 32 cells by 32 outputs, into tiles 0 to 3. The next weights are asked for meanwhile, `lines` a product.
+inline void multiply(const char* cells, const char* weights, long blocks, long taps, const long* shifts, long plane,
+                     const char* next, long lines) {
+  settle();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const auto product = [&] {
+    for (long i = 0; i < lines; i++, next += CELL) _mm_prefetch(next, _MM_HINT_T1);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  };
+  const auto take_cells = [](const char* from) {
+    _tile_loadd(4, from, CELL);
+    _tile_loadd(5, from + TILE, CELL);
+  };
+  const auto take_weights = [](const char* from) {
+    _tile_loadd(6, from, CELL);
+    _tile_loadd(7, from + TILE, CELL);
+  };
+  for (long block = 0; block < blocks; block++, cells += PARTS * plane)
+    for (long tap = 0; tap < taps; tap++, weights += PARTS * PAIR) {
+      const char* here = cells + shifts[tap];
+      take_cells(here), take_weights(weights + 2 * PAIR), product();
+      take_weights(weights + PAIR), product();
+      take_cells(here + plane), product();
+      take_weights(weights), product();
+      take_cells(here), product();
+      take_cells(here + 2 * plane), product();
+    }
+}
+
+// Tiles 0 to 3 to the output: `begun` where sums of earlier blocks are there, `last` where none will follow.
+void write(const Layer& l, long image, long group, long panel, long top, long bottom, long from, bool begun, bool last) {
+  alignas(64) float sums[2][2][ROWS][ROWS];
+  _tile_stored(0, sums[0][0], CELL);
+  _tile_stored(1, sums[0][1], CELL);
+  _tile_stored(2, sums[1][0], CELL);
+  _tile_stored(3, sums[1][1], CELL);
+  settle();
+  const long channel = group * l.own_out + panel * WIDE, left = l.own_out - panel * WIDE;
+  const float* residual = last ? l.residual : nullptr;
+  // What is read next is not this; full lines of 64 bytes go past the caches, which would read them first.
+  const bool past = last && l.out % 16 == 0 && channel % 16 == 0 && reinterpret_cast<uintptr_t>(l.y) % 64 == 0;
+  const __m512 least = _mm512_set1_ps(last && l.relu ? 0.0f : -__builtin_inff());
+  long row = top + from / l.wide, column = from % l.wide;
+  for (long i = 0; i < WIDE; i++, column++) {
+    if (column == l.wide) column = 0, row++;
+    if (row >= bottom) break;
+    if (column >= l.across) continue;
+    for (long half = 0; half < 2; half++) {
+      const long at = ((image * l.high + row) * l.across + column) * l.out + channel + 16 * half;
+      const __mmask16 mask = first(left - 16 * half);
+      __m512 sum = _mm512_load_ps(sums[i / ROWS][half][i % ROWS]);
+      if (begun) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.y + at));
+      if (last && l.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.bias + channel + 16 * half));
+      if (residual) {
+        fetch(residual + at + PAIRS_AHEAD * l.out);
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, residual + at));
+      }
+      sum = _mm512_max_ps(least, sum);  // of two numbers one of which is none it returns the second
+      if (past && mask == 0xffff)
+        _mm512_stream_ps(l.y + at, sum);
+      else
+        _mm512_mask_storeu_ps(l.y + at, mask, sum);
+    }
+  }
+}
+
+// AMX set up for full tiles while it lives. What was set up before, by oneDNN, is so again after it.
+class Tiles {
+  struct alignas(64) Shape {
+    uint8_t palette = 0, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  } before;
+
+ public:
+  Tiles() {
+    _tile_storeconfig(&before);
+    settle();
+    Shape full;
+    full.palette = 1;
+    std::fill(full.bytes, full.bytes + 8, CELL);
+    std::fill(full.rows, full.rows + 8, ROWS);
+    settle();
+    _tile_loadconfig(&full);
+  }
+  ~Tiles() {
+    if (before.palette)
+      _tile_loadconfig(&before);
+    else
+      _tile_release();
+  }
+};
+
+void convolve(const Layer& l, int threads) {
+  thread_local Buffer kept;
+  char* const weights = kept.of(l.groups * l.panels * l.panel_bytes());
+  // Together: blocks of a group, or groups, whose weights for 32 outputs, or for all, leave room for cells.
+  const long blocks = std::clamp(ROOM_FOR_WEIGHTS / l.step_bytes(), 1L, l.blocks);
+  const long together =
+      blocks < l.blocks ? 1 : std::clamp(ROOM_FOR_WEIGHTS / (l.panels * l.panel_bytes()), 1L, l.groups);
+  const long of_place = blocks * together * PARTS * long(l.phases.size()) * CELL;
+  const long of_outputs = l.groups == 1 ? 0 : together * l.own_out * long(sizeof(float));  // written piece by piece
+  long rows = (ROOM_FOR_CELLS - l.reach * (l.wide + 1) * of_place) / ((of_place + of_outputs) * l.wide);
+  rows = std::clamp(rows, 1L, l.high);
+  if (l.wide == 1) rows = steps_to(rows, WIDE) * WIDE;
+  const long bands = steps_to(l.high, rows), chunks = steps_to(l.groups, together);
+
+  std::atomic<long> next_panel{0}, next_band{0};
+  const auto pack_panels = [&] {
+    for (long each; (each = next_panel++) < l.groups * l.panels;)
+      pack(l, each / l.panels, each % l.panels, weights + each * l.panel_bytes());
+  };
+  const auto compute_bands = [&] {
+    thread_local Buffer buffer;
+    const Tiles tiles;
+    for (long each; (each = next_band++) < l.images * chunks * bands;) {
+      const long top = each % bands * rows, bottom = std::min(l.high, top + rows), image = each / bands / chunks;
+      const long group = each / bands % chunks * together, last_group = std::min(l.groups, group + together);
+      const long count = (bottom - top) * l.wide, places = steps_to(count, WIDE) * WIDE + l.reach * (l.wide + 1);
+      const long plane = long(l.phases.size()) * places * CELL;
+      char* const cells = buffer.of(places * of_place);
+      long shifts[MOST_TAPS];
+      for (long tap = 0; tap < l.taps * l.taps; tap++) shifts[tap] = (l.phase_of[tap] * places + l.shift[tap]) * CELL;
+      for (long block = 0; block < l.blocks; block += blocks) {
+        const long here = std::min(blocks, l.blocks - block), begin = group * l.blocks + block;
+        lay_out(l, image, begin, together == 1 ? begin + here : last_group * l.blocks, top, bottom, places, cells);
+        const long fitting = std::clamp(ROOM_FOR_WEIGHTS / (here * l.step_bytes()), 1L, l.panels);
+        const long at_once = l.groups == 1 ? fitting : l.panels;
+        const long lines = at_once < l.panels ? steps_to(LINES_OF_PAIR / 6, steps_to(count, WIDE)) : 0;
+        for (long first_panel = 0; first_panel < l.panels; first_panel += at_once)
+          for (long from = 0; from < count; from += WIDE)
+            for (long g = group; g < last_group; g++)
+              for (long panel = first_panel; panel < std::min(l.panels, first_panel + at_once); panel++) {
+                const char* of_panel = weights + (g * l.panels + panel) * l.panel_bytes() + block * l.step_bytes();
+                const char* next = of_panel + at_once * l.panel_bytes();
+                multiply(cells + (g - group) * l.blocks * PARTS * plane + from * CELL, of_panel, here, l.taps * l.taps,
+                         shifts, plane, next + from / WIDE * lines * 6 * CELL * here * l.taps * l.taps, lines);
+                write(l, image, g, panel, top, bottom, from, block > 0, block + here == l.blocks);
+              }
+      }
+    }
+    _mm_sfence();  // what went past the caches is there for whoever reads it next
+  };
+  const auto in_threads = [&](const auto& work) {
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; i++) others.emplace_back(work);
+    work();
+    for (auto& each : others) each.join();
+  };
+  in_threads(pack_panels);
+  in_threads(compute_bands);
+}
+
+}  // namespace
+
+// Asks the system for AMX, for all threads of this process; whether it may be used.
+extern "C" int triptych_amx_allowed() {
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+// y = conv(x, weight) + bias + residual, through a ReLU where asked; `bias` and `residual` may be null.
+// x (images, height, width, in), weight (out, taps, taps, in / groups), residual and y (images, high, across, out), all
+// float32 without gaps. Returns 0, or 1 where there is no memory for it.
+extern "C" int triptych_amx_convolve(const float* x, const float* weight, const float* bias, const float* residual,
+                                     float* y, long images, long height, long width, long in, long out, long taps,
+                                     long stride, long padding, long dilation, long groups, int relu, int threads) {
+  if (taps == 1 && stride == 1 && padding == 0) height *= images * width, width = images = 1;
+  Layer l{};
+  l.x = x, l.weight = weight, l.bias = bias, l.residual = residual, l.y = y;
+  l.images = images, l.height = height, l.width = width, l.in = in, l.out = out;
+  l.taps = taps, l.stride = stride, l.padding = padding, l.dilation = dilation;
+  l.relu = relu;
+  l.merged = 1;
+  while (in / groups * l.merged < DEPTH && groups % (2 * l.merged) == 0) l.merged *= 2;
+  l.groups = groups / l.merged;
+  const long beyond = dilation * (taps - 1);
+  l.high = (height + 2 * padding - beyond - 1) / stride + 1;
+  l.across = (width + 2 * padding - beyond - 1) / stride + 1;
+  l.wide = steps_to(width + 2 * padding, stride);
+  l.reach = beyond / stride;
+  l.own_in = in / l.groups;
+  l.own_out = out / l.groups;
+  l.blocks = steps_to(l.own_in, DEPTH);
+  l.panels = steps_to(l.own_out, WIDE);
+  for (long tap = 0; tap < taps * taps; tap++) {
+    const long down = tap / taps * dilation, right = tap % taps * dilation;
+    const long phase = down % stride * stride + right % stride;
+    const auto found = std::find(l.phases.begin(), l.phases.end(), phase);
+    l.phase_of[tap] = found - l.phases.begin();
+    if (found == l.phases.end()) l.phases.push_back(phase);
+    l.shift[tap] = down / stride * l.wide + right / stride;
+  }
+  // New memory in small pages costs more than the sums that are written there.
+  const auto begin = steps_to(reinterpret_cast<uintptr_t>(y), HUGE_PAGE) * HUGE_PAGE;
+  const auto end = reinterpret_cast<uintptr_t>(y + images * l.high * l.across * out) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < long(end)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  try {
+    convolve(l, threads);
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,162 @@
+"""float32 convolutions by the matrix unit of processors that have AMX, which itself only knows bfloat16.
+
+Three bfloat16 numbers hold a float32 number, and six products of them make one of float32: that takes the matrix unit
+half the time that the processor's own float32 takes, and rounds less (`benchmarks/amx.py` measures both). `amx.cpp` is
+built when it is first needed, by the machine's C++ compiler, and kept in $TRIPTYCH_CACHE; without a compiler oneDNN does
+the same, slower, and `triptych doctor` says so.
+
+Shapes in this file: B images, C input and K output channels, h x w cells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from storage.atomic import cache_folder, write_whole
+from storage.errors import StoreError
+
+SOURCE = Path(__file__).with_name("amx.cpp")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")  # as Linux names them
+COMPILERS = ("c++", "g++", "clang++")
+KERNELS = (1, 3)  # sizes; with a larger one most of a tile would be border
+FEWEST_CHANNELS = 32  # in: what a tile is wide
+
+_building = Lock()
+
+
+class _NotBuilt(Exception):
+    """Says why there is no library."""
+
+
+def takes(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether this machine and `convolve` can do a layer."""
+    return (
+        x.dtype == conv.weight.dtype == torch.float32
+        and conv.kernel_size in [(size, size) for size in KERNELS]
+        and conv.in_channels >= FEWEST_CHANNELS
+        and all(isinstance(each, tuple) and each[0] == each[1] for each in (conv.stride, conv.padding, conv.dilation))
+        and conv.padding_mode == "zeros"
+        and library() is not None
+    )
+
+
+def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None, relu: bool) -> Tensor:
+    """conv(x), plus `residual`, through a ReLU where asked, for a layer that `takes` agrees to; no gradients.
+
+    Args:
+        x: (B, C, h, w) float32.
+        residual: (B, K, h', w') float32.
+
+    Returns:
+        (B, K, h', w') float32, channels_last; the same values on any number of threads, and beside any other images.
+    """
+    (size, _), (stride, _), (dilation, _) = conv.kernel_size, conv.stride, conv.dilation
+    padding = int(conv.padding[0])
+    batch, _, height, width = x.shape
+    high, wide = ((side + 2 * padding - dilation * (size - 1) - 1) // stride + 1 for side in (height, width))
+    y = torch.empty(batch, conv.out_channels, high, wide, memory_format=torch.channels_last)
+    channels = (conv.in_channels, conv.out_channels)
+    sizes = (batch, height, width, *channels, size, stride, padding, dilation, conv.groups)
+    _compute([x, conv.weight, conv.bias, residual], y, sizes, relu)
+    return y
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """P products x @ weight.mT at once: (P, M, C) and (P, K, C) to (P, M, K), all float32; no gradients."""
+    (count, rows, inputs), outputs = x.shape, weight.shape[1]
+    y = torch.empty(count, rows, outputs)
+    for each in range(count):  # a convolution of 1x1
+        _compute([x[each], weight[each], None, None], y[each], (1, rows, 1, inputs, outputs, 1, 1, 0, 1, 1), relu=False)
+    return y
+
+
+def _compute(given: Sequence[Tensor | None], y: Tensor, sizes: tuple[int, ...], relu: bool) -> None:
+    """Call `triptych_amx_convolve`, which says what is what."""
+    built = library()
+    assert built is not None, "nobody asked whether this machine can"
+    in_rows = [each if each is None else _in_rows(each) for each in given]
+    places = [each if each is None else each.data_ptr() for each in [*in_rows, y]]
+    if y.numel() and built.triptych_amx_convolve(*places, *sizes, relu, torch.get_num_threads()):
+        raise MemoryError("there is no memory for the parts of a convolution; extract fewer images at once.")
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """Channels of a cell side by side, without gaps; no copy where they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+
+
+@cache
+def on_processor() -> bool:
+    """Whether the processor has what is needed, and the system tells so, as Linux does."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in told.splitlines() if line.startswith("flags")), [])
+    return set(NEEDED) <= set(flags)
+
+
+def library() -> ctypes.CDLL | None:
+    """The functions of `amx.cpp`, built if need be; None where the processor has no AMX or `missing` says why not."""
+    return _library()[0] if on_processor() else None
+
+
+def missing() -> str | None:
+    """What keeps a processor that has AMX from being used by `convolve`; None where nothing does."""
+    return _library()[1] if on_processor() else None
+
+
+def _library() -> tuple[ctypes.CDLL | None, str | None]:
+    with _building:  # threads that come meanwhile wait
+        return _opened()
+
+
+@cache
+def _opened() -> tuple[ctypes.CDLL | None, str | None]:
+    try:
+        found = _load()
+    except _NotBuilt as error:
+        return None, str(error)
+    if not found.triptych_amx_allowed():
+        return None, "the system does not let a process use it"
+    pointers, numbers = [ctypes.c_void_p] * 5, [ctypes.c_long] * 10
+    found.triptych_amx_convolve.argtypes = [*pointers, *numbers, ctypes.c_int, ctypes.c_int]
+    return found, None
+
+
+def _load() -> ctypes.CDLL:
+    """From the cache, or built and put there."""
+    flags = [f"-m{each.replace('_', '-') if each.startswith('amx') else each.replace('_', '')}" for each in NEEDED]
+    command = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", *flags]
+    name = hashlib.sha256(SOURCE.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
+    kept = cache_folder("kernels") / f"amx-{name}.so"
+    with suppress(OSError):
+        return ctypes.CDLL(str(kept))
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise _NotBuilt("there is no C++ compiler: install g++")
+    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
+        draft = Path(folder) / "amx.so"
+        done = subprocess.run([compiler, *command, "-o", draft, SOURCE], capture_output=True, text=True, check=False)
+        if done.returncode:
+            told = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
+            raise _NotBuilt(f"{compiler} cannot build {SOURCE.name} ({told}): install a newer g++")
+        with suppress(OSError, StoreError):  # a full or read-only disk only makes the next start slower
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, draft.read_bytes())
+        try:
+            return ctypes.CDLL(str(draft))
+        except OSError as error:
+            raise _NotBuilt(f"what {compiler} built cannot be loaded ({error})") from error
