@@ -35,11 +35,12 @@ constexpr long CELL = 2 * DEPTH;             // bytes of a tile's row
 constexpr long TILE = ROWS * CELL;           // bytes
 constexpr long PAIR = 2 * TILE;              // bytes; cells, and outputs, are taken 32 at a time: four tiles of sums
 constexpr long WIDE = 2 * ROWS;              // cells, or outputs, of a pair
-constexpr long PAIRS_AHEAD = ROWS / 2;       // of cells to fetch from memory before they are wanted
+constexpr long CELLS_AHEAD = ROWS / 2, WEIGHTS_AHEAD = 4 * DEPTH;  // to fetch from memory before they are wanted
 constexpr long HUGE_PAGE = 2 << 20;          // bytes
 constexpr long MOST_TAPS = 9;
 // Bytes that cells, and weights, may take of the second-level cache, which has 2 MiB where there is AMX.
 constexpr long ROOM_FOR_CELLS = 650 << 10, ROOM_FOR_WEIGHTS = 220 << 10;
+constexpr long PRODUCTS = 6;                 // of parts that are computed
 constexpr long LINES_OF_PAIR = PARTS * PAIR / CELL;
 
 long steps_to(long length, long step) { return (length + step - 1) / step; }
@@ -128,6 +129,13 @@ void split_weights(const Layer& l, long group, long output, long tap, long chann
   const long inputs = l.own_in / l.merged, outputs = l.own_out / l.merged, begin = output / outputs * inputs;
   const float* weights = l.weight + ((group * l.own_out + output) * l.taps * l.taps + tap) * inputs;
   const long from = std::max(begin, channel), end = std::min(begin + inputs, channel + DEPTH);
+  if (end - from == DEPTH) {
+    const float* here = weights + channel - begin;
+    fetch(here + WEIGHTS_AHEAD), fetch(here + WEIGHTS_AHEAD + 16);
+    split(_mm512_loadu_ps(here), low);
+    split(_mm512_loadu_ps(here + 16), high);
+    return;
+  }
   alignas(64) float row[DEPTH] = {};
   if (from < end) std::memcpy(row + from - channel, weights + from - begin, (end - from) * sizeof(float));
   split(_mm512_load_ps(row), low);
@@ -159,7 +167,7 @@ void lay_out_row(const Layer& l, const float* row, long column, long begin, long
   for (long cell = 0; cell < l.wide;) {
     const long from = cell;
     const bool kept = row && inside(from);
-    while (cell < l.wide && cell < from + ROWS && (row && inside(cell)) == kept) cell++;
+    while (cell < l.wide && cell < from + CELLS_AHEAD && (row && inside(cell)) == kept) cell++;
     for (long block = begin; block < end; block++) {
       char* cells = to + (block - begin) * PARTS * plane + from * CELL;
       if (!kept) {
@@ -170,8 +178,8 @@ void lay_out_row(const Layer& l, const float* row, long column, long begin, long
       const __mmask16 lower = first(left), upper = first(left - 16);
       const float* x = row + (from * l.stride + column) * l.in + block / l.blocks * l.own_in + in_group;
       for (long i = from; i < cell; i++, x += l.stride * l.in, cells += CELL) {
-        fetch(x + ROWS * l.stride * l.in);
-        fetch(x + ROWS * l.stride * l.in + 16);
+        fetch(x + CELLS_AHEAD * l.stride * l.in);
+        fetch(x + CELLS_AHEAD * l.stride * l.in + 16);
         __m256i low[PARTS], high[PARTS];
         split(_mm512_maskz_loadu_ps(lower, x), low);
         split(_mm512_maskz_loadu_ps(upper, x + 16), high);
@@ -198,16 +206,87 @@ void lay_out(const Layer& l, long image, long begin, long end, long top, long bo
   }
 }
 
-// Sums of 32 cells by 32 outputs, into tiles 0 to 3. The next weights are asked for meanwhile, `lines` a product.
+// Where 32 x 32 sums belong.
+struct Target {
+  long image, group, panel;
+  long top, bottom;  // rows of the band
+  long from;         // the first of 32 cells of the band
+  bool begun, last;  // sums of earlier blocks are there; none will follow
+};
+
+// Takes sums from tiles 0 to 3 and writes them while the next ones are computed, as memory is slower than AMX is.
+class Writer {
+  alignas(64) float sums[2][2][ROWS][ROWS];
+  const Layer& l;
+  Target to{};
+  long cell = WIDE, row = 0, column = 0;
+
+ public:
+  explicit Writer(const Layer& layer) : l(layer) {}
+
+  void take(const Target& target) {
+    write(WIDE);
+    _tile_stored(0, sums[0][0], CELL);
+    _tile_stored(1, sums[0][1], CELL);
+    _tile_stored(2, sums[1][0], CELL);
+    _tile_stored(3, sums[1][1], CELL);
+    settle();
+    to = target, cell = 0, row = to.top + to.from / l.wide, column = to.from % l.wide;
+  }
+
+  // The next cells, as many as there are.
+  inline void write(long count) {
+    for (; count > 0 && cell < WIDE && row < to.bottom; count--, cell++) {
+      if (column < l.across) write_cell();
+      if (++column == l.wide) column = 0, row++;
+    }
+  }
+
+ private:
+  inline void write_cell() {
+    const long channel = to.group * l.own_out + to.panel * WIDE, left = l.own_out - to.panel * WIDE;
+    const float* residual = to.last ? l.residual : nullptr;
+    // What is read next is not this; full lines of 64 bytes go past the caches, which would read them first.
+    const bool past = to.last && l.out % 16 == 0 && channel % 16 == 0 && reinterpret_cast<uintptr_t>(l.y) % 64 == 0;
+    const __m512 least = _mm512_set1_ps(to.last && l.relu ? 0.0f : -__builtin_inff());
+    for (long half = 0; half < 2; half++) {
+      const long at = ((to.image * l.high + row) * l.across + column) * l.out + channel + 16 * half;
+      const __mmask16 mask = first(left - 16 * half);
+      __m512 sum = _mm512_load_ps(sums[cell / ROWS][half][cell % ROWS]);
+      if (to.begun) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.y + at));
+      if (to.last && l.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.bias + channel + 16 * half));
+      if (residual) {
+        fetch(residual + at + CELLS_AHEAD * l.out);
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, residual + at));
+      }
+      sum = _mm512_max_ps(least, sum);  // of two numbers one of which is none it returns the second
+      if (past && mask == 0xffff)
+        _mm512_stream_ps(l.y + at, sum);
+      else
+        _mm512_mask_storeu_ps(l.y + at, mask, sum);
+    }
+  }
+};
+
+// What will be read next and is asked of the memory meanwhile, some lines of 64 bytes a step.
+struct Ahead {
+  const char* at;
+  long lines;
+  inline void ask() {
+    for (long i = 0; i < lines; i++, at += CELL) _mm_prefetch(at, _MM_HINT_T1);
+  }
+};
+
+// Sums of 32 cells by 32 outputs, into tiles 0 to 3.
 inline void multiply(const char* cells, const char* weights, long blocks, long taps, const long* shifts, long plane,
-                     const char* next, long lines) {
+                     Ahead next_weights, Ahead next_cells, Writer& writer) {
   settle();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   const auto product = [&] {
-    for (long i = 0; i < lines; i++, next += CELL) _mm_prefetch(next, _MM_HINT_T1);
+    next_weights.ask();
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
@@ -221,53 +300,19 @@ inline void multiply(const char* cells, const char* weights, long blocks, long t
     _tile_loadd(6, from, CELL);
     _tile_loadd(7, from + TILE, CELL);
   };
+  const long to_write = steps_to(WIDE, blocks * taps);
   for (long block = 0; block < blocks; block++, cells += PARTS * plane)
     for (long tap = 0; tap < taps; tap++, weights += PARTS * PAIR) {
       const char* here = cells + shifts[tap];
       take_cells(here), take_weights(weights + 2 * PAIR), product();
       take_weights(weights + PAIR), product();
       take_cells(here + plane), product();
+      writer.write(to_write);
+      next_cells.ask();
       take_weights(weights), product();
       take_cells(here), product();
       take_cells(here + 2 * plane), product();
     }
-}
-
-// Tiles 0 to 3 to the output: `begun` where sums of earlier blocks are there, `last` where none will follow.
-void write(const Layer& l, long image, long group, long panel, long top, long bottom, long from, bool begun, bool last) {
-  alignas(64) float sums[2][2][ROWS][ROWS];
-  _tile_stored(0, sums[0][0], CELL);
-  _tile_stored(1, sums[0][1], CELL);
-  _tile_stored(2, sums[1][0], CELL);
-  _tile_stored(3, sums[1][1], CELL);
-  settle();
-  const long channel = group * l.own_out + panel * WIDE, left = l.own_out - panel * WIDE;
-  const float* residual = last ? l.residual : nullptr;
-  // What is read next is not this; full lines of 64 bytes go past the caches, which would read them first.
-  const bool past = last && l.out % 16 == 0 && channel % 16 == 0 && reinterpret_cast<uintptr_t>(l.y) % 64 == 0;
-  const __m512 least = _mm512_set1_ps(last && l.relu ? 0.0f : -__builtin_inff());
-  long row = top + from / l.wide, column = from % l.wide;
-  for (long i = 0; i < WIDE; i++, column++) {
-    if (column == l.wide) column = 0, row++;
-    if (row >= bottom) break;
-    if (column >= l.across) continue;
-    for (long half = 0; half < 2; half++) {
-      const long at = ((image * l.high + row) * l.across + column) * l.out + channel + 16 * half;
-      const __mmask16 mask = first(left - 16 * half);
-      __m512 sum = _mm512_load_ps(sums[i / ROWS][half][i % ROWS]);
-      if (begun) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.y + at));
-      if (last && l.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, l.bias + channel + 16 * half));
-      if (residual) {
-        fetch(residual + at + PAIRS_AHEAD * l.out);
-        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, residual + at));
-      }
-      sum = _mm512_max_ps(least, sum);  // of two numbers one of which is none it returns the second
-      if (past && mask == 0xffff)
-        _mm512_stream_ps(l.y + at, sum);
-      else
-        _mm512_mask_storeu_ps(l.y + at, mask, sum);
-    }
-  }
 }
 
 // AMX set up for full tiles while it lives. What was set up before, by oneDNN, is so again after it.
@@ -319,6 +364,7 @@ void convolve(const Layer& l, int threads) {
   const auto compute_bands = [&] {
     thread_local Buffer buffer;
     const Tiles tiles;
+    Writer writer(l);
     for (long each; (each = next_band++) < l.images * chunks * bands;) {
       const long top = each % bands * rows, bottom = std::min(l.high, top + rows), image = each / bands / chunks;
       const long group = each / bands % chunks * together, last_group = std::min(l.groups, group + together);
@@ -329,22 +375,31 @@ void convolve(const Layer& l, int threads) {
       for (long tap = 0; tap < l.taps * l.taps; tap++) shifts[tap] = (l.phase_of[tap] * places + l.shift[tap]) * CELL;
       for (long block = 0; block < l.blocks; block += blocks) {
         const long here = std::min(blocks, l.blocks - block), begin = group * l.blocks + block;
+        const bool last = block + here == l.blocks;
         lay_out(l, image, begin, together == 1 ? begin + here : last_group * l.blocks, top, bottom, places, cells);
         const long fitting = std::clamp(ROOM_FOR_WEIGHTS / (here * l.step_bytes()), 1L, l.panels);
         const long at_once = l.groups == 1 ? fitting : l.panels;
-        const long lines = at_once < l.panels ? steps_to(LINES_OF_PAIR / 6, steps_to(count, WIDE)) : 0;
+        const long pairs = steps_to(count, WIDE), steps = here * l.taps * l.taps;
+        // Products in which the weights of a panel must come, and steps in which the cells of the next band must.
+        const long weight_lines = at_once < l.panels ? steps_to(LINES_OF_PAIR, PRODUCTS * pairs) : 0;
+        const long row_lines = l.stride * l.width * l.in * long(sizeof(float)) / CELL;
+        const long cell_lines = l.groups == 1 && last ? steps_to((bottom - top) * row_lines, l.panels * pairs * steps) : 0;
+        const char* const next_band = reinterpret_cast<const char*>(l.x) + (image * l.high + bottom) * row_lines * CELL;
         for (long first_panel = 0; first_panel < l.panels; first_panel += at_once)
-          for (long from = 0; from < count; from += WIDE)
+          for (long pair = 0; pair < pairs; pair++)
             for (long g = group; g < last_group; g++)
               for (long panel = first_panel; panel < std::min(l.panels, first_panel + at_once); panel++) {
                 const char* of_panel = weights + (g * l.panels + panel) * l.panel_bytes() + block * l.step_bytes();
-                const char* next = of_panel + at_once * l.panel_bytes();
-                multiply(cells + (g - group) * l.blocks * PARTS * plane + from * CELL, of_panel, here, l.taps * l.taps,
-                         shifts, plane, next + from / WIDE * lines * 6 * CELL * here * l.taps * l.taps, lines);
-                write(l, image, g, panel, top, bottom, from, block > 0, block + here == l.blocks);
+                const char* next_panel = of_panel + at_once * l.panel_bytes();
+                const Ahead next_weights{next_panel + pair * steps * PRODUCTS * weight_lines * CELL, weight_lines};
+                const Ahead next_cells{next_band + (panel * pairs + pair) * steps * cell_lines * CELL, cell_lines};
+                multiply(cells + (g - group) * l.blocks * PARTS * plane + pair * PAIR, of_panel, here, l.taps * l.taps,
+                         shifts, plane, next_weights, next_cells, writer);
+                writer.take({image, g, panel, top, bottom, pair * WIDE, block > 0, last});
               }
       }
     }
+    writer.write(WIDE);
     _mm_sfence();  // what went past the caches is there for whoever reads it next
   };
   const auto in_threads = [&](const auto& work) {
