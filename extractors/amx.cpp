@@ -23,7 +23,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,7 +45,7 @@ constexpr long LINES_OF_PAIR = PARTS * PAIR / CELL;
 
 long steps_to(long length, long step) { return (length + step - 1) / step; }
 
-// Memory that a thread keeps. In huge pages, if the system has any: a band touches more small ones than are remembered.
+// Memory that a thread keeps, or null. In huge pages, if there are any: a band touches more than a core recalls of others.
 struct Buffer {
   char* data = nullptr;
   long size = 0;
@@ -54,7 +54,7 @@ struct Buffer {
       std::free(data);
       size = steps_to(wanted, HUGE_PAGE) * HUGE_PAGE;
       data = static_cast<char*>(std::aligned_alloc(HUGE_PAGE, size));
-      if (!data) throw std::bad_alloc();
+      if (!data) return size = 0, nullptr;
       madvise(data, size, MADV_HUGEPAGE);
     }
     return data;
@@ -342,21 +342,29 @@ class Tiles {
   }
 };
 
-void convolve(const Layer& l, int threads) {
+// False where there is no memory for it.
+bool convolve(const Layer& l, int threads) {
   thread_local Buffer kept;
   char* const weights = kept.of(l.groups * l.panels * l.panel_bytes());
+  if (!weights) return false;
   // Together: blocks of a group, or groups, whose weights for 32 outputs, or for all, leave room for cells.
   const long blocks = std::clamp(ROOM_FOR_WEIGHTS / l.step_bytes(), 1L, l.blocks);
-  const long together =
-      blocks < l.blocks ? 1 : std::clamp(ROOM_FOR_WEIGHTS / (l.panels * l.panel_bytes()), 1L, l.groups);
-  const long of_place = blocks * together * PARTS * long(l.phases.size()) * CELL;
-  const long of_outputs = l.groups == 1 ? 0 : together * l.own_out * long(sizeof(float));  // written piece by piece
-  long rows = (ROOM_FOR_CELLS - l.reach * (l.wide + 1) * of_place) / ((of_place + of_outputs) * l.wide);
-  rows = std::clamp(rows, 1L, l.high);
+  long together = blocks < l.blocks ? 1 : std::clamp(ROOM_FOR_WEIGHTS / (l.panels * l.panel_bytes()), 1L, l.groups);
+  const long of_block = PARTS * long(l.phases.size()) * CELL;  // of a place
+  const auto rows_that_fit = [&] {
+    const long of_place = blocks * together * of_block;
+    const long of_outputs = l.groups == 1 ? 0 : together * l.own_out * long(sizeof(float));  // written piece by piece
+    return (ROOM_FOR_CELLS - l.reach * (l.wide + 1) * of_place) / ((of_place + of_outputs) * l.wide);
+  };
+  // Rows that a band shares with the next are laid out twice: no more than half of them may be such.
+  while (together > 1 && rows_that_fit() < 2 * l.reach) together /= 2;
+  const long of_place = blocks * together * of_block;
+  long rows = std::clamp(rows_that_fit(), 1L, l.high);
   if (l.wide == 1) rows = steps_to(rows, WIDE) * WIDE;
   const long bands = steps_to(l.high, rows), chunks = steps_to(l.groups, together);
 
   std::atomic<long> next_panel{0}, next_band{0};
+  std::atomic<bool> enough{true};
   const auto pack_panels = [&] {
     for (long each; (each = next_panel++) < l.groups * l.panels;)
       pack(l, each / l.panels, each % l.panels, weights + each * l.panel_bytes());
@@ -371,6 +379,10 @@ void convolve(const Layer& l, int threads) {
       const long count = (bottom - top) * l.wide, places = steps_to(count, WIDE) * WIDE + l.reach * (l.wide + 1);
       const long plane = long(l.phases.size()) * places * CELL;
       char* const cells = buffer.of(places * of_place);
+      if (!cells) {
+        enough = false;
+        break;
+      }
       long shifts[MOST_TAPS];
       for (long tap = 0; tap < l.taps * l.taps; tap++) shifts[tap] = (l.phase_of[tap] * places + l.shift[tap]) * CELL;
       for (long block = 0; block < l.blocks; block += blocks) {
@@ -383,7 +395,8 @@ void convolve(const Layer& l, int threads) {
         // Products in which the weights of a panel must come, and steps in which the cells of the next band must.
         const long weight_lines = at_once < l.panels ? steps_to(LINES_OF_PAIR, PRODUCTS * pairs) : 0;
         const long row_lines = l.stride * l.width * l.in * long(sizeof(float)) / CELL;
-        const long cell_lines = l.groups == 1 && last ? steps_to((bottom - top) * row_lines, l.panels * pairs * steps) : 0;
+        const long band_lines = l.groups == 1 && last ? (bottom - top) * row_lines : 0;
+        const long cell_lines = steps_to(band_lines, l.panels * pairs * steps);
         const char* const next_band = reinterpret_cast<const char*>(l.x) + (image * l.high + bottom) * row_lines * CELL;
         for (long first_panel = 0; first_panel < l.panels; first_panel += at_once)
           for (long pair = 0; pair < pairs; pair++)
@@ -404,12 +417,16 @@ void convolve(const Layer& l, int threads) {
   };
   const auto in_threads = [&](const auto& work) {
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; i++) others.emplace_back(work);
+    try {
+      for (int i = 1; i < threads; i++) others.emplace_back(work);
+    } catch (const std::system_error&) {  // the system gives no more threads: those that are there do it
+    }
     work();
     for (auto& each : others) each.join();
   };
   in_threads(pack_panels);
   in_threads(compute_bands);
+  return enough;
 }
 
 }  // namespace
@@ -456,10 +473,5 @@ extern "C" int triptych_amx_convolve(const float* x, const float* weight, const 
   const auto begin = steps_to(reinterpret_cast<uintptr_t>(y), HUGE_PAGE) * HUGE_PAGE;
   const auto end = reinterpret_cast<uintptr_t>(y + images * l.high * l.across * out) / HUGE_PAGE * HUGE_PAGE;
   if (begin < long(end)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  try {
-    convolve(l, threads);
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-  return 0;
+  return convolve(l, threads) ? 0 : 1;
 }

@@ -2,8 +2,8 @@
 
 Three bfloat16 numbers hold a float32 number, and six products of them make one of float32: that takes the matrix unit
 half the time that the processor's own float32 takes, and rounds less (`benchmarks/amx.py` measures both). `amx.cpp` is
-built when it is first needed, by the machine's C++ compiler, and kept in $TRIPTYCH_CACHE; without a compiler oneDNN does
-the same, slower, and `triptych doctor` says so.
+built when it is first needed, by the machine's C++ compiler, and kept in $TRIPTYCH_CACHE; without a compiler oneDNN
+does the same, slower, and `triptych doctor` says so.
 
 Shapes in this file: B images, C input and K output channels, h x w cells.
 """
