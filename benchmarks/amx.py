@@ -113,10 +113,8 @@ def main() -> None:
     head = ["layer", "AMX, ms", "oneDNN, ms", "factor", "AMX, GFLOP/s", "oneDNN, GFLOP/s"]
     head += ["error of AMX: mean, largest", "of oneDNN", "of bf16 x 3"]
     rows = [measure(name, args.rounds) for name in args.layers]
-    title = (
-        f"# float32 convolutions by AMX\n\n{hardware()}, one core, {args.rounds} rounds. Command: `uv run python -m "
-    )
-    report = f"{title}benchmarks.amx`; its docstring is the protocol.\n\n{table(head, rows)}\n"
+    about = f"{hardware()}, one core, {args.rounds} rounds. Command: `uv run python -m benchmarks.amx`"
+    report = f"# float32 convolutions by AMX\n\n{about}; its docstring is the protocol.\n\n{table(head, rows)}\n"
     print(report)
     write_results(args.out, "amx", report, [dict(zip(head, each, strict=True)) for each in rows])
 

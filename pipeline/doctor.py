@@ -16,7 +16,7 @@ import PIL
 import torch
 from PIL import features
 
-from extractors import ExtractorConfig
+from extractors import ExtractorConfig, amx
 from extractors.kernels import has_triton
 from extractors.views import make_views
 from pipeline.config import EngineConfig, ExtractJob
@@ -58,7 +58,7 @@ def dtypes() -> list[str]:
     flags = _flags()
     fast = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
     told = f"bfloat16 ({fast[0]})" if fast else "bfloat16 (emulated: slower than float32)"
-    return ["float32", told]
+    return ["float32 (by amx_bf16, in three parts)" if amx.library() else "float32", told]
 
 
 def write_rate(folder: Path) -> float:
@@ -121,6 +121,8 @@ def troubles(out: Path) -> Iterator[str]:
             f"torch would use {torch.get_num_threads()} threads, and this container may use {cores:g} cores: set "
             f"OMP_NUM_THREADS={max(1, int(cores))}"
         )
+    if lacking := amx.missing():
+        yield f"this processor's AMX would make float32 faster, and cannot be used: {lacking}"
     if not torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64"):
         yield "torch was built without oneDNN: convolutions are many times slower; install torch's own wheel"
     if not features.check("libjpeg_turbo"):

@@ -60,11 +60,21 @@ def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatc
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.amx, "missing", lambda: "there is no C++ compiler: install g++")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
     told = list(doctor.troubles(tmp_path))
-    parts = ("NVIDIA GPU", "OMP_NUM_THREADS is 1; unset", "oneDNN", "libjpeg-turbo", "ulimit -n", "TMPDIR", "--out")
+    parts = (
+        "NVIDIA GPU",
+        "OMP_NUM_THREADS is 1; unset",
+        "install g++",
+        "oneDNN",
+        "libjpeg-turbo",
+        "ulimit -n",
+        "TMPDIR",
+        "--out",
+    )
     assert len(told) == len(parts) and all(part in line for part, line in zip(parts, told, strict=True))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert any("would use 64 threads, and this container may use 4 cores" in line for line in doctor.troubles(tmp_path))
