@@ -29,23 +29,24 @@
 
 namespace {
 
-constexpr long PARTS = 3;                    // bfloat16 numbers in a float32 number
-constexpr long ROWS = 16, DEPTH = 32;        // of a tile: cells, and channels of each
-constexpr long CELL = 2 * DEPTH;             // bytes of a tile's row
-constexpr long TILE = ROWS * CELL;           // bytes
-constexpr long PAIR = 2 * TILE;              // bytes; cells, and outputs, are taken 32 at a time: four tiles of sums
-constexpr long WIDE = 2 * ROWS;              // cells, or outputs, of a pair
-constexpr long CELLS_AHEAD = ROWS / 2, WEIGHTS_AHEAD = 4 * DEPTH;  // to fetch from memory before they are wanted
-constexpr long HUGE_PAGE = 2 << 20;          // bytes
+constexpr long PARTS = 3;                 // bfloat16 numbers in a float32 number
+constexpr long PRODUCTS = 6;              // of parts that are computed
+constexpr long ROWS = 16, DEPTH = 32;     // of a tile: cells, and channels of each
+constexpr long CELL = 2 * DEPTH;          // bytes of a tile's row, and of a line of memory
+constexpr long TILE = ROWS * CELL;        // bytes
+constexpr long WIDE = 2 * ROWS;           // cells, and outputs, that are taken at a time: four tiles of sums
+constexpr long PAIR = 2 * TILE;           // bytes
 constexpr long MOST_TAPS = 9;
+constexpr long CELLS_AHEAD = ROWS / 2;    // to ask the memory for before they are wanted
+constexpr long WEIGHTS_AHEAD = 4 * DEPTH;
+constexpr long HUGE_PAGE = 2 << 20;       // bytes
 // Bytes that cells, and weights, may take of the second-level cache, which has 2 MiB where there is AMX.
 constexpr long ROOM_FOR_CELLS = 650 << 10, ROOM_FOR_WEIGHTS = 220 << 10;
-constexpr long PRODUCTS = 6;                 // of parts that are computed
-constexpr long LINES_OF_PAIR = PARTS * PAIR / CELL;
 
 long steps_to(long length, long step) { return (length + step - 1) / step; }
 
-// Memory that a thread keeps, or null. In huge pages, if there are any: a band touches more than a core recalls of others.
+// Memory that a thread keeps, or null. In huge pages, where the system has any: a band touches more small ones than a
+// core remembers the addresses of.
 struct Buffer {
   char* data = nullptr;
   long size = 0;
@@ -259,7 +260,7 @@ class Writer {
         fetch(residual + at + CELLS_AHEAD * l.out);
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, residual + at));
       }
-      sum = _mm512_max_ps(least, sum);  // of two numbers one of which is none it returns the second
+      sum = _mm512_max_ps(least, sum);  // a NaN stays: beside one the second is returned
       if (past && mask == 0xffff)
         _mm512_stream_ps(l.y + at, sum);
       else
@@ -393,7 +394,7 @@ bool convolve(const Layer& l, int threads) {
         const long at_once = l.groups == 1 ? fitting : l.panels;
         const long pairs = steps_to(count, WIDE), steps = here * l.taps * l.taps;
         // Products in which the weights of a panel must come, and steps in which the cells of the next band must.
-        const long weight_lines = at_once < l.panels ? steps_to(LINES_OF_PAIR, PRODUCTS * pairs) : 0;
+        const long weight_lines = at_once < l.panels ? steps_to(PARTS * PAIR / CELL, PRODUCTS * pairs) : 0;
         const long row_lines = l.stride * l.width * l.in * long(sizeof(float)) / CELL;
         const long band_lines = l.groups == 1 && last ? (bottom - top) * row_lines : 0;
         const long cell_lines = steps_to(band_lines, l.panels * pairs * steps);

@@ -40,20 +40,15 @@ class _NotBuilt(Exception):
     """Says why there is no library."""
 
 
-def usable() -> bool:
-    """Whether this machine can, and torch's compiler, which does not see into libraries, is not looking."""
-    return not torch.compiler.is_compiling() and library() is not None
-
-
 def takes(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether `convolve` can do a layer."""
+    """Whether this machine and `convolve` can do a layer."""
     return (
         x.dtype == conv.weight.dtype == torch.float32
         and conv.kernel_size in [(size, size) for size in KERNELS]
         and conv.in_channels >= FEWEST_CHANNELS
         and all(isinstance(each, tuple) and each[0] == each[1] for each in (conv.stride, conv.padding, conv.dilation))
         and conv.padding_mode == "zeros"
-        and usable()
+        and library() is not None
     )
 
 

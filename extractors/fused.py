@@ -60,7 +60,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.mT, P at once: (P, M, C) and (P, K, C) to (P, M, K)."""
     trained = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and has_fused(torch.float32)
-    if plain and not trained and amx.usable():
+    if plain and not trained and amx.library() is not None:
         return amx.multiply(x, weight)
     return torch.bmm(x, weight.mT)
 

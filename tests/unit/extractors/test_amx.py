@@ -137,15 +137,6 @@ def test_gradients_are_not_for_it() -> None:
     assert multiply(noise(2, 3, 4).requires_grad_(True), noise(2, 5, 4)).requires_grad
 
 
-@needs_amx
-@pytest.mark.slow
-@torch.no_grad()
-def test_torchs_compiler_sees_a_plain_layer() -> None:
-    conv, x = layer(32, 8, 1), noise(1, 32, 4, 5)
-    compiled = torch.compile(lambda x: convolve(x, conv, relu=True), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), convolve(x, conv, relu=True), rtol=1e-5, atol=1e-5)
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("plain", [False, True])
 def test_products_of_many_matrices(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
