@@ -6,13 +6,16 @@ Protocol. The layers that ResNeXts and ResNet-101 take most of their time for, a
 are random, through a ReLU, and not in the caches: every layer has eight inputs and weights in turn. Ways alternate;
 the fastest round counts. Errors are of the sums without bias and ReLU against float64, as a share of the deviation of
 the true values: the root of the mean square, and the largest. "bf16 x 3" is what three products of two bfloat16 parts
-would round, computed in float64; torch calls that precision "high".
+would round, computed in float64; torch calls that precision "high". Then whole networks with random weights (seed 0): a
+photograph's cells, beside those of the same network in float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -20,9 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.extract import MODELS, make, photos, prepare
 from benchmarks.machine import hardware, table, write_results
 from extractors import amx
+from extractors.base import Prepared
 from extractors.fused import convolve
+from extractors.trunk import TrunkExtractor
+from storage.records import GridRecord
 
 COPIES = 8  # of a layer's input and weights
 LAYERS = {  # name: channels in and out, height, width, size, stride, groups
@@ -100,9 +107,32 @@ def measure(name: str, rounds: int) -> list[str]:
     return [name, *times, *rates, *(f"{mean:.1e}, {most:.1e}" for mean, most in layer.errors())]
 
 
+@torch.inference_mode()
+def measure_network(model: str) -> list[str]:
+    """A row of the second table."""
+    extractor = make(model, "float32", "cpu", "float32")
+    images, _ = prepare(extractor, photos(1))
+    given: list[Tensor] = []
+    hook = extractor.network.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    ours = _cells(extractor, images)
+    hook.remove()
+    with mock.patch.object(amx, "takes", lambda x, conv: False):
+        plain = _cells(extractor, images)
+    true = copy.deepcopy(extractor.network).double()(given[0].double())[0].flatten(1).mT
+    return [model, *(f"{mean:.1e}, {most:.1e}" for mean, most in (_error(ours, true), _error(plain, true)))]
+
+
+def _cells(extractor: TrunkExtractor, images: Sequence[Prepared]) -> Tensor:
+    """Of the first image, a row each."""
+    record = extractor.extract(images)[0]
+    assert isinstance(record, GridRecord)
+    return torch.from_numpy(record.features).flatten(0, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", nargs="+", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--networks", nargs="*", choices=MODELS[:3], default=list(MODELS[1:3]))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
@@ -114,9 +144,13 @@ def main() -> None:
     head += ["error of AMX: mean, largest", "of oneDNN", "of bf16 x 3"]
     rows = [measure(name, args.rounds) for name in args.layers]
     about = f"{hardware()}, one core, {args.rounds} rounds. Command: `uv run python -m benchmarks.amx`"
-    report = f"# float32 convolutions by AMX\n\n{about}; its docstring is the protocol.\n\n{table(head, rows)}\n"
+    networks = [measure_network(model) for model in args.networks]
+    errors = table(["network", "error by AMX: mean, largest", "by oneDNN"], networks)
+    tables = f"{table(head, rows)}\n\n{errors}\n"
+    report = f"# float32 convolutions by AMX\n\n{about}; its docstring is the protocol.\n\n{tables}"
     print(report)
-    write_results(args.out, "amx", report, [dict(zip(head, each, strict=True)) for each in rows])
+    facts = {"layers": [dict(zip(head, each, strict=True)) for each in rows], "networks": networks}
+    write_results(args.out, "amx", report, facts)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """float32 convolutions by the matrix unit of processors that have AMX, which itself only knows bfloat16.
 
 Three bfloat16 numbers hold a float32 number, and six products of them make one of float32: that takes the matrix unit
-half the time that the processor's own float32 takes, and rounds less (`benchmarks/amx.py` measures both). `amx.cpp` is
-built when it is first needed, by the machine's C++ compiler, and kept in $TRIPTYCH_CACHE; without a compiler oneDNN
+half the time that the processor's own float32 takes, and rounds no more (`benchmarks/amx.py` measures both). `amx.cpp`
+is built when it is first needed, by the machine's C++ compiler, and kept in $TRIPTYCH_CACHE; without a compiler oneDNN
 does the same, slower, and `triptych doctor` says so.
 
 Shapes in this file: B images, C input and K output channels, h x w cells.
@@ -98,14 +98,17 @@ def _in_rows(x: Tensor) -> Tensor:
 
 
 @cache
-def on_processor() -> bool:
-    """Whether the processor has what is needed, and the system tells so, as Linux does."""
+def processor_flags() -> frozenset[str]:
+    """What the processor can, as Linux names it; elsewhere nothing is known."""
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in told.splitlines() if line.startswith("flags")), [])
-    return set(NEEDED) <= set(flags)
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def on_processor() -> bool:
+    return processor_flags().issuperset(NEEDED)
 
 
 def library() -> ctypes.CDLL | None:

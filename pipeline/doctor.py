@@ -55,8 +55,7 @@ def dtypes() -> list[str]:
     if torch.cuda.is_available():
         bfloat16 = ["bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
         return ["float32", "float16", *bfloat16]
-    flags = _flags()
-    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in amx.processor_flags()]
     told = f"bfloat16 ({fast[0]})" if fast else "bfloat16 (emulated: slower than float32)"
     return ["float32 (by amx_bf16, in three parts)" if amx.library() else "float32", told]
 
@@ -173,17 +172,10 @@ def _memory() -> int:
         return there
 
 
-def _cpuinfo(name: str) -> str:
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
-
-
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _flags() -> set[str]:
-    return set(_cpuinfo("flags").split())
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
