@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
 from benchmarks.reference_loop import reference_loop
-from extractors import GridConfig, RegionConfig, fused, make_extractor, read_image
+from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image
 from extractors.base import Prepared, float32_multiplied
 from extractors.faster_rcnn import RoIHeads
 from extractors.grid import GridExtractor
@@ -44,7 +44,7 @@ from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
 
 MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
-STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "bfloat16")
+STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "float32 by AMX", "bfloat16")
 HEAD_STEPS = ("those of the grid networks, in the box head", "fewer multiplications in the box head")
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
@@ -193,7 +193,10 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
     if isinstance(first, RegionExtractor):
         rows += [Row(model, way, "float32", head_runner(first, way, cores)) for way in HEAD_STEPS]
     else:
-        ways = STEPS if fused.has_fused(torch.bfloat16) else STEPS[:-1]
+        possible = dict.fromkeys(STEPS, True)
+        possible[STEPS[4]] = amx.library() is not None
+        possible[STEPS[5]] = fused.has_fused(torch.bfloat16)
+        ways = [way for way in STEPS if possible[way]]
         rows += [
             Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
             for way in ways
@@ -216,7 +219,7 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
         fold(network)
     if STEPS[1] in taken:
         network.to(memory_format=torch.channels_last)
-    network.to(torch.bfloat16 if STEPS[4] in taken else torch.float32)
+    network.to(torch.bfloat16 if STEPS[5] in taken else torch.float32)
     threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
 
     def run_one(image: Prepared) -> None:
@@ -225,11 +228,13 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
             network(x.to(next(network.parameters()).dtype))
 
     def run(images: Sequence[Prepared]) -> None:
-        kept = fused.has_fused
+        kept = fused.has_fused, amx.takes
         if STEPS[3] not in taken:
             fused.has_fused = lambda dtype: False  # type: ignore[assignment]
+        if STEPS[4] not in taken:
+            amx.takes = lambda x, conv: False
         list(threads.map(run_one, images))
-        fused.has_fused = kept
+        fused.has_fused, amx.takes = kept  # type: ignore[assignment]
 
     return run
 
