@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import hardware
 from storage import open_store, verify_store
 from tests.helpers import largest_differences
 
@@ -70,15 +69,6 @@ def table(rows: list[dict[str, Any]], equal: dict[str, str]) -> str:
     ]
     lines += ["", *(f"Local against Ray, {view}: {words}." for view, words in equal.items()), ""]
     return "\n".join(lines)
-
-
-def hardware() -> str:
-    """Processor, threads and versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = match[1]
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def main() -> None:

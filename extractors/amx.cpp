@@ -220,7 +220,12 @@ class Writer {
   alignas(64) float sums[2][2][ROWS][ROWS];
   const Layer& l;
   Target to{};
-  long cell = WIDE, row = 0, column = 0;
+  long cell = WIDE, row = 0, column = 0;  // the next to write
+  long channel = 0, left = 0;             // the first of the panel, and how many there are from it on
+  const float* residual = nullptr;
+  float least = 0;
+  // Full lines of 64 bytes go past the caches, which would read them first, and are not asked for them soon.
+  bool past = false;
 
  public:
   explicit Writer(const Layer& layer) : l(layer) {}
@@ -233,6 +238,10 @@ class Writer {
     _tile_stored(3, sums[1][1], CELL);
     settle();
     to = target, cell = 0, row = to.top + to.from / l.wide, column = to.from % l.wide;
+    channel = to.group * l.own_out + to.panel * WIDE, left = l.own_out - to.panel * WIDE;
+    residual = to.last ? l.residual : nullptr;
+    least = to.last && l.relu ? 0.0f : -__builtin_inff();
+    past = to.last && l.out % 16 == 0 && channel % 16 == 0 && reinterpret_cast<uintptr_t>(l.y) % 64 == 0;
   }
 
   // The next cells, as many as there are.
@@ -245,11 +254,6 @@ class Writer {
 
  private:
   inline void write_cell() {
-    const long channel = to.group * l.own_out + to.panel * WIDE, left = l.own_out - to.panel * WIDE;
-    const float* residual = to.last ? l.residual : nullptr;
-    // What is read next is not this; full lines of 64 bytes go past the caches, which would read them first.
-    const bool past = to.last && l.out % 16 == 0 && channel % 16 == 0 && reinterpret_cast<uintptr_t>(l.y) % 64 == 0;
-    const __m512 least = _mm512_set1_ps(to.last && l.relu ? 0.0f : -__builtin_inff());
     for (long half = 0; half < 2; half++) {
       const long at = ((to.image * l.high + row) * l.across + column) * l.out + channel + 16 * half;
       const __mmask16 mask = first(left - 16 * half);
@@ -260,7 +264,7 @@ class Writer {
         fetch(residual + at + CELLS_AHEAD * l.out);
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, residual + at));
       }
-      sum = _mm512_max_ps(least, sum);  // a NaN stays: beside one the second is returned
+      sum = _mm512_max_ps(_mm512_set1_ps(least), sum);  // a NaN stays: beside one the second is returned
       if (past && mask == 0xffff)
         _mm512_stream_ps(l.y + at, sum);
       else

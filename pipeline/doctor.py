@@ -24,6 +24,7 @@ from pipeline.cores import usable_cores
 from pipeline.plan import make_plan
 from pipeline.probe import Probe, probe_job
 from pipeline.sources import SourceConfig, open_source
+from trainers.machine import processor
 
 WRITTEN = 256 << 20  # bytes that the disk is tried with
 MIB = 1 << 20
@@ -34,7 +35,7 @@ BUSY, TAKEN = 10, 0.1  # percent of the time, and a share of the memory, that ot
 
 def facts() -> Iterator[tuple[str, str]]:
     """What there is, a name and a text each."""
-    yield "processor", f"{_processor()}, {usable_cores():g} cores to use, {torch.get_num_threads()} threads"
+    yield "processor", f"{processor()}, {usable_cores():g} cores to use, {torch.get_num_threads()} threads"
     yield "memory", f"{_memory() / 2**30:.0f} GiB"
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
@@ -170,12 +171,3 @@ def _memory() -> int:
         return min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):
         return there
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

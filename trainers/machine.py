@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def hardware() -> str:
-    """Processor, threads, memory and versions."""
-    cpu = platform.processor() or platform.machine()
+def processor() -> str:
+    """Its name, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     if info.exists() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = match[1]
+        return match[1]
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Processor, threads, memory and versions."""
     import torch
 
     threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}, {threads}, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
+    return f"{processor()}, {threads}, {memory:.0f} GiB{gpu}, torch {torch.__version__}"
 
 
 def wait(device: torch.device) -> None:

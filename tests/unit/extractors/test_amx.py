@@ -17,8 +17,15 @@ from torch.nn import functional as F
 from extractors import amx, fused
 from extractors.fused import convolve, multiply
 
-needs_amx = pytest.mark.skipif(amx.library() is None, reason=f"no AMX: {amx.missing() or 'the processor has none'}")
+needs_amx = pytest.mark.usefixtures("built")
 CELLS = torch.channels_last
+
+
+@pytest.fixture(scope="module")
+def built() -> None:
+    """Values need the unit itself; how it is built, refused and done without is tested on any machine."""
+    if amx.library() is None:
+        pytest.skip(f"no AMX: {amx.missing() or 'the processor has none'}")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
