@@ -45,8 +45,15 @@ constexpr long ROOM_FOR_CELLS = 650 << 10, ROOM_FOR_WEIGHTS = 220 << 10;
 
 long steps_to(long length, long step) { return (length + step - 1) / step; }
 
-// Memory that a thread keeps, or null. In huge pages, where the system has any: a band touches more small ones than a
-// core remembers the addresses of.
+// For memory that is about to be written first: new small pages cost more than what is computed into them, and a core
+// remembers the addresses of few.
+void ask_for_huge_pages(void* from, long bytes) {
+  const auto begin = steps_to(reinterpret_cast<uintptr_t>(from), HUGE_PAGE) * HUGE_PAGE;
+  const auto end = long(reinterpret_cast<uintptr_t>(from) + bytes) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+// Memory that a thread keeps, or null. In huge pages, where the system has any.
 struct Buffer {
   char* data = nullptr;
   long size = 0;
@@ -56,30 +63,43 @@ struct Buffer {
       size = steps_to(wanted, HUGE_PAGE) * HUGE_PAGE;
       data = static_cast<char*>(std::aligned_alloc(HUGE_PAGE, size));
       if (!data) return size = 0, nullptr;
-      madvise(data, size, MADV_HUGEPAGE);
+      ask_for_huge_pages(data, size);
     }
     return data;
   }
   ~Buffer() { std::free(data); }
 };
 
-struct Layer {
-  const float *x, *weight, *bias, *residual;
+// What decides how weights are packed.
+struct Channels {
+  long in, out, taps;         // of the layer; taps an axis
+  long merged = 1, groups;    // groups of the layer that are computed as one, and how many such there are
+  long own_in, own_out;       // channels of one
+  long blocks, panels;        // of 32 input, and output, channels of one
+
+  Channels(long in, long out, long taps, long of_layer) : in(in), out(out), taps(taps) {
+    while (in / of_layer * merged < DEPTH && of_layer % (2 * merged) == 0) merged *= 2;
+    groups = of_layer / merged;
+    own_in = in / groups, own_out = out / groups;
+    blocks = steps_to(own_in, DEPTH), panels = steps_to(own_out, WIDE);
+  }
+  long step_bytes() const { return taps * taps * PARTS * PAIR; }  // weights of a panel for one block
+  long panel_bytes() const { return blocks * step_bytes(); }
+};
+
+struct Layer : Channels {
+  using Channels::Channels;
+  const float *x, *bias, *residual;
+  const char* weights;  // packed
   float* y;
-  long images, height, width, in, out;       // of the input
-  long taps, stride, padding, dilation;      // taps an axis
-  long groups, merged;                       // groups as they are computed, and how many of the layer's each one holds
+  long images, height, width;                // of the input
+  long stride, padding, dilation;
   bool relu;
   long high, across;                         // of the output
   long wide;                                 // cells of one phase in a row, border included
   long reach;                                // rows, and columns, of a phase that a tap is away from the first at most
-  long own_in, own_out;                      // channels of a group
-  long blocks, panels;                       // of 32 input, and output, channels of a group
   std::vector<long> phases;                  // those that taps meet
   long phase_of[MOST_TAPS], shift[MOST_TAPS];  // of each tap: index into `phases`, and cells from the first on
-
-  long step_bytes() const { return taps * taps * PARTS * PAIR; }  // weights of a panel for one block
-  long panel_bytes() const { return blocks * step_bytes(); }
 };
 
 inline __mmask16 first(long count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
@@ -126,9 +146,10 @@ void transpose(__m512i* rows) {
 }
 
 // 32 weights of one output from an input channel of its group on, split; zero where another of the merged groups is.
-void split_weights(const Layer& l, long group, long output, long tap, long channel, __m256i low[], __m256i high[]) {
+void split_weights(const Channels& l, const float* of_layer, long group, long output, long tap, long channel,
+                   __m256i low[], __m256i high[]) {
   const long inputs = l.own_in / l.merged, outputs = l.own_out / l.merged, begin = output / outputs * inputs;
-  const float* weights = l.weight + ((group * l.own_out + output) * l.taps * l.taps + tap) * inputs;
+  const float* weights = of_layer + ((group * l.own_out + output) * l.taps * l.taps + tap) * inputs;
   const long from = std::max(begin, channel), end = std::min(begin + inputs, channel + DEPTH);
   if (end - from == DEPTH) {
     const float* here = weights + channel - begin;
@@ -144,7 +165,7 @@ void split_weights(const Layer& l, long group, long output, long tap, long chann
 }
 
 // A panel of 32 outputs, as AMX wants its second factor: [block][tap][part][16 outputs, twice][16 pairs of channels].
-void pack(const Layer& l, long group, long panel, char* to) {
+void pack(const Channels& l, const float* weights, long group, long panel, char* to) {
   for (long block = 0; block < l.blocks; block++)
     for (long tap = 0; tap < l.taps * l.taps; tap++, to += PARTS * PAIR)
       for (long half = 0; half < 2; half++) {
@@ -152,7 +173,7 @@ void pack(const Layer& l, long group, long panel, char* to) {
         for (long i = 0; i < ROWS; i++) {
           const long output = panel * WIDE + half * ROWS + i;
           __m256i low[PARTS] = {}, high[PARTS] = {};
-          if (output < l.own_out) split_weights(l, group, output, tap, block * DEPTH, low, high);
+          if (output < l.own_out) split_weights(l, weights, group, output, tap, block * DEPTH, low, high);
           for (long part = 0; part < PARTS; part++) rows[part][i] = joined(low[part], high[part]);
         }
         for (long part = 0; part < PARTS; part++) {
@@ -347,11 +368,20 @@ class Tiles {
   }
 };
 
+// `work` by so many threads at once, this one among them.
+template <typename Work>
+void in_threads(int threads, const Work& work) {
+  std::vector<std::thread> others;
+  try {
+    for (int i = 1; i < threads; i++) others.emplace_back(work);
+  } catch (const std::system_error&) {  // the system gives no more threads: those that are there do it
+  }
+  work();
+  for (auto& each : others) each.join();
+}
+
 // False where there is no memory for it.
 bool convolve(const Layer& l, int threads) {
-  thread_local Buffer kept;
-  char* const weights = kept.of(l.groups * l.panels * l.panel_bytes());
-  if (!weights) return false;
   // Together: blocks of a group, or groups, whose weights for 32 outputs, or for all, leave room for cells.
   const long blocks = std::clamp(ROOM_FOR_WEIGHTS / l.step_bytes(), 1L, l.blocks);
   long together = blocks < l.blocks ? 1 : std::clamp(ROOM_FOR_WEIGHTS / (l.panels * l.panel_bytes()), 1L, l.groups);
@@ -368,12 +398,8 @@ bool convolve(const Layer& l, int threads) {
   if (l.wide == 1) rows = steps_to(rows, WIDE) * WIDE;
   const long bands = steps_to(l.high, rows), chunks = steps_to(l.groups, together);
 
-  std::atomic<long> next_panel{0}, next_band{0};
+  std::atomic<long> next_band{0};
   std::atomic<bool> enough{true};
-  const auto pack_panels = [&] {
-    for (long each; (each = next_panel++) < l.groups * l.panels;)
-      pack(l, each / l.panels, each % l.panels, weights + each * l.panel_bytes());
-  };
   const auto compute_bands = [&] {
     thread_local Buffer buffer;
     const Tiles tiles;
@@ -407,7 +433,7 @@ bool convolve(const Layer& l, int threads) {
           for (long pair = 0; pair < pairs; pair++)
             for (long g = group; g < last_group; g++)
               for (long panel = first_panel; panel < std::min(l.panels, first_panel + at_once); panel++) {
-                const char* of_panel = weights + (g * l.panels + panel) * l.panel_bytes() + block * l.step_bytes();
+                const char* of_panel = l.weights + (g * l.panels + panel) * l.panel_bytes() + block * l.step_bytes();
                 const char* next_panel = of_panel + at_once * l.panel_bytes();
                 const Ahead next_weights{next_panel + pair * steps * PRODUCTS * weight_lines * CELL, weight_lines};
                 const Ahead next_cells{next_band + (panel * pairs + pair) * steps * cell_lines * CELL, cell_lines};
@@ -420,17 +446,7 @@ bool convolve(const Layer& l, int threads) {
     writer.write(WIDE);
     _mm_sfence();  // what went past the caches is there for whoever reads it next
   };
-  const auto in_threads = [&](const auto& work) {
-    std::vector<std::thread> others;
-    try {
-      for (int i = 1; i < threads; i++) others.emplace_back(work);
-    } catch (const std::system_error&) {  // the system gives no more threads: those that are there do it
-    }
-    work();
-    for (auto& each : others) each.join();
-  };
-  in_threads(pack_panels);
-  in_threads(compute_bands);
+  in_threads(threads, compute_bands);
   return enough;
 }
 
@@ -442,30 +458,41 @@ extern "C" int triptych_amx_allowed() {
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
+// Bytes of a layer's packed weights.
+extern "C" long triptych_amx_packed(long in, long out, long taps, long groups) {
+  const Channels l(in, out, taps, groups);
+  return l.groups * l.panels * l.panel_bytes();
+}
+
+// Packs weight (out, taps, taps, in / groups), float32 without gaps, for convolutions; `packed` begins at a line.
+extern "C" void triptych_amx_pack(const float* weight, char* packed, long in, long out, long taps, long groups,
+                                  int threads) {
+  const Channels l(in, out, taps, groups);
+  ask_for_huge_pages(packed, l.groups * l.panels * l.panel_bytes());
+  std::atomic<long> next{0};
+  in_threads(threads, [&] {
+    for (long each; (each = next++) < l.groups * l.panels;)
+      pack(l, weight, each / l.panels, each % l.panels, packed + each * l.panel_bytes());
+  });
+}
+
 // y = conv(x, weight) + bias + residual, through a ReLU where asked; `bias` and `residual` may be null.
-// x (images, height, width, in), weight (out, taps, taps, in / groups), residual and y (images, high, across, out), all
-// float32 without gaps. Returns 0, or 1 where there is no memory for it.
-extern "C" int triptych_amx_convolve(const float* x, const float* weight, const float* bias, const float* residual,
+// x (images, height, width, in), residual and y (images, high, across, out), all float32 without gaps; weights as
+// `triptych_amx_pack` leaves them. Returns 0, or 1 where there is no memory for it.
+extern "C" int triptych_amx_convolve(const float* x, const char* packed, const float* bias, const float* residual,
                                      float* y, long images, long height, long width, long in, long out, long taps,
                                      long stride, long padding, long dilation, long groups, int relu, int threads) {
   if (taps == 1 && stride == 1 && padding == 0) height *= images * width, width = images = 1;
-  Layer l{};
-  l.x = x, l.weight = weight, l.bias = bias, l.residual = residual, l.y = y;
-  l.images = images, l.height = height, l.width = width, l.in = in, l.out = out;
-  l.taps = taps, l.stride = stride, l.padding = padding, l.dilation = dilation;
+  Layer l(in, out, taps, groups);
+  l.x = x, l.weights = packed, l.bias = bias, l.residual = residual, l.y = y;
+  l.images = images, l.height = height, l.width = width;
+  l.stride = stride, l.padding = padding, l.dilation = dilation;
   l.relu = relu;
-  l.merged = 1;
-  while (in / groups * l.merged < DEPTH && groups % (2 * l.merged) == 0) l.merged *= 2;
-  l.groups = groups / l.merged;
   const long beyond = dilation * (taps - 1);
   l.high = (height + 2 * padding - beyond - 1) / stride + 1;
   l.across = (width + 2 * padding - beyond - 1) / stride + 1;
   l.wide = steps_to(width + 2 * padding, stride);
   l.reach = beyond / stride;
-  l.own_in = in / l.groups;
-  l.own_out = out / l.groups;
-  l.blocks = steps_to(l.own_in, DEPTH);
-  l.panels = steps_to(l.own_out, WIDE);
   for (long tap = 0; tap < taps * taps; tap++) {
     const long down = tap / taps * dilation, right = tap % taps * dilation;
     const long phase = down % stride * stride + right % stride;
@@ -474,9 +501,5 @@ extern "C" int triptych_amx_convolve(const float* x, const float* weight, const 
     if (found == l.phases.end()) l.phases.push_back(phase);
     l.shift[tap] = down / stride * l.wide + right / stride;
   }
-  // New memory in small pages costs more than the sums that are written there.
-  const auto begin = steps_to(reinterpret_cast<uintptr_t>(y), HUGE_PAGE) * HUGE_PAGE;
-  const auto end = reinterpret_cast<uintptr_t>(y + images * l.high * l.across * out) / HUGE_PAGE * HUGE_PAGE;
-  if (begin < long(end)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
   return convolve(l, threads) ? 0 : 1;
 }

@@ -20,10 +20,13 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from extractors.output_memory import OutputMemory
 from storage.atomic import cache_folder, write_whole
 from storage.errors import StoreError
 
@@ -34,6 +37,7 @@ KERNELS = (1, 3)  # sizes; with a larger one most of a tile would be border
 FEWEST_CHANNELS = 32  # in: what a tile is wide
 
 _building = Lock()
+_outputs = OutputMemory()
 
 
 class _NotBuilt(Exception):
@@ -66,30 +70,77 @@ def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None, relu: bool) ->
     padding = int(conv.padding[0])
     batch, _, height, width = x.shape
     high, wide = ((side + 2 * padding - dilation * (size - 1) - 1) // stride + 1 for side in (height, width))
-    y = torch.empty(batch, conv.out_channels, high, wide, memory_format=torch.channels_last)
-    channels = (conv.in_channels, conv.out_channels)
-    sizes = (batch, height, width, *channels, size, stride, padding, dilation, conv.groups)
-    _compute([x, conv.weight, conv.bias, residual], y, sizes, relu)
+    y = _outputs.empty(batch, high, wide, conv.out_channels).permute(0, 3, 1, 2)
+    channels = (conv.in_channels, conv.out_channels, size)
+    packed = _packed(conv.weight, (*channels, conv.groups))
+    sizes = (batch, height, width, *channels, stride, padding, dilation, conv.groups)
+    _compute([x, packed, conv.bias, residual], y, sizes, relu)
     return y
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """P products x @ weight.mT at once: (P, M, C) and (P, K, C) to (P, M, K), all float32; no gradients."""
     (count, rows, inputs), outputs = x.shape, weight.shape[1]
-    y = torch.empty(count, rows, outputs)
+    y = _outputs.empty(count, rows, outputs)
+    packed = _packed(weight, (inputs, outputs, 1, 1)).view(count, -1)
     for each in range(count):  # a convolution of 1x1
-        _compute([x[each], weight[each], None, None], y[each], (1, rows, 1, inputs, outputs, 1, 1, 0, 1, 1), relu=False)
+        _compute([x[each], packed[each], None, None], y[each], (1, rows, 1, inputs, outputs, 1, 1, 0, 1, 1), relu=False)
     return y
+
+
+class _Packed(NamedTuple):
+    """Weights as the unit wants them, and those that they were made from, to be told when they have changed."""
+
+    parts: Tensor
+    place: int
+    version: int
+
+
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of frozen weights, as long as these live
+_keeping = Lock()
+
+
+def _packed(weight: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Weights for `convolve`, one layer's (K, C / groups, size, size) or many's (P, K, C), in three parts: bytes, one
+    layer after the other. `shape` is a layer's (C, K, size, groups).
+
+    Those of frozen weights are kept, for one and a half times their memory, until the weights change: packing takes a
+    tenth of an image's time. Written through `.data` or numpy, of which torch knows nothing, weights would keep what
+    they were.
+    """
+    if weight.requires_grad or weight.is_inference():  # trained, or made on the fly: they may change with every image
+        return _pack(weight, shape)
+    with _keeping:
+        found = _kept.get(weight)
+        if found is None or (found.place, found.version) != (weight.data_ptr(), weight._version):
+            _kept[weight] = found = _Packed(_pack(weight, shape), weight.data_ptr(), weight._version)
+    return found.parts
+
+
+def _pack(weight: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    built = _built()
+    rows = _in_rows(weight)
+    layers = len(weight) if weight.dim() == 3 else 1
+    packed = torch.empty(layers, built.triptych_amx_packed(*shape), dtype=torch.uint8)
+    for each in range(layers):
+        place = rows.data_ptr() + each * rows.nbytes // layers
+        built.triptych_amx_pack(place, packed[each].data_ptr(), *shape, torch.get_num_threads())
+    return packed
 
 
 def _compute(given: Sequence[Tensor | None], y: Tensor, sizes: tuple[int, ...], relu: bool) -> None:
     """Call `triptych_amx_convolve`, which says what is what."""
-    built = library()
-    assert built is not None, "nobody asked whether this machine can"
+    built = _built()
     in_rows = [each if each is None else _in_rows(each) for each in given]
     places = [each if each is None else each.data_ptr() for each in [*in_rows, y]]
     if y.numel() and built.triptych_amx_convolve(*places, *sizes, relu, torch.get_num_threads()):
         raise MemoryError("there is no memory for the parts of a convolution; extract fewer images at once.")
+
+
+def _built() -> ctypes.CDLL:
+    built = library()
+    assert built is not None, "nobody asked whether this machine can"
+    return built
 
 
 def _in_rows(x: Tensor) -> Tensor:
@@ -134,8 +185,10 @@ def _opened() -> tuple[ctypes.CDLL | None, str | None]:
         return None, str(error)
     if not found.triptych_amx_allowed():
         return None, "the system does not let a process use it"
-    pointers, numbers = [ctypes.c_void_p] * 5, [ctypes.c_long] * 10
-    found.triptych_amx_convolve.argtypes = [*pointers, *numbers, ctypes.c_int, ctypes.c_int]
+    pointer, number, switch = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    found.triptych_amx_packed.argtypes, found.triptych_amx_packed.restype = [number] * 4, number
+    found.triptych_amx_pack.argtypes, found.triptych_amx_pack.restype = [*[pointer] * 2, *[number] * 4, switch], None
+    found.triptych_amx_convolve.argtypes = [*[pointer] * 5, *[number] * 10, switch, switch]
     return found, None
 
 

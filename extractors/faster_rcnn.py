@@ -384,6 +384,7 @@ class BottomUpDetector(nn.Module):
         In float32 the backbone of the bottom-up detector keeps its norms: rounded otherwise than in the official codes,
         some corners of thin boxes would move by a hundredth of a pixel. It takes a fifteenth of the time.
         """
+        self.requires_grad_(False)
         fold(self.roi_heads)
         self.roi_heads.lower(compute_dtype(dtype.removesuffix(HEADS_ONLY)))
         lower = not dtype.endswith(HEADS_ONLY) and compute_dtype(dtype) != torch.float32

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,64 @@ def test_what_is_none_stays_none_and_nothing_makes_nothing() -> None:
     found = convolve(x, conv, relu=True)
     assert found[0, :, 1, 2].isnan().all() and found.isnan().sum() == 32
     assert convolve(x[:, :, :, :0], conv).shape == (1, 32, 4, 0)
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What is packed from now on; without AMX, too."""
+    seen: list[Tensor] = []
+
+    def pack(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+        seen.append(weight)
+        return weight.clone()
+
+    monkeypatch.setattr(amx, "_pack", pack)
+    return seen
+
+
+@torch.inference_mode()
+def test_frozen_weights_are_packed_once_and_again_when_they_change(packings: list[Tensor]) -> None:
+    with torch.inference_mode(False):
+        conv, other = layer(32, 8, 1), layer(32, 8, 1)
+    shape = (32, 8, 1, 1)
+
+    def times() -> int:
+        packings.clear()
+        for _ in range(2):
+            assert torch.equal(amx._packed(conv.weight, shape), conv.weight)
+        return len(packings)
+
+    assert times() == 1 and times() == 0
+    with torch.inference_mode(False), torch.no_grad():
+        conv.weight += 1
+        assert times() == 1 and times() == 0
+        conv.load_state_dict(other.state_dict())
+        assert times() == 1
+        conv.double().float()  # other memory
+        assert times() == 1
+        conv.weight = other.weight
+        assert times() == 1 and times() == 0
+
+
+@torch.inference_mode()
+def test_weights_that_may_change_with_every_image_are_not_kept(packings: list[Tensor]) -> None:
+    with torch.inference_mode(False):
+        trained = layer(32, 8, 1).requires_grad_(True).weight
+    for weight in (trained, noise(8, 32, 1, 1)):
+        amx._packed(weight, (32, 8, 1, 1))
+        amx._packed(weight, (32, 8, 1, 1))
+        assert len(packings) == 2 and weight not in amx._kept
+        packings.clear()
+
+
+def test_what_was_packed_goes_with_its_weights(packings: list[Tensor]) -> None:
+    conv = layer(32, 8, 1)
+    parts = weakref.ref(amx._packed(conv.weight, (32, 8, 1, 1)))
+    assert parts() is not None and conv.weight in amx._kept
+    packings.clear()
+    del conv
+    gc.collect()
+    assert parts() is None
 
 
 @needs_amx
