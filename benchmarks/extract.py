@@ -19,14 +19,17 @@ Stage times are of one image alone, from hooks; peak memory is of the process (C
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -44,7 +47,10 @@ from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
 
 MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
-STEPS = ("a thread an image", "channels last", "norms folded", "fused steps", "float32 by AMX", "bfloat16")
+STEPS = (
+    "a thread an image", "channels last", "norms folded", "fused steps", "float32 by AMX",
+    "its weights and memory kept", "bfloat16",
+)  # fmt: skip
 HEAD_STEPS = ("those of the grid networks, in the box head", "fewer multiplications in the box head")
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
@@ -99,12 +105,8 @@ def peak_flops(dtype: str, device: torch.device) -> float:
 
 def flops(extractor: TrunkExtractor, image: Prepared) -> int:
     """Of one image; the fused operators are not counted by torch, the steps they stand for are."""
-    kept, fused.has_fused = fused.has_fused, lambda dtype: False  # type: ignore[assignment]
-    try:
-        with FlopCounterMode(display=False) as counter:
-            extractor.extract([image])
-    finally:
-        fused.has_fused = kept
+    with mock.patch.object(fused, "has_fused", lambda dtype: False), FlopCounterMode(display=False) as counter:
+        extractor.extract([image])
     return counter.get_total_flops()
 
 
@@ -187,15 +189,15 @@ def bench(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
 def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[dict[str, Any]]:
     """One row an optimisation, each on top of those before; the rows run the network only."""
     cores, first = torch.get_num_threads(), make(model, "float32", args.device)
-    images, _ = prepare(first, files)
+    images, preparing = prepare(first, files)
     count = flops(first, images[0])
     rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))]
     if isinstance(first, RegionExtractor):
         rows += [Row(model, way, "float32", head_runner(first, way, cores)) for way in HEAD_STEPS]
     else:
         possible = dict.fromkeys(STEPS, True)
-        possible[STEPS[4]] = amx.library() is not None
-        possible[STEPS[5]] = fused.has_fused(torch.bfloat16)
+        possible[STEPS[4]] = possible[STEPS[5]] = amx.library() is not None
+        possible[STEPS[6]] = fused.has_fused(torch.bfloat16)
         ways = [way for way in STEPS if possible[way]]
         rows += [
             Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
@@ -207,7 +209,7 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
         for row in rows:
             torch.set_num_threads(cores)
             measure(row, images, first.device)
-    return [{**facts_of(row, count, args.peaks), "stages": {}, "prepare_ms": 0.0} for row in rows]
+    return [{**facts_of(row, count, args.peaks), "stages": {}, "prepare_ms": 1e3 * preparing} for row in rows]
 
 
 def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Sequence[Prepared]], object]:
@@ -219,7 +221,7 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
         fold(network)
     if STEPS[1] in taken:
         network.to(memory_format=torch.channels_last)
-    network.to(torch.bfloat16 if STEPS[5] in taken else torch.float32)
+    network.to(torch.bfloat16 if STEPS[6] in taken else torch.float32)
     threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
 
     def run_one(image: Prepared) -> None:
@@ -228,13 +230,15 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
             network(x.to(next(network.parameters()).dtype))
 
     def run(images: Sequence[Prepared]) -> None:
-        kept = fused.has_fused, amx.takes
-        if STEPS[3] not in taken:
-            fused.has_fused = lambda dtype: False  # type: ignore[assignment]
-        if STEPS[4] not in taken:
-            amx.takes = lambda x, conv: False
-        list(threads.map(run_one, images))
-        fused.has_fused, amx.takes = kept  # type: ignore[assignment]
+        with ExitStack() as undone:
+            if STEPS[3] not in taken:
+                undone.enter_context(mock.patch.object(fused, "has_fused", lambda dtype: False))
+            if STEPS[4] not in taken:
+                undone.enter_context(mock.patch.object(amx, "takes", lambda x, conv: False))
+            if STEPS[5] not in taken:
+                undone.enter_context(mock.patch.object(amx, "_packed", amx._pack))
+                undone.enter_context(mock.patch.object(amx._outputs, "empty", torch.empty))
+            list(threads.map(run_one, images))
 
     return run
 
@@ -253,7 +257,8 @@ def head_runner(extractor: RegionExtractor, way: str, cores: int) -> Callable[[S
 
 
 def prepare(extractor: TrunkExtractor, files: Sequence[Path]) -> tuple[list[Prepared], float]:
-    """Images as the network takes them, and seconds of one core for each."""
+    """Images as the network takes them, and seconds of one core for each; libraries load and settle before."""
+    extractor.prepare("0", read_image(str(files[0])))
     began = time.perf_counter()
     images = [extractor.prepare(str(row), read_image(str(file))) for row, file in enumerate(files)]
     return images, (time.perf_counter() - began) / len(files)
@@ -285,6 +290,7 @@ def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
         for each in facts
     ]
     header = ["model", "way", "dtype", "images/s", "factor", "GFLOP an image", "MFU", "peak memory", "ms, one image"]
+    command = shlex.join(["uv", "run", "python", "-m", "benchmarks.extract", *sys.argv[1:]])
     peaks = ", ".join(f"{name} {flop / 1e9:.0f} GFLOP/s" for name, flop in args.peaks.items())
     return (
         "\n\n".join(
@@ -292,7 +298,7 @@ def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
                 f"# Extraction, {time.strftime('%Y-%m-%d')}",
                 f"{hardware()}, {args.images} images, {args.rounds} rounds. Matrix products: {peaks}. "
                 f"Reading, decoding and resizing take {facts[-1]['prepare_ms']:.0f} ms of one core an image. "
-                "Command: `uv run python -m benchmarks.extract`; its docstring is the protocol.",
+                f"Command: `{command}`; its docstring is the protocol.",
                 table(header, cells),
             ]
         )
