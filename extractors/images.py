@@ -177,10 +177,11 @@ def _pixels(rgb: Image.Image) -> np.ndarray:
     `np.array` asks of Pillow lets none of them run, and is what sixteen decoding threads would wait for.
     """
     try:
-        four = pa.array(rgb).flatten().to_numpy(zero_copy_only=True)
+        four = pa.array(rgb).flatten()
     except ValueError:  # above 16 MiB an image lies in several pieces
         return np.array(rgb)
-    return cv2.cvtColor(four.reshape(rgb.height, rgb.width, 4), cv2.COLOR_RGBA2RGB)
+    pixels = np.frombuffer(four.buffers()[1], np.uint8, len(four), four.offset)  # `to_numpy` would import pandas: a second
+    return cv2.cvtColor(pixels.reshape(rgb.height, rgb.width, 4), cv2.COLOR_RGBA2RGB)
 
 
 def _upright_method(image: Image.Image) -> Image.Transpose | None:
