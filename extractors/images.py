@@ -180,7 +180,7 @@ def _pixels(rgb: Image.Image) -> np.ndarray:
         four = pa.array(rgb).flatten()
     except ValueError:  # above 16 MiB an image lies in several pieces
         return np.array(rgb)
-    pixels = np.frombuffer(four.buffers()[1], np.uint8, len(four), four.offset)  # `to_numpy` would import pandas: a second
+    pixels = np.frombuffer(four.buffers()[1], np.uint8, len(four), four.offset)  # `to_numpy` takes a second for pandas
     return cv2.cvtColor(pixels.reshape(rgb.height, rgb.width, 4), cv2.COLOR_RGBA2RGB)
 
 
