@@ -45,7 +45,7 @@ constexpr long ROOM_FOR_CELLS = 650 << 10, ROOM_FOR_WEIGHTS = 220 << 10;
 
 long steps_to(long length, long step) { return (length + step - 1) / step; }
 
-// For memory that is about to be written first: new small pages cost more than what is computed into them, and a core
+// For memory that nothing was written to yet. New small pages cost more than what is computed into them, and a core
 // remembers the addresses of few.
 void ask_for_huge_pages(void* from, long bytes) {
   const auto begin = steps_to(reinterpret_cast<uintptr_t>(from), HUGE_PAGE) * HUGE_PAGE;
@@ -72,10 +72,10 @@ struct Buffer {
 
 // What decides how weights are packed.
 struct Channels {
-  long in, out, taps;         // of the layer; taps an axis
-  long merged = 1, groups;    // groups of the layer that are computed as one, and how many such there are
-  long own_in, own_out;       // channels of one
-  long blocks, panels;        // of 32 input, and output, channels of one
+  long in, out, taps;       // of the layer; taps an axis
+  long merged = 1, groups;  // groups of the layer that are computed as one, and how many such there are
+  long own_in, own_out;     // channels of one
+  long blocks, panels;      // of 32 input, and output, channels of one
 
   Channels(long in, long out, long taps, long of_layer) : in(in), out(out), taps(taps) {
     while (in / of_layer * merged < DEPTH && of_layer % (2 * merged) == 0) merged *= 2;
@@ -92,13 +92,13 @@ struct Layer : Channels {
   const float *x, *bias, *residual;
   const char* weights;  // packed
   float* y;
-  long images, height, width;                // of the input
+  long images, height, width;  // of the input
   long stride, padding, dilation;
   bool relu;
-  long high, across;                         // of the output
-  long wide;                                 // cells of one phase in a row, border included
-  long reach;                                // rows, and columns, of a phase that a tap is away from the first at most
-  std::vector<long> phases;                  // those that taps meet
+  long high, across;         // of the output
+  long wide;                 // cells of one phase in a row, border included
+  long reach;                // rows, and columns, of a phase that a tap is away from the first at most
+  std::vector<long> phases;  // those that taps meet
   long phase_of[MOST_TAPS], shift[MOST_TAPS];  // of each tap: index into `phases`, and cells from the first on
 };
 

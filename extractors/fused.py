@@ -1,9 +1,9 @@
 """A convolution and what follows it in one step: bias, addition, ReLU; and deformed samples as one gather.
 
 On a CPU the step is one of oneDNN's fused operators, which torch has for its own compiler: three passes over memory
-less a convolution, for any shape and without compiling anything. Weights are not packed beforehand: what is packed for
-one shape is unpacked again, slowly, for another, and the packing itself is about a hundredth of a convolution. Where
-the processor has AMX, float32 goes through its matrix unit instead (`extractors/amx.py`).
+less a convolution, for any shape and without compiling anything. Its weights are not packed beforehand: what is packed
+for one shape is unpacked again, slowly, for another, and the packing itself is about a hundredth of a convolution.
+Where the processor has AMX, float32 goes through its matrix unit instead (`extractors/amx.py`).
 On a GPU the step is one of cuDNN's, which torch has for its own compiler, too: where the steps are apart, three fifths
 of a ResNeXt's time go into them. Elsewhere, and for number types that this processor's oneDNN lacks, it is torch's
 convolution and steps in place.

@@ -11,6 +11,7 @@ import math
 import mmap
 import weakref
 from collections import deque
+from contextlib import suppress
 from threading import Lock
 
 import torch
@@ -34,7 +35,11 @@ class OutputMemory:
 
     def empty(self, *shape: int) -> Tensor:
         """float32, with whatever was there, from an address that is a multiple of 64 on; in huge pages, where the
-        system has any."""
+        system has any.
+
+        Raises:
+            MemoryError: there is no room for it.
+        """
         count = math.prod(shape)
         if not count:
             return torch.empty(shape)
@@ -55,7 +60,12 @@ class OutputMemory:
             self._most_used = max(self._most_used, self._total - sum(map(len, self._waiting)) + size)
             while self._waiting and self._total + size > self._most_used:
                 self._total -= len(self._waiting.pop(0))
-            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            block.madvise(mmap.MADV_HUGEPAGE)
+            try:
+                block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                told = f"there is no memory for an output of {size >> 20} MiB; extract fewer images at once."
+                raise MemoryError(told) from error
+            with suppress(OSError):  # a system without huge pages
+                block.madvise(mmap.MADV_HUGEPAGE)
             self._total += size
             return block

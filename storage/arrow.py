@@ -222,8 +222,11 @@ def _record_batch(gathered: Gathered, schema: pa.Schema, spec: Spec) -> pa.Recor
     images = len(gathered.keys)
     values_of = {**gathered.arrays, spec.values: _end_to_end(gathered.features, spec)}
     offsets = pa.py_buffer(gathered.offsets.astype(np.int32))
-    arrays: dict[str, pa.Array] = {"image_id": pa.array(gathered.keys, pa.string())}
-    arrays |= {name: pa.array(gathered.sizes[:, at]) for at, name in enumerate(SIZES)}
+    arrays: dict[str, pa.Array] = {"image_id": text_column(gathered.keys)}
+    arrays |= {
+        name: _flat(np.ascontiguousarray(gathered.sizes[:, at]), schema.field(name).type)
+        for at, name in enumerate(SIZES)
+    }
     for column in columns(spec):
         values = values_of[column.name]
         kind = schema.field(column.name).type
@@ -255,6 +258,13 @@ def _end_to_end(parts: list[np.ndarray], spec: Spec) -> np.ndarray:
 
 def _flat(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(values.reshape(-1).view(np.uint8))])
+
+
+def text_column(values: list[str]) -> pa.StringArray:
+    """A column. Unlike `pa.array`, this does not import pandas, which takes a second: longer than a small job."""
+    builder = pa.lib.StringBuilder()
+    builder.append_values(values)
+    return builder.finish()
 
 
 def _arrow_type(column: Column) -> pa.DataType:

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from pipeline.sources.contract import ImageRef, Listing, SourceConfig, SourceError
 from pipeline.sources.files import has_image_extension, read_file
-from pipeline.sources.refs import PAGE, Pages, text_column
+from pipeline.sources.refs import PAGE, Pages
 from pipeline.sources.twins import Twins
 from pipeline.sources.wanted import open_wanted
+from storage.arrow import text_column
 from storage.secrets import shown
 
 MAX_KEY_BYTES = 1024

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources.contract import ImageRef
+from storage.arrow import text_column
 from storage.atomic import writing
 from storage.bucket import DRAFTS, remove_stale_drafts
 
@@ -217,13 +218,6 @@ class Pages:
             for page in self._held:
                 self._writer.write_batch(page)
         self._held.clear()
-
-
-def text_column(values: list[str]) -> pa.StringArray:
-    """A column. Unlike `pa.array`, this does not import pandas, which takes longer than planning a small job."""
-    builder = pa.lib.StringBuilder()
-    builder.append_values(values)
-    return builder.finish()
 
 
 def _unpacked(bits: np.ndarray, count: int) -> np.ndarray:

@@ -67,6 +67,18 @@ def test_no_help_imports_what_takes_seconds() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_an_extraction_does_not_import_pandas(tmp_path: Path) -> None:
+    """As pyarrow would, for `pa.array` and `to_numpy`: every process of a job would take a second, and 60 MB, more."""
+    line = "extract grid --images workflows/photos --model r50 --weights random:0 --shorter 64 --longer 64 --device cpu"
+    code = (
+        "import sys; from workflows.cli import main\n"
+        f"assert not main([*{line.split()}, '--out', {str(tmp_path / 'out')!r}])\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -373,16 +373,6 @@ def run_python(code: str, *stdin: bytes) -> str:
     return done.stdout.decode().strip()
 
 
-def test_decoding_imports_no_pandas():
-    """Which pyarrow does on many an occasion; every process that decodes would take a second and 60 MB more."""
-    code = """
-import sys
-from extractors.images import decode
-print(decode(sys.stdin.buffer.read()).shape, "pandas" in sys.modules)
-"""
-    assert run_python(code, saved(photo(20, 30), "PNG")) == "(20, 30, 3) False"
-
-
 def test_the_first_decodes_of_a_process_may_be_concurrent():
     """Left to itself Pillow loads its TIFF plug-in on demand, where a second thread can miss it."""
     code = """

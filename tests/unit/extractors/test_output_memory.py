@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
+import pytest
 import torch
 
 from extractors.output_memory import HUGE_PAGE, OutputMemory
@@ -45,6 +48,16 @@ def test_all_of_it_is_never_more_than_was_used_at_once() -> None:
         del pair
         assert memory._total <= 41 * HUGE_PAGE
     assert memory._total > 0
+
+
+def test_no_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = OutputMemory()
+    memory.empty(2 * PAGE)
+    monkeypatch.setattr(mmap, "mmap", Mock(side_effect=OSError("Cannot allocate memory")))
+    with pytest.raises(MemoryError, match="no memory for an output of 12 MiB; extract fewer images at once"):
+        memory.empty(6 * PAGE)
+    monkeypatch.undo()
+    assert memory.empty(PAGE).shape == (PAGE,) and memory._total == HUGE_PAGE
 
 
 def test_threads_never_share_it() -> None:
