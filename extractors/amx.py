@@ -89,11 +89,15 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Packed(NamedTuple):
-    """Weights as the unit wants them, and those that they were made from, to be told when they have changed."""
+    """Weights as the unit wants them, and what they were made from: its memory, which no other weights can have
+    meanwhile, and how often torch had counted a change in it."""
 
     parts: Tensor
-    place: int
+    memory: Tensor
     version: int
+
+    def of(self, weight: Tensor) -> bool:
+        return weight.data_ptr() == self.memory.data_ptr() and weight._version == self.version
 
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of frozen weights, as long as these live
@@ -112,8 +116,8 @@ def _packed(weight: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         return _pack(weight, shape)
     with _keeping:
         found = _kept.get(weight)
-        if found is None or (found.place, found.version) != (weight.data_ptr(), weight._version):
-            _kept[weight] = found = _Packed(_pack(weight, shape), weight.data_ptr(), weight._version)
+        if found is None or not found.of(weight):
+            _kept[weight] = found = _Packed(_pack(weight, shape), weight.detach(), weight._version)
     return found.parts
 
 
