@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.extract import MODELS, make, photos, prepare
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from extractors import amx
 from extractors.base import Prepared
 from extractors.fused import convolve
@@ -144,11 +144,11 @@ def main() -> None:
     head = ["layer", "AMX, ms", "oneDNN, ms", "factor", "AMX, GFLOP/s", "oneDNN, GFLOP/s"]
     head += ["error of AMX: mean, largest", "of oneDNN", "of bf16 x 3"]
     rows = [measure(name, args.rounds) for name in args.layers]
-    about = f"{hardware()}, one core, {args.rounds} rounds. Command: `uv run python -m benchmarks.amx`"
+    about = f"{hardware()}, one core, {args.rounds} rounds. {asked()}"
     networks = [measure_network(model) for model in args.networks]
     errors = table(["network", "error by AMX: mean, largest", "by oneDNN"], networks)
     tables = f"{table(head, rows)}\n\n{errors}\n"
-    report = f"# float32 convolutions by AMX\n\n{about}; its docstring is the protocol.\n\n{tables}"
+    report = f"# float32 convolutions by AMX\n\n{about}\n\n{tables}"
     print(report)
     facts = {"layers": [dict(zip(head, each, strict=True)) for each in rows], "networks": networks}
     write_results(args.out, "amx", report, facts)

@@ -27,7 +27,7 @@ from PIL import Image as Photo
 
 from benchmarks.end_to_end import SIZE, STEADY
 from benchmarks.extract import PHOTOS
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from extractors.base import Prepared
 from extractors.images import resized_shape
 from extractors.ragged import Size, common_size, padded_count
@@ -152,7 +152,7 @@ def main() -> None:
         f"# Batches, and how busy they keep a device that only takes its time, {time.strftime('%Y-%m-%d')}\n\n"
         f"{hardware()}, {args.images:,} images in units of {args.unit}, {args.load:g} ms to load one in {LOADERS} "
         f"threads, {args.nanoseconds:g} ns a pixel, {args.commit:g} s to commit a unit. "
-        "Command: `uv run python -m benchmarks.batching`; its docstring is the protocol.\n\n"
+        f"{asked()}\n\n"
         + table(["sizes", "images a batch", "pixels", "shapes", "busy", "images/s", "megapixels/s"], cells)
         + "\n"
     )

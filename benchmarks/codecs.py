@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from storage import open_store
 from storage.convert import convert, shard_bytes
 from storage.interop.transfer import import_store
@@ -111,7 +111,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         cosines = [f"{row['lowest_cosine']:.6f}", f"{max(0, row['mean_cosine_gap']):.1e}"]
         cells.append([row["set"], row["stored"], size, *gaps, *cosines, f"{row['small_values_lost']:.1%}"])
     title = f"# Number types that features are stored in, {time.strftime('%Y-%m-%d')}"
-    command = f"{hardware()}. Command: `uv run python -m benchmarks.codecs`; its docstring is the protocol."
+    command = f"{hardware()}. {asked()}"
     return "\n\n".join([title, command, table(header, cells)]) + "\n"
 
 

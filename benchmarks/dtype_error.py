@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.extract import MODELS, make, photos
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from extractors import Extractor, RegionConfig, make_extractor, read_image
 from extractors.configs import SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE
 from storage import RegionRecord
@@ -120,7 +120,7 @@ def report(rows: Sequence[dict[str, Any]], count: int) -> str:
         "of another class",
     ]
     title = f"# Number types that networks compute in, {time.strftime('%Y-%m-%d')}"
-    command = "Command: `uv run python -m benchmarks.dtype_error`; its docstring is the protocol."
+    command = asked()
     return "\n\n".join([title, f"{hardware()}, {count} photographs. {command}", table(header, cells)]) + "\n"
 
 

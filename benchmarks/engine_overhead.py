@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from extractors import decode, load_extractor
 
 PHOTOS = Path(__file__).parents[1] / "workflows" / "photos"
@@ -184,7 +184,7 @@ def report(found: dict[str, list[dict[str, Any]]], images: int) -> str:
     return f"""# What the machinery costs, {time.strftime("%Y-%m-%d")}
 
 {hardware()}. {images} images, resized to {NETWORK["shorter"]}/{NETWORK["longer"]}, {len(found["local"])} rounds.
-Command: `uv run python -m benchmarks.engine_overhead`; its docstring is the protocol.
+{asked()}
 
 {table(header, rows)}
 """

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import hardware
+from benchmarks.machine import asked, hardware
 from storage import open_store, verify_store
 from tests.helpers import largest_differences
 
@@ -56,7 +56,7 @@ def table(rows: list[dict[str, Any]], equal: dict[str, str]) -> str:
     lines = [
         f"# Both engines at full width, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"{hardware()}. Command: `uv run python -m benchmarks.engines`; its docstring is the protocol.",
+        f"{hardware()}. {asked()}",
         "",
         "| view | engine | images | errors | images/s | largest process | whole process | stored | verify |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -19,8 +19,6 @@ Stage times are of one image alone, from hooks; peak memory is of the process (C
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +33,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
+from benchmarks.machine import asked, hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
 from benchmarks.reference_loop import reference_loop
 from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image
 from extractors.base import Prepared, float32_multiplied
@@ -290,15 +288,13 @@ def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
         for each in facts
     ]
     header = ["model", "way", "dtype", "images/s", "factor", "GFLOP an image", "MFU", "peak memory", "ms, one image"]
-    command = shlex.join(["uv", "run", "python", "-m", "benchmarks.extract", *sys.argv[1:]])
     peaks = ", ".join(f"{name} {flop / 1e9:.0f} GFLOP/s" for name, flop in args.peaks.items())
     return (
         "\n\n".join(
             [
                 f"# Extraction, {time.strftime('%Y-%m-%d')}",
                 f"{hardware()}, {args.images} images, {args.rounds} rounds. Matrix products: {peaks}. "
-                f"Reading, decoding and resizing take {facts[-1]['prepare_ms']:.0f} ms of one core an image. "
-                f"Command: `{command}`; its docstring is the protocol.",
+                f"Reading, decoding and resizing take {facts[-1]['prepare_ms']:.0f} ms of one core an image. {asked()}",
                 table(header, cells),
             ]
         )

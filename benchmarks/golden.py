@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from tests.golden.__main__ import compared, folders_below, is_covered, upstream_repo
 from tests.golden.compare import Comparison, Report
 
@@ -72,7 +72,7 @@ def main() -> int:
     if not found:
         sys.exit(f"no reference folder lies below {args.reference}; name the folder above them with --reference.")
     parts = [f"## {name}\n\n{details(report)}\n" for name, report in found.items()]
-    what = f"{hardware()}. Command: `uv run python -m benchmarks.golden`; its docstring is the protocol."
+    what = f"{hardware()}. {asked()}"
     text = "\n".join([f"# Distance from the official code\n\n{what}\n\n{summary(found, projects)}\n", *parts])
     facts = {name: [vars(each) for each in report.comparisons] for name, report in found.items()}
     print(write_results(args.out, "golden", text, facts))

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import Facts, hardware, table, write_results
+from benchmarks.machine import Facts, asked, hardware, table, write_results
 from tests.recipe_data import Data, Size
 from trainers.comparison.blind import DEALS, deal
 from workflows.cli import main as triptych
@@ -143,7 +143,7 @@ def report(facts: Sequence[dict[str, Any]]) -> str:
         for each in facts
     ]
     header = ["recipe, tiny", "updates, pictures", "loss", "metric", "held-out score", "blind", "seconds"]
-    about = f"{hardware()}. Command: `uv run python -m benchmarks.learning`; its docstring is the protocol."
+    about = f"{hardware()}. {asked()}"
     return f"# What the recipes learn, {time.strftime('%Y-%m-%d')}\n\n{about}\n\n{table(header, rows)}\n"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -33,6 +35,16 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
         wait(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
+
+
+def asked() -> str:
+    """For a report: the command it is the result of, but for where results go."""
+    flags = sys.argv[1:]
+    if "--out" in flags:
+        at = flags.index("--out")
+        del flags[at : at + 2]
+    command = shlex.join(["uv", "run", "python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *flags])
+    return f"Command: `{command}`; its docstring is the protocol."
 
 
 def write_results(folder: Path, what: str, report: str, facts: Any) -> Path:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from benchmarks.store_scale import PER_UNIT, SPEC, build, key
 from pipeline.plan import make_plan
 from pipeline.sources import SourceConfig, open_source
@@ -160,7 +160,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         sizes = [f"{row[name]:,.0f} MB" for name in ("imported_mb", "most_mb", "disk_mb")]
         cells.append([f"{row['images']:,}", row["store"], f"{row['units']:,}", *spent, *sizes])
     title = f"# Planning millions of images, {time.strftime('%Y-%m-%d')}"
-    command = f"{hardware()}. Command: `uv run python -m benchmarks.plan_scale`; its docstring is the protocol."
+    command = f"{hardware()}. {asked()}"
     return "\n\n".join([title, command, table(header, cells)]) + "\n"
 
 

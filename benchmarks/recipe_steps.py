@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import Facts, hardware, table, wait, write_results
+from benchmarks.machine import Facts, asked, hardware, table, wait, write_results
 from tests.recipe_data import FULL, Data
 from trainers.device import Mover
 from trainers.evaluate import autocast
@@ -127,7 +127,7 @@ def report(facts: Sequence[dict[str, Any]]) -> str:
     ]
     header = ["recipe", "examples", "million parameters", "losses", "seconds", "GiB"]
     about = f"{hardware()}. "
-    command = "Command: `uv run python -m benchmarks.recipe_steps`; its docstring is the protocol."
+    command = asked()
     return f"# A step of every recipe, {time.strftime('%Y-%m-%d')}\n\n{about}{command}\n\n{table(header, rows)}\n"
 
 

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.engine_overhead import engine, write_images
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 
 TIMES = (1, 4, 16)
 WORKERS = {
@@ -69,7 +69,7 @@ def report(runs: list[dict[str, Any]], images: int, rounds: int) -> str:
                 [name, f"{images * times:,}", f"{seconds * 1e3:.1f}", f"{seconds / first:.3f}", " / ".join(memory)]
             )
     header = ["workers", "images", "ms an image", "x the smallest job's", "GiB in the 2nd / last quarter"]
-    command = "Command: `uv run python -m benchmarks.scaling`; its docstring is the protocol."
+    command = asked()
     title = f"# Small and large jobs, {time.strftime('%Y-%m-%d')}"
     return "\n\n".join([title, f"{hardware()}. {rounds} rounds. {command}", table(header, rows)]) + "\n"
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from trainers.scenes.making import make_scenes
 from workflows.scenes import BUNDLED
 
@@ -56,7 +56,7 @@ def main() -> None:
     made = table(["data set", *[""] * (most - 1)], [[*row, *[""] * (most - len(row))] for row in counts])
     rates = table(["processes", "images/s", "KiB an image", "VQA, blind"], rows)
     title = f"# Scenes, {time.strftime('%Y-%m-%d')}\n\n{hardware()}. {args.images:,} images."
-    command = "Command: `uv run python -m benchmarks.scenes`; its docstring is the protocol."
+    command = asked()
     text = f"{title} {command}\n\n{rates}\n\n{made}\n"
     write_results(args.out, "scenes", text, facts)
     print(text)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import feature_sets as sets
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from storage import FeatureStore, RegionRecord, StoreWriter, open_store
 from storage.arrow import ArrowShardWriter
 from storage.hdf5 import Hdf5ShardWriter
@@ -438,7 +438,7 @@ def report(facts: dict[str, Any]) -> str:
     """The results as Markdown."""
     parts = [
         f"# Reading and writing the store, {time.strftime('%Y-%m-%d')}",
-        f"{hardware()}. Command: `uv run python -m benchmarks.store`; its docstring is the protocol.",
+        f"{hardware()}. {asked()}",
         "## Warm: everything in memory",
         _warm_table(facts["warm"]),
         "Two processes at once, batches by key, GB/s of both together:",

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from storage import FeatureLayout, Spec, StoreWriter, open_store
 from storage.index import write_index
 from storage.manifest import Entry, ShardFacts
@@ -135,7 +135,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         opened = f"{row['open_ms']:.1f} ({row['slowest_open_ms']:.1f})"
         cells.append([f"{row['records']:,}", opened, *times, *resident, f"{row['index_mb']:.0f} MB"])
     title = f"# Opening stores of any size, {time.strftime('%Y-%m-%d')}"
-    command = f"{hardware()}. Command: `uv run python -m benchmarks.store_scale`; its docstring is the protocol."
+    command = f"{hardware()}. {asked()}"
     return "\n\n".join([title, command, table(header, cells)]) + "\n"
 
 

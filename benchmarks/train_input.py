@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import feature_sets as sets
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from storage import Record, RegionRecord, open_store
 from trainers.batch import Batch, Cells, Regions, Text, VisualInput, from_packed
 from trainers.device import Mover
@@ -270,7 +270,7 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace, device: torch.d
         f"# Waiting for features in training, {time.strftime('%Y-%m-%d')}",
         f"{hardware()}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'no GPU'}; {what}. Batches of "
         f"{args.batch}, {args.workers} threads or processes, {args.steps} updates a turn, medians of {args.turns}.",
-        "Command: `uv run python -m benchmarks.train_input`; its docstring is the protocol. Features that the updates "
+        f"{asked()} Features that the updates "
         "ask for: " + ", ".join(f"{name} {rate}" for name, rate in needed.items()) + ".",
         table(["model", "layout", "loaded by", "ms an update", "waiting", "longer than resident", "alone, ms"], cells),
     ]

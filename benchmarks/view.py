@@ -34,7 +34,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from storage import FeatureLayout, RegionRecord, Spec, StoreWriter, open_store
 
 BOXES, SHARD = 36, 1400
@@ -175,7 +175,7 @@ def report(rows: list[dict[str, Any]], images: int, load: str) -> str:
             figures = [f"{row[name]:.2f} s" if name in row else "" for name in ("first", "all", "cpu")]
             cells.append([row["what"], *figures, row.get("note", "")])
     title = f"# The page over {images:,} images, {time.strftime('%Y-%m-%d')}"
-    command = f"{hardware()}; {load}. Command: `uv run python -m benchmarks.view`; its docstring is the protocol."
+    command = f"{hardware()}; {load}. {asked()}"
     return "\n\n".join([title, command, table(["", "first answer", "all of it", "CPU", ""], cells)]) + "\n"
 
 
