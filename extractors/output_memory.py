@@ -35,13 +35,13 @@ class OutputMemory:
 
     def empty(self, *shape: int) -> Tensor:
         """float32, with whatever was there, from an address that is a multiple of 64 on; in huge pages, where the
-        system has any.
+        system has any and one would be full. Of smaller ones allocators keep the memory themselves.
 
         Raises:
             MemoryError: there is no room for it.
         """
         count = math.prod(shape)
-        if not count:
+        if 4 * count < HUGE_PAGE:
             return torch.empty(shape)
         block = self._block(-(-4 * count // HUGE_PAGE) * HUGE_PAGE)
         view = (ctypes.c_char * len(block)).from_buffer(block)
