@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks.extract import PHOTOS
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from extractors import ExtractorConfig, GridConfig, RegionConfig, trunk
 from extractors.images import resized_shape
 from pipeline.config import EngineConfig, ExtractJob
@@ -187,7 +187,7 @@ def report(facts: list[dict[str, Any]], args: argparse.Namespace, disk: float) -
     return (
         f"# From files to committed shards, {time.strftime('%Y-%m-%d')}\n\n"
         f"{hardware()}, {args.images} images a row, a disk that takes {disk / 1e6:.0f} MB/s. "
-        "Command: `python -m benchmarks.end_to_end`; its docstring is the protocol.\n\n" + table(header, cells) + "\n"
+        f"{asked()}\n\n" + table(header, cells) + "\n"
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.extract import MODELS, PHOTOS
-from benchmarks.machine import hardware, table, wait, write_results
+from benchmarks.machine import asked, hardware, table, wait, write_results
 from extractors import GridConfig, RegionConfig, make_extractor, read_image
 from extractors.base import Extractor, Prepared
 from pipeline.batching import like_sized
@@ -80,8 +80,7 @@ def bench(model: str, args: argparse.Namespace) -> dict[str, Any]:
 def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     parts = [
         f"# Batches kernel by kernel, {time.strftime('%Y-%m-%d')}",
-        f"{hardware()}, {args.dtype}, batches of {args.batch}, {args.images} images. "
-        "Command: `python -m benchmarks.kernels`; its docstring is the protocol.",
+        f"{hardware()}, {args.dtype}, batches of {args.batch}, {args.images} images. {asked()}",
     ]
     for each in facts:
         rates = "; ".join(f"{name} {rate:.0f}" for name, rate in each["images_per_second"].items())

@@ -89,8 +89,7 @@ def main() -> None:
          f"{each['blind']:.1f}", f"{each['bytes'] / 1e6:.2f} MB"]
         for each in facts
     ]  # fmt: skip
-    text = f"# What the example's models begin with, {time.strftime('%Y-%m-%d')}\n\n{hardware()}. "
-    text += "Command: `python -m benchmarks.pretrain_example`; its docstring is the protocol.\n\n"
+    text = f"# What the example's models begin with, {time.strftime('%Y-%m-%d')}\n\n{hardware()}. {asked()}\n\n"
     text += table(
         ["model", "stage", "examples", "minutes", "right of other scenes, %", "without looking", "file"], rows
     )

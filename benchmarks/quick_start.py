@@ -22,7 +22,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "quick_start.md"
@@ -78,9 +78,8 @@ def main() -> None:
     images = sum(each.is_file() for each in args.photos.rglob("*"))
     rows = [[f"`{command}`", f"{seconds:.0f}", f"{since:.0f}"] for command, seconds, since in steps]
     about = f"{hardware()}; {images} images, an empty package cache, random weights."
-    command = "Command: `python -m benchmarks.quick_start`; its docstring is the protocol."
     rows_text = table(["command", "seconds", "seconds since the beginning"], rows)
-    text = f"# The quick start, walked, {time.strftime('%Y-%m-%d')}\n\n{about} {command}\n\n{rows_text}\n"
+    text = f"# The quick start, walked, {time.strftime('%Y-%m-%d')}\n\n{about} {asked()}\n\n{rows_text}\n"
     facts = [{"command": command, "seconds": seconds, "since": since} for command, seconds, since in steps]
     write_results(args.out, "quick_start", text, facts)
     print(text)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 
 ROOT = Path(__file__).parents[1]
 LINES = (
@@ -96,8 +96,7 @@ def main() -> None:
     rows = [[f"`triptych {line}`", *(least(found[name][line]) for name in found)] for line in LINES]
     report = (
         f"# Start of the command line, {time.strftime('%Y-%m-%d')}\n\n{hardware()}. Before is revision {args.before}; "
-        f"seconds, and of the processor in brackets, the least of {args.runs}. Command: "
-        f"`uv run python -m benchmarks.start --before {args.before}`; its docstring is the protocol. Load was "
+        f"seconds, and of the processor in brackets, the least of {args.runs}. {asked()} Load was "
         f"{os.getloadavg()[2]:.0f} on {os.cpu_count()} cores: above one a core, the processor's seconds tell more.\n\n"
         + table(["command", "before", "now"], rows)
         + "\n"

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from extractors.configs import SHIPPED, SHIPPED_SIZE
 from storage.places import open_place
 from trainers.config import TrainConfig
@@ -121,8 +121,7 @@ def report(facts: dict[str, Any], args: argparse.Namespace) -> str:
         *(f"{each:.1f}" for each in scores.values()),
         f"`{facts['sha256'][:16]}`",
     ]
-    command = f"python -m benchmarks.train_demo_detector --images {args.images} --steps {args.steps}"
-    about = f"{hardware()}. Command: `{command}`; its docstring is the protocol."
+    about = f"{hardware()}. {asked()}"
     title = f"# The network that comes along, {time.strftime('%Y-%m-%d')}"
     return f"{title}\n\n{about}\n\n{table(header, [row])}\n"
 

@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, table, write_results
 from trainers.images import CLIP_MEAN, CLIP_STD
 from trainers.scenes.looks import COLOURS, KINDS, TEXTURES
 from trainers.scenes.making import make_scenes, splits
@@ -249,7 +249,7 @@ def main() -> None:
         for each in facts
     ]  # fmt: skip
     text = f"# Small ViTs for the example, {time.strftime('%Y-%m-%d')}\n\n{hardware()}, {args.minutes:g} minutes each. "
-    text += "Command: `python -m benchmarks.train_example_vits`; its docstring is the protocol.\n\n"
+    text += f"{asked()}\n\n"
     text += table(["name", "patch", "examples", "file", *(f"{part}, of patches with a thing" for part in PARTS)], rows)
     write_results(args.result, "example_vits", text + "\n", facts)
     print(text)

@@ -71,10 +71,9 @@ def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None, relu: bool) ->
     batch, _, height, width = x.shape
     high, wide = ((side + 2 * padding - dilation * (size - 1) - 1) // stride + 1 for side in (height, width))
     y = _outputs.empty(batch, high, wide, conv.out_channels).permute(0, 3, 1, 2)
-    channels = (conv.in_channels, conv.out_channels, size)
-    packed = _packed(conv.weight, (*channels, conv.groups))
-    sizes = (batch, height, width, *channels, stride, padding, dilation, conv.groups)
-    _compute([x, packed, conv.bias, residual], y, sizes, relu)
+    channels = (conv.in_channels, conv.out_channels)
+    sizes = (batch, height, width, *channels, size, stride, padding, dilation, conv.groups)
+    _compute([x, _packed(conv.weight, conv.groups), conv.bias, residual], y, sizes, relu)
     return y
 
 
@@ -82,7 +81,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """P products x @ weight.mT at once: (P, M, C) and (P, K, C) to (P, M, K), all float32; no gradients."""
     (count, rows, inputs), outputs = x.shape, weight.shape[1]
     y = _outputs.empty(count, rows, outputs)
-    packed = _packed(weight, (inputs, outputs, 1, 1)).view(count, -1)
+    packed = _packed(weight)
     for each in range(count):  # a convolution of 1x1
         _compute([x[each], packed[each], None, None], y[each], (1, rows, 1, inputs, outputs, 1, 1, 0, 1, 1), relu=False)
     return y
@@ -104,27 +103,29 @@ _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of frozen weights,
 _keeping = Lock()
 
 
-def _packed(weight: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """Weights for `convolve`, one layer's (K, C / groups, size, size) or many's (P, K, C), in three parts: bytes, one
-    layer after the other. `shape` is a layer's (C, K, size, groups).
+def _packed(weight: Tensor, groups: int = 1) -> Tensor:
+    """Weights for `triptych_amx_convolve`, one layer's (K, C / groups, size, size) or many's (P, K, C), in three parts:
+    a row of bytes each.
 
     Those of frozen weights are kept, for one and a half times their memory, until the weights change: packing takes a
     tenth of an image's time. Written through `.data` or numpy, of which torch knows nothing, weights would keep what
     they were.
     """
     if weight.requires_grad or weight.is_inference():  # trained, or made on the fly: they may change with every image
-        return _pack(weight, shape)
+        return _pack(weight, groups)
     with _keeping:
         found = _kept.get(weight)
         if found is None or not found.of(weight):
-            _kept[weight] = found = _Packed(_pack(weight, shape), weight.detach(), weight._version)
+            _kept[weight] = found = _Packed(_pack(weight, groups), weight.detach(), weight._version)
     return found.parts
 
 
-def _pack(weight: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    built = _built()
-    rows = _in_rows(weight)
-    layers = len(weight) if weight.dim() == 3 else 1
+def _pack(weight: Tensor, groups: int) -> Tensor:
+    built, rows = _built(), _in_rows(weight)
+    many = weight.dim() == 3
+    layers = len(weight) if many else 1
+    outputs, inputs, size = (*weight.shape[1:], 1) if many else weight.shape[:3]
+    shape = (inputs * groups, outputs, size, groups)
     packed = torch.empty(layers, built.triptych_amx_packed(*shape), dtype=torch.uint8)
     for each in range(layers):
         place = rows.data_ptr() + each * rows.nbytes // layers

@@ -144,7 +144,7 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What is packed from now on; without AMX, too."""
     seen: list[Tensor] = []
 
-    def pack(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def pack(weight: Tensor, groups: int) -> Tensor:
         seen.append(weight)
         return weight.clone()
 
@@ -156,12 +156,11 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_frozen_weights_are_packed_once_and_again_when_they_change(packings: list[Tensor]) -> None:
     with torch.inference_mode(False):
         conv, other = layer(32, 8, 1), layer(32, 8, 1)
-    shape = (32, 8, 1, 1)
 
     def times() -> int:
         packings.clear()
         for _ in range(2):
-            assert torch.equal(amx._packed(conv.weight, shape), conv.weight)
+            assert torch.equal(amx._packed(conv.weight), conv.weight)
         return len(packings)
 
     assert times() == 1 and times() == 0
@@ -181,15 +180,15 @@ def test_weights_that_may_change_with_every_image_are_not_kept(packings: list[Te
     with torch.inference_mode(False):
         trained = layer(32, 8, 1).requires_grad_(True).weight
     for weight in (trained, noise(8, 32, 1, 1)):
-        amx._packed(weight, (32, 8, 1, 1))
-        amx._packed(weight, (32, 8, 1, 1))
+        amx._packed(weight)
+        amx._packed(weight)
         assert len(packings) == 2 and weight not in amx._kept
         packings.clear()
 
 
 def test_what_was_packed_goes_with_its_weights(packings: list[Tensor]) -> None:
     conv = layer(32, 8, 1)
-    parts = weakref.ref(amx._packed(conv.weight, (32, 8, 1, 1)))
+    parts = weakref.ref(amx._packed(conv.weight))
     assert parts() is not None and conv.weight in amx._kept
     packings.clear()
     del conv
