@@ -13,7 +13,8 @@ image at a time, all cores in each layer, float32, planes (NCHW), norms as modul
 box head at once, suppression one class after the other in Python. Rounds of all rows of a model are interleaved and
 the fastest round counts: others may use the machine. FLOPs are counted by torch.utils.flop_counter, two a
 multiply-addition; MFU is their rate over that of a square matrix product of the same type, measured in the same run.
-Stage times are of one image alone, from hooks; peak memory is of the process (CPU), or what tensors took (GPU).
+Stage times are of one image alone, by one core of a CPU, from hooks; peak memory is of the process (CPU), or what
+tensors took (GPU).
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import asked, hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
-from benchmarks.reference_loop import reference_loop
+from benchmarks.reference_loop import ReferenceLoop
 from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image
 from extractors.base import Prepared, float32_multiplied
-from extractors.faster_rcnn import RoIHeads
-from extractors.grid import GridExtractor
+from extractors.faster_rcnn import BottomUpDetector, RoIHeads
 from extractors.regions import RegionExtractor
 from extractors.resnet import ResNet, fold
 from extractors.trunk import TrunkExtractor
@@ -50,6 +50,7 @@ STEPS = (
     "its weights and memory kept", "bfloat16",
 )  # fmt: skip
 HEAD_STEPS = ("those of the grid networks, in the box head", "fewer multiplications in the box head")
+REFERENCE = "reference loop"
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
 
@@ -108,28 +109,29 @@ def flops(extractor: TrunkExtractor, image: Prepared) -> int:
     return counter.get_total_flops()
 
 
-def stages(extractor: TrunkExtractor, image: Prepared) -> dict[str, float]:
+def stages(way: TrunkExtractor | ReferenceLoop, image: Prepared, device: torch.device) -> dict[str, float]:
     """Milliseconds of one image by stage; "rest" is what is between them."""
-    modules: dict[str, nn.Module] = dict(extractor.network.named_children())
-    if isinstance(extractor, GridExtractor):
-        modules["res5"] = extractor.res5
-    if isinstance(extractor, RegionExtractor):
-        heads = extractor.detector.roi_heads
+    network = way.detector if isinstance(way, RegionExtractor) else way.network
+    modules = list(network.named_children())
+    if isinstance(network, BottomUpDetector):
+        heads = network.roi_heads
         assert isinstance(heads, RoIHeads)
-        modules |= {"RPN head": extractor.detector.proposal_generator.rpn_head, "box head": heads.phased or heads.res5}
-        modules["predictor"] = heads.box_predictor
-    with hooked(modules, extractor.device) as spent:
+        modules = list(network.backbone.named_children())
+        head = network.proposal_generator.rpn_head
+        modules += [("RPN head", each) for each in ([head] if isinstance(way, RegionExtractor) else head.children())]
+        modules += [("box head", heads.phased or heads.res5), ("predictor", heads.box_predictor)]
+    with hooked(modules, device) as spent:
         began = time.perf_counter()
-        extractor.extract([image])
-        wait(extractor.device)
+        way.extract([image])
+        wait(device)
         total = time.perf_counter() - began
     return {**{name: 1e3 * each for name, each in spent.items()}, "rest": 1e3 * (total - sum(spent.values()))}
 
 
 @contextmanager
-def hooked(modules: dict[str, nn.Module], device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds by module while the block runs."""
-    spent, starts = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
+def hooked(modules: Sequence[tuple[str, nn.Module]], device: torch.device) -> Iterator[dict[str, float]]:
+    """Seconds by module while the block runs; those of one name are added up."""
+    spent, starts = {name: 0.0 for name, _ in modules}, {name: 0.0 for name, _ in modules}
 
     def start(name: str) -> None:
         wait(device)
@@ -140,7 +142,7 @@ def hooked(modules: dict[str, nn.Module], device: torch.device) -> Iterator[dict
         spent[name] += time.perf_counter() - starts[name]
 
     handles = []
-    for name, module in modules.items():
+    for name, module in modules:
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: start(name)))
         handles.append(module.register_forward_hook(lambda *_, name=name: stop(name)))
     yield spent
@@ -163,13 +165,13 @@ def bench(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
     cores, facts = torch.get_num_threads(), []
     first = make(model, "float32", args.device)
     images, preparing = prepare(first, files)
-    rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))] if not args.no_reference else []
-    count, kinds = flops(first, images[0]), {"float32": first}
+    count, ways = flops(first, images[0]), [] if args.no_reference else [ReferenceLoop(first)]
+    rows = [Row(model, REFERENCE, "float32", way.extract) for way in ways]
     for dtype in args.dtypes:
         if dtype == "bfloat16-heads" and model != "butd-r101":
             continue
-        kinds.setdefault(dtype, make(model, dtype, args.device))
-        rows.append(Row(model, "ours", dtype, runner(kinds[dtype], args.batch, cores)))
+        ways.append(first if dtype == "float32" else make(model, dtype, args.device))
+        rows.append(Row(model, "ours", dtype, runner(ways[-1], args.batch, cores)))
     for row in rows:  # warm up
         row.run(images[: 1 if row.way != "ours" else cores])
     for _ in range(args.rounds):
@@ -177,8 +179,8 @@ def bench(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
             torch.set_num_threads(cores)
             measure(row, images, first.device)
     torch.set_num_threads(1)
-    for row in rows:
-        of_image = stages(kinds[row.dtype], images[0]) if row.way == "ours" else {}
+    for row, way in zip(rows, ways, strict=True):
+        of_image = stages(way, images[0], first.device)
         facts.append({**facts_of(row, count, args.peaks), "stages": of_image, "prepare_ms": 1e3 * preparing})
     torch.set_num_threads(cores)
     return facts
@@ -189,7 +191,7 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
     cores, first = torch.get_num_threads(), make(model, "float32", args.device)
     images, preparing = prepare(first, files)
     count = flops(first, images[0])
-    rows = [Row(model, "reference loop", "float32", reference_loop(first, cores))]
+    rows = [Row(model, REFERENCE, "float32", ReferenceLoop(first).extract)]
     if isinstance(first, RegionExtractor):
         rows += [Row(model, way, "float32", head_runner(first, way, cores)) for way in HEAD_STEPS]
     else:
@@ -272,7 +274,7 @@ def facts_of(row: Row, count: int, peaks: dict[str, float]) -> dict[str, Any]:
 
 def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     """The results as Markdown."""
-    references = {each["model"]: each["images_per_second"] for each in facts if each["way"] == "reference loop"}
+    references = {each["model"]: each["images_per_second"] for each in facts if each["way"] == REFERENCE}
     cells = [
         [
             each["model"],

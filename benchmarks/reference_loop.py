@@ -7,7 +7,7 @@ box head at once, suppression one class after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,31 +22,32 @@ from extractors.trunk import TrunkExtractor
 from extractors.weights import randomise
 
 
-def reference_loop(extractor: TrunkExtractor, cores: int) -> Callable[[Sequence[Prepared]], None]:
-    """A function that runs images as the official script does, on the device and with the weights of an extractor.
+class ReferenceLoop:
+    """Runs images as the official script does, on the device and with the weights of an extractor.
 
     Args:
         extractor: with weights random:0.
-        cores: threads of a CPU.
+
+    Attributes:
+        network: what it runs.
     """
-    regions = isinstance(extractor, RegionExtractor)
-    made = BottomUpDetector(extractor.detector.config) if regions else ResNet(extractor.network.config)
-    made.eval()
-    randomise(made, 0)
-    made.to(extractor.device)
+
+    def __init__(self, extractor: TrunkExtractor) -> None:
+        self._device, self._mean, self._std = extractor.device, extractor.mean, extractor.std
+        regions = isinstance(extractor, RegionExtractor)
+        self.network = BottomUpDetector(extractor.detector.config) if regions else ResNet(extractor.network.config)
+        self.network.eval()
+        randomise(self.network, 0)
+        self.network.to(self._device)
 
     @torch.inference_mode()
-    def run(images: Sequence[Prepared]) -> None:
-        torch.set_num_threads(cores)
+    def extract(self, images: Sequence[Prepared]) -> None:
         for image in images:
-            x = image.pixels[None].to(extractor.device).float()
-            x = x if regions else (x - extractor.mean) / extractor.std
-            if isinstance(made, BottomUpDetector):
-                _detect(made, x, image)
+            x = image.pixels[None].to(self._device).float()
+            if isinstance(self.network, BottomUpDetector):
+                _detect(self.network, x, image)
             else:
-                made(x).cpu()
-
-    return run
+                self.network((x - self._mean) / self._std).cpu()
 
 
 def _detect(made: BottomUpDetector, x: Tensor, image: Prepared) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -311,17 +312,16 @@ class RoIHeads(Heads):
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             self.phased = PhasedStage(self.res5, POOL // 2)
 
-    def pool(self, res4: Tensor, boxes: Tensor) -> Tensor:
-        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14), float32 or, on a GPU, in res5's number type."""
+    def pool(self, res4: Tensor, boxes: Tensor, at_once: int = ROIS_AT_ONCE) -> Iterator[Tensor]:
+        """(1, C, h, w) and (R, 4) in input pixels to (R, C, 14, 14) of the next `at_once` boxes, float32 or, on a GPU,
+        in res5's number type."""
         if res4.device.type == "cuda":  # the largest of rounded values is the largest one, rounded
             res4 = res4.to(next(self.res5.parameters()).dtype)
-        return roi_pool(res4, boxes, POOL, 1.0 / STRIDE)
+        return roi_pool(res4, boxes, POOL, 1.0 / STRIDE, at_once)
 
     def features_of(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         at_once = ROIS_AT_ONCE if maps[0].device.type == "cpu" else ROIS_AT_ONCE_ON_GPU
-        pools = (
-            self.pool(cells, part) for cells, mine in zip(maps, boxes, strict=True) for part in mine.split(at_once)
-        )
+        pools = chain.from_iterable(self.pool(*each, at_once) for each in zip(maps, boxes, strict=True))
         return torch.cat([self._mean_of_res5(rois) for rois in _gathered(pools, at_once)])
 
     def features_in_batch(self, maps: Tensor, boxes: Tensor) -> Tensor:
@@ -344,7 +344,9 @@ class RoIHeads(Heads):
         if self.phased is not None:
             return mean_of_phases(self.phased(split_phases(rois)), len(rois))
         x = rois.to(next(self.res5.parameters()).dtype, memory_format=torch.channels_last)
-        return self.res5(x).mean(dim=(2, 3), dtype=torch.float32)
+        x = self.res5(x)
+        at_once = 1 if x.device.type == "cpu" else len(x)  # where all of it would be written in float32 first
+        return torch.cat([part.mean(dim=(2, 3), dtype=torch.float32) for part in x.split(at_once)])
 
 
 def _gathered(parts: Iterable[Tensor], most: int) -> Iterator[Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extractors import amx
+from extractors.kernels import has_gradient
 
 
 def compute_dtype(name: str) -> torch.dtype:
@@ -41,7 +42,7 @@ def has_fused(dtype: torch.dtype) -> bool:
 
 def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: bool = False) -> Tensor:
     """conv(x), plus `residual`, through a ReLU where asked. Neither input is changed."""
-    trained = _has_gradient(x, conv.weight)
+    trained = has_gradient(x, conv.weight)
     if not trained and x.device.type == "cpu" and has_fused(x.dtype):
         if amx.takes(x, conv):
             return amx.convolve(x, conv, residual, relu)
@@ -58,14 +59,9 @@ def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: b
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.mT, P at once: (P, M, C) and (P, K, C) to (P, M, K)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and has_fused(torch.float32)
-    if plain and not _has_gradient(x, weight) and amx.library() is not None:
+    if plain and not has_gradient(x, weight) and amx.library() is not None:
         return amx.multiply(x, weight)
     return torch.bmm(x, weight.mT)
-
-
-def _has_gradient(x: Tensor, weight: Tensor) -> bool:
-    """Whether one is wanted, which neither the fused operators nor AMX have."""
-    return torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
 
 
 def _adds(conv: nn.Conv2d) -> bool:

@@ -12,7 +12,12 @@ from torch import Tensor
 
 def kernels_for(x: Tensor) -> bool:
     """Whether a kernel may take a tensor: on a GPU, and no gradient is wanted, of which kernels know nothing."""
-    return x.device.type == "cuda" and has_triton() and not (torch.is_grad_enabled() and x.requires_grad)
+    return x.device.type == "cuda" and has_triton() and not has_gradient(x)
+
+
+def has_gradient(*tensors: Tensor) -> bool:
+    """Whether one is wanted, which no kernel has, nor steps that write into memory of ours."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
 @cache

@@ -130,7 +130,7 @@ def maps_and_features(extractor: RegionExtractor, case: Case, x: Tensor) -> dict
         "rpn_deltas_0": deltas,
         "proposals_0": boxes,
         score_name: scores,
-        "roipool_first4_0": heads.pool(res4, boxes[:4]),
+        "roipool_first4_0": next(heads.pool(res4, boxes[:4])),
         "feature_pooled_0": heads.features(res4, boxes),
     }
 

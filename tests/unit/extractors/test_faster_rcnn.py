@@ -156,7 +156,7 @@ def test_no_boxes_have_no_features() -> None:
 
 def test_pooling_takes_the_maximum_of_whole_cells() -> None:
     res4 = torch.arange(20.0).reshape(1, 1, *MAP)
-    pooled = detector(CAFFE).roi_heads.pool(res4, torch.tensor([[0.0, 0, 64, 48], [16, 16, 16, 16]]))
+    pooled = next(detector(CAFFE).roi_heads.pool(res4, torch.tensor([[0.0, 0, 64, 48], [16, 16, 16, 16]])))
     assert pooled.shape == (2, 1, 14, 14)
     assert (float(pooled[0, 0, 0, 0]), float(pooled[0, 0, -1, -1])) == (0, 19)
     assert pooled[1].unique().tolist() == [6]  # the one cell that (16, 16) lies in
