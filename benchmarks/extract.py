@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import asked, hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
 from benchmarks.reference_loop import ReferenceLoop
-from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image
+from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image, roi_pool
 from extractors.base import Prepared, float32_multiplied
 from extractors.faster_rcnn import BottomUpDetector, RoIHeads
 from extractors.regions import RegionExtractor
@@ -49,7 +49,9 @@ STEPS = (
     "a thread an image", "channels last", "norms folded", "fused steps", "float32 by AMX",
     "its weights and memory kept", "bfloat16",
 )  # fmt: skip
-HEAD_STEPS = ("those of the grid networks, in the box head", "fewer multiplications in the box head")
+HEAD_STEPS = (
+    "those of the grid networks, in the box head", "fewer multiplications in the box head", "RoI pooling by tables",
+)  # fmt: skip
 REFERENCE = "reference loop"
 PHOTOS = (Path("../shared/data/photos"), Path("workflows/photos"))
 
@@ -244,14 +246,15 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
 
 
 def head_runner(extractor: RegionExtractor, way: str, cores: int) -> Callable[[Sequence[Prepared]], object]:
-    """Runs a bottom-up detector without, or with, the last of HEAD_STEPS."""
+    """Runs a bottom-up detector with HEAD_STEPS up to `way`."""
     run, heads = runner(extractor, 1, cores), extractor.detector.roi_heads
     assert isinstance(heads, RoIHeads)
     kept = heads.phased
 
     def run_so(images: Sequence[Prepared]) -> object:
-        heads.phased = kept if way == HEAD_STEPS[-1] else None
-        return run(images)
+        heads.phased = kept if way != HEAD_STEPS[0] else None
+        with mock.patch.object(roi_pool, "has_gradient", lambda x: way != HEAD_STEPS[2]):  # else torchvision's
+            return run(images)
 
     return run_so
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extractors import boxes as box_ops
-from extractors.fused import compute_dtype, convolve
+from extractors.fused import compute_dtype, convolve, joined
 from extractors.ragged import Areas
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
 from extractors.roi_pool import roi_pool
@@ -354,14 +354,10 @@ def _gathered(parts: Iterable[Tensor], most: int) -> Iterator[Tensor]:
     held: list[Tensor] = []
     for part in parts:
         if held and sum(map(len, held)) + len(part) > most:
-            yield _joined(held)
+            yield joined(held)
             held = []
         held.append(part)
-    yield _joined(held)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy it
+    yield joined(held)
 
 
 class BottomUpDetector(nn.Module):

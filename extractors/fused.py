@@ -13,6 +13,7 @@ Shapes in this file: B images, C channels, h x w cells.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch.nn import functional as F
 
 from extractors import amx
 from extractors.kernels import has_gradient
+
+SAMPLES = 8 * 2**20  # bytes: in cache, and in memory that the allocator keeps; it gives large pieces back to the system
 
 
 def compute_dtype(name: str) -> torch.dtype:
@@ -87,26 +90,34 @@ def _fused_by_cudnn(x: Tensor, conv: nn.Conv2d, residual: Tensor | None) -> Tens
     return torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, conv.bias, *steps)
 
 
-def sample_taps(x: Tensor, offsets: Tensor, stride: int, dilation: int) -> Tensor:
+def sample_taps(x: Tensor, offsets: Tensor, stride: int, dilation: int, at_once: int = SAMPLES) -> Iterator[Tensor]:
     """What the nine taps of a deformable 3x3 convolution (version 1, one deform group, padding = dilation) read.
 
     Args:
         x: (B, C, h, w).
         offsets: (B, 18, h', w'), (dy, dx) a tap, as torchvision and detectron2 order them.
+        at_once: bytes of samples, of some rows, on a CPU; a GPU gives all at once.
 
-    Returns:
-        (B, C, 3 h', 3 w'): side by side the 3 x 3 samples of each output cell, bilinear, zero outside of x; a plain 3x3
-        convolution with a stride of 3 then is the deformable one.
+    Yields:
+        (B, C, 3 r, 3 w') of the next r output rows: side by side the 3 x 3 samples of each output cell, bilinear, zero
+        outside of x; a plain 3x3 convolution with a stride of 3 then is the deformable one.
     """
     batch, channels, height, width = x.shape
     rows, columns = _places(offsets.float(), stride, dilation)  # (B, h', 3, w', 3): positions need the precision
     corners, shares = _corners(rows, columns, height, width)
     corners += torch.arange(batch, device=x.device).view(-1, 1, 1, 1, 1, 1) * (height * width)
     cells = x.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy where x is channels_last
-    weights = shares.reshape(-1, 4).to(x.dtype)
-    samples = F.embedding_bag(corners.reshape(-1, 4), cells, mode="sum", per_sample_weights=weights)
     _, down, _, across, _ = rows.shape
-    return samples.view(batch, 3 * down, 3 * across, channels).permute(0, 3, 1, 2)
+    fit = at_once // (9 * batch * across * channels * x.element_size())
+    some = max(1, fit) if x.device.type == "cpu" else down
+    for places, weights in zip(corners.split(some, dim=1), shares.to(x.dtype).split(some, dim=1), strict=True):
+        samples = F.embedding_bag(places.reshape(-1, 4), cells, mode="sum", per_sample_weights=weights.reshape(-1, 4))
+        yield samples.view(batch, -1, 3 * across, channels).permute(0, 3, 1, 2)
+
+
+def joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """As `torch.cat`, which would copy a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _places(offsets: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:

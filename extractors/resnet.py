@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extractors.fused import convolve, sample_taps
+from extractors.fused import convolve, joined, sample_taps
 from extractors.ragged import Areas
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -135,7 +135,8 @@ class DeformConvNorm(ConvNorm):
         self, x: Tensor, offsets: Tensor, relu: bool = False
     ) -> Tensor:
         if self.norm is None:
-            return convolve(sample_taps(x, offsets, self.step, self.spread), self, relu=relu)
+            taps = sample_taps(x, offsets, self.step, self.spread)
+            return joined([convolve(some, self, relu=relu) for some in taps], dim=2)
         # In float32 whatever the network computes in: the CPU kernel has no other, and offsets need the precision.
         with torch.autocast(x.device.type, enabled=False):
             y = self._forward(x.float(), offsets.float()).to(x.dtype)

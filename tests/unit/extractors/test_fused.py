@@ -87,16 +87,19 @@ def test_a_folded_block_is_the_block(operators: str, shape: BlockShape) -> None:
     dilation=st.sampled_from([1, 2]),
     reach=st.sampled_from([0.0, 0.7, 5.0]),
     batch=st.integers(1, 2),
+    at_once=st.sampled_from([1, 3000, 10**6]),  # bytes: a row, two or three of the widest, all
 )
 def test_sampled_taps_are_torchvisions_deformable_convolution(
-    size: tuple[int, int], stride: int, dilation: int, reach: float, batch: int
+    size: tuple[int, int], stride: int, dilation: int, reach: float, batch: int, at_once: int
 ) -> None:
     x, weight = noise(batch, 4, *size), noise(6, 2, 3, 3, seed=1)
     down, across = ((side - 1) // stride + 1 for side in size)
     offsets = noise(batch, 18, down, across, seed=2) * reach
     wanted = deform_conv2d(x, offsets, weight, None, stride, dilation, dilation)
-    taps = sample_taps(x, offsets, stride, dilation)
-    torch.testing.assert_close(torch.nn.functional.conv2d(taps, weight, stride=3, groups=2), wanted, **CLOSE)
+    taps = list(sample_taps(x, offsets, stride, dilation, at_once))
+    assert at_once > 1 or len(taps) == down
+    found = torch.cat([torch.nn.functional.conv2d(some, weight, stride=3, groups=2) for some in taps], dim=2)
+    torch.testing.assert_close(found, wanted, **CLOSE)
 
 
 def test_float32_is_fused_wherever_torch_has_the_operators() -> None:
