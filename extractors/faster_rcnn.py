@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from extractors import boxes as box_ops
 from extractors.fused import compute_dtype, convolve, joined
+from extractors.launching import to_device
 from extractors.ragged import Areas
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
 from extractors.roi_pool import roi_pool
@@ -207,7 +208,7 @@ class ProposalGenerator(nn.Module):
             scores, rows = _best(scores, ranked)
             anchors, moves = box_ops.taken(anchors, rows), box_ops.taken(moves, rows)
         moved = box_ops.decode(moves.flatten(0, 1), anchors.flatten(0, 1), (1.0, 1.0, 1.0, 1.0), rules.plus)
-        limits = self._limits(frames).to(logits.device, non_blocking=True)
+        limits = to_device(self._limits(frames), logits.device)
         boxes = torch.minimum(moved.view_as(anchors).clamp(min=0), limits[..., :4])
         good = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
         if rules.min_side:

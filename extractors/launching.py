@@ -40,6 +40,13 @@ def _begin(device: torch.device) -> None:
     torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU's tensor there. A GPU copies memory that is not pinned only after all that it has to do, and its thread
+    waits."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """A copy on the CPU; from a GPU it is there when what `arrival` gave afterwards has waited. Of a CPU's tensor it is
     the tensor.

@@ -15,6 +15,7 @@ import torch
 from extractors.base import DECODE_POLICY, Extractor, Prepared, device_for
 from extractors.configs import PatchConfig
 from extractors.images import ImageError
+from extractors.launching import to_device
 from extractors.square import Square
 from extractors.towers import Tower, TowerChoice
 from extractors.weights import find_weights, tensors_sha256
@@ -55,7 +56,7 @@ class PatchExtractor(Extractor):
         return Prepared(key, (height, width), pixels, self.square.resized / min(height, width))
 
     def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
-        x = torch.stack([image.pixels for image in batch]).to(self.device, non_blocking=True)
+        x = to_device(torch.stack([image.pixels for image in batch]), self.device)
         token, patches = self.tower((x.float() * self.square.scale - self.mean) / self.std)
         features = self.to_numpy(list(patches.float()))
         wholes = [None] * len(batch) if token is None else self.to_numpy(list(token.float()))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from extractors.kernels import kernels_for
+from extractors.launching import to_device
 
 Size = tuple[int, int]  # (height, width)
 STEP = 8  # pixels
@@ -38,7 +39,7 @@ class Areas:
         self._masks: dict[Size, Tensor] = {}
         for level in zip(*(_levels(size, ceil_pool) for size in (self.padded, *sizes)), strict=True):
             self._sizes[level[0]] = list(level[1:])
-        own = self._there(torch.tensor([*self._sizes.values()]))
+        own = to_device(torch.tensor([*self._sizes.values()]), device)
         self._own = dict(zip(self._sizes, own, strict=True))  # (B, 2) int64, height and width of each image's part
 
     def clear(self, maps: Tensor) -> Tensor:
@@ -62,16 +63,11 @@ class Areas:
         size = (maps.shape[2], maps.shape[3])
         sizes = self._sizes[size][:images]
         rows = _inside(torch.tensor(sizes), size).flatten().nonzero()[:, 0]  # here: a GPU would be waited for
-        return _rows(maps).index_select(0, self._there(rows)), sizes
+        return _rows(maps).index_select(0, to_device(rows, self._device)), sizes
 
     def inside(self, size: Size) -> Tensor:
         """(B, h, w) bool: what is of an image, in maps of this size."""
         return _inside(self._own[size], size)
-
-    def _there(self, tensor: Tensor) -> Tensor:
-        """On the device: a GPU would copy memory that is not pinned only after all that it has to do."""
-        pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
-        return pinned.to(self._device, non_blocking=True)
 
 
 def _inside(own: Tensor, size: Size) -> Tensor:

@@ -19,7 +19,7 @@ from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Predictions
 from extractors.given_boxes import BoxTable, read_boxes
 from extractors.images import ImageError
-from extractors.launching import to_host
+from extractors.launching import to_device, to_host
 from extractors.networks import load_detector
 from extractors.ragged import Areas, own_parts
 from extractors.trunk import Results, TrunkExtractor
@@ -89,12 +89,12 @@ class RegionExtractor(TrunkExtractor):
         proposals how many they are, (B,): others may stand behind them."""
         frames = [_frame(image) for image in batch]
         wholes = torch.stack([rules.whole_image_box(frame.input_size, self.conventions) for frame in frames])
-        wholes = wholes.to(self.device, non_blocking=True)
+        wholes = to_device(wholes, self.device)
         if self.table is None:
             sizes = [(each.input_size, each.scale) for each in frames]
             found, counts = self.detector.proposals(cells, sizes, areas)
             return list(torch.cat([found, wholes], dim=1)), counts
-        given = [image.boxes.to(self.device, non_blocking=True) for image in batch if image.boxes is not None]
+        given = [to_device(image.boxes, self.device) for image in batch if image.boxes is not None]
         own = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
         return [torch.cat(each) for each in zip(own, wholes, strict=True)], None
 
@@ -145,7 +145,7 @@ class RegionExtractor(TrunkExtractor):
 
     def _select(self, image: Prepared, boxes: Tensor, found: Predictions) -> rules.Selected:
         frame = _frame(image)
-        own = None if image.boxes is None else image.boxes.to(self.device, non_blocking=True)
+        own = None if image.boxes is None else to_device(image.boxes, self.device)
         if own is not None and not self.config.box_regression:
             return rules.given(own, None, found, frame)
         regressed = self.detector.decode(boxes, found.box_deltas)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from extractors import boxes as box_ops
 from extractors.faster_rcnn import Conventions, Predictions
+from extractors.launching import to_device
 
 
 class Frame(NamedTuple):
@@ -137,7 +138,7 @@ def by_confidence_together(
         what is selected, (B, N, ...), N known beforehand, and how much of it is (B,); what is behind means nothing.
     """
     scales = torch.tensor([each.scale for each in frames], dtype=torch.float32)[:, None, None]
-    boxes = proposals / scales.to(proposals.device, non_blocking=True)
+    boxes = proposals / to_device(scales, proposals.device)
     rows, kept, _ = _ten_to_hundred(boxes, found.class_probs[..., :-1], rule, counts)
     scores, classes = box_ops.taken(found.class_probs, rows)[..., :-1].max(dim=2)
     return Selected(rows, box_ops.taken(boxes, rows), classes, scores), kept

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extractors.launching import to_device
 from trainers.tasks.base import Batches
 
 
@@ -34,8 +35,7 @@ class Mover:
 
 def sent(values: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers as a float32 tensor on the device, sent behind what runs there."""
-    tensor = torch.tensor(values, dtype=torch.float32)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return to_device(torch.tensor(values, dtype=torch.float32), device)
 
 
 class Late:
