@@ -48,6 +48,9 @@ def takes(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether this machine and `convolve` can do a layer."""
     return (
         x.dtype == conv.weight.dtype == torch.float32
+        and (conv.bias is None or conv.bias.dtype == torch.float32)
+        and x.dim() == 4
+        and x.shape[1] == conv.in_channels
         and conv.kernel_size in [(size, size) for size in KERNELS]
         and conv.in_channels >= FEWEST_CHANNELS
         and all(isinstance(each, tuple) and each[0] == each[1] for each in (conv.stride, conv.padding, conv.dilation))
@@ -60,17 +63,23 @@ def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None, relu: bool) ->
     """conv(x), plus `residual`, through a ReLU where asked, for a layer that `takes` agrees to; no gradients.
 
     Args:
-        x: (B, C, h, w) float32.
-        residual: (B, K, h', w') float32.
+        x: (B, C, h, w) float32. Where a value is no number, or infinite, more of its cell's channels may become none
+            than by a convolution: narrow groups are one product, with zeros between.
+        residual: (B, K, h', w'), or what broadcasts to it.
 
     Returns:
         (B, K, h', w') float32, channels_last; the same values on any number of threads, and beside any other images.
+
+    Raises:
+        MemoryError: there is no room for it.
+        RuntimeError: the residual has another shape.
     """
     (size, _), (stride, _), (dilation, _) = conv.kernel_size, conv.stride, conv.dilation
     padding = int(conv.padding[0])
     batch, _, height, width = x.shape
     high, wide = ((side + 2 * padding - dilation * (size - 1) - 1) // stride + 1 for side in (height, width))
     y = _outputs.empty(batch, high, wide, conv.out_channels).permute(0, 3, 1, 2)
+    residual = None if residual is None else residual.to(y.dtype).expand_as(y)
     channels = (conv.in_channels, conv.out_channels)
     sizes = (batch, height, width, *channels, size, stride, padding, dilation, conv.groups)
     _compute([x, _packed(conv.weight, conv.groups), conv.bias, residual], y, sizes, relu)
@@ -94,9 +103,11 @@ class _Packed(NamedTuple):
     parts: Tensor
     memory: Tensor
     version: int
+    groups: int
 
-    def of(self, weight: Tensor) -> bool:
-        return weight.data_ptr() == self.memory.data_ptr() and weight._version == self.version
+    def of(self, weight: Tensor, groups: int) -> bool:
+        same = weight.data_ptr() == self.memory.data_ptr() and weight._version == self.version
+        return same and groups == self.groups
 
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of frozen weights, as long as these live
@@ -115,8 +126,8 @@ def _packed(weight: Tensor, groups: int = 1) -> Tensor:
         return _pack(weight, groups)
     with _keeping:
         found = _kept.get(weight)
-        if found is None or not found.of(weight):
-            _kept[weight] = found = _Packed(_pack(weight, groups), weight.detach(), weight._version)
+        if found is None or not found.of(weight, groups):
+            _kept[weight] = found = _Packed(_pack(weight, groups), weight.detach(), weight._version, groups)
     return found.parts
 
 
@@ -139,7 +150,7 @@ def _compute(given: Sequence[Tensor | None], y: Tensor, sizes: tuple[int, ...], 
     in_rows = [each if each is None else _in_rows(each) for each in given]
     places = [each if each is None else each.data_ptr() for each in [*in_rows, y]]
     if y.numel() and built.triptych_amx_convolve(*places, *sizes, relu, torch.get_num_threads()):
-        raise MemoryError("there is no memory for the parts of a convolution; extract fewer images at once.")
+        raise MemoryError("there is no memory for the parts of a convolution")
 
 
 def _built() -> ctypes.CDLL:

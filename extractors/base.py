@@ -233,7 +233,7 @@ def pick_device(name: str) -> torch.device:
         ConfigError: a GPU was asked for and there is none: no silent fallback.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return pick_device("cuda" if torch.cuda.is_available() else "cpu")
     unknown = f"--device {name!r} is not known; choose cpu, cuda, cuda:N or auto."
     try:
         device = torch.device(name)
@@ -246,6 +246,8 @@ def pick_device(name: str) -> torch.device:
             f"--device {name} was asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here; "
             "pass --device cpu, or check the driver."
         )
+    if device.type == "cuda" and device.index is None:  # else each thread would take it for its own current one
+        device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
     return device
 
 
@@ -297,5 +299,5 @@ def prepare_later(key: str, image: np.ndarray, config: ResizedConfig) -> Prepare
         return prepare_pil(key, image, config)
     height, width = image.shape[:2]
     size = resized_shape(height, width, config.shorter, config.longer)
-    pixels = torch.from_numpy(np.ascontiguousarray(image))
+    pixels = torch.from_numpy(np.array(image, order="C"))  # of our own, as where it is resized
     return Prepared(key, (height, width), pixels, min(size) / min(height, width), resized=size)

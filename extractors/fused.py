@@ -45,7 +45,7 @@ def has_fused(dtype: torch.dtype) -> bool:
 
 def convolve(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, relu: bool = False) -> Tensor:
     """conv(x), plus `residual`, through a ReLU where asked. Neither input is changed."""
-    trained = has_gradient(x, conv.weight)
+    trained = has_gradient(x, conv.weight, conv.bias, residual)
     if not trained and x.device.type == "cpu" and has_fused(x.dtype):
         if amx.takes(x, conv):
             return amx.convolve(x, conv, residual, relu)
@@ -137,5 +137,6 @@ def _corners(rows: Tensor, columns: Tensor, height: int, width: int) -> tuple[Te
     y = torch.stack([top, top, top + 1, top + 1], dim=-1)
     x = torch.stack([left, left + 1, left, left + 1], dim=-1)
     shares = torch.stack([(1 - low) * (1 - right), (1 - low) * right, low * (1 - right), low * right], dim=-1)
-    shares = shares.where((y >= 0) & (y < height) & (x >= 0) & (x < width), 0)
-    return (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long(), shares
+    shares = shares.masked_fill((y < 0) | (y >= height) | (x < 0) | (x >= width), 0)
+    at = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    return at.nan_to_num(0).long(), shares  # shares that are none make the sample none

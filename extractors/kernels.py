@@ -15,9 +15,9 @@ def kernels_for(x: Tensor) -> bool:
     return x.device.type == "cuda" and has_triton() and not has_gradient(x)
 
 
-def has_gradient(*tensors: Tensor) -> bool:
+def has_gradient(*tensors: Tensor | None) -> bool:
     """Whether one is wanted, which no kernel has, nor steps that write into memory of ours."""
-    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
 @cache

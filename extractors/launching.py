@@ -24,7 +24,7 @@ def started(work: Callable[[], T], device: torch.device) -> Future[T]:
         Whatever work raises, on a CPU; on a GPU the result does.
     """
     if device.type == "cuda":
-        return _thread(device).submit(work)
+        return _thread(device).submit(_after, _given(device), work)
     done: Future[T] = Future()
     done.set_result(work())
     return done
@@ -32,12 +32,25 @@ def started(work: Callable[[], T], device: torch.device) -> Future[T]:
 
 @cache
 def _thread(device: torch.device) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix=f"launch-{device}", initializer=_begin, initargs=(device,))
+    return ThreadPoolExecutor(1, thread_name_prefix=f"launch-{device}", initializer=take_stream, initargs=(device,))
 
 
-def _begin(device: torch.device) -> None:
+def take_stream(device: torch.device) -> None:
+    """Give this thread a queue of a GPU for itself."""
     torch.cuda.synchronize(device)  # the weights went there in another stream
     torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+def _given(device: torch.device) -> torch.cuda.Event:
+    """What this thread has given the device so far, such as weights."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _after(given: torch.cuda.Event, work: Callable[[], T]) -> T:
+    given.wait()
+    return work()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -24,7 +24,8 @@ MOST_TOO_LARGE = 4  # times what is wanted
 class OutputMemory:
     """Tensors on memory that comes back when the last view of it is gone; for any number of threads.
 
-    All of it together, used or waiting, is never more than was used at some moment.
+    All of it together, used or waiting, is never more than was used at some moment; a piece that is longer than what
+    lies in it, at most MOST_TOO_LARGE times, counts whole.
     """
 
     def __init__(self) -> None:
@@ -63,8 +64,7 @@ class OutputMemory:
             try:
                 block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             except OSError as error:
-                told = f"there is no memory for an output of {size >> 20} MiB; extract fewer images at once."
-                raise MemoryError(told) from error
+                raise MemoryError(f"there is no memory for an output of {size >> 20} MiB") from error
             with suppress(OSError):  # a system without huge pages
                 block.madvise(mmap.MADV_HUGEPAGE)
             self._total += size

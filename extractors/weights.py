@@ -29,6 +29,7 @@ from storage.errors import TriptychError, did_you_mean
 from storage.interop.unpickling import PlainUnpickler, first_line
 
 Tensors = dict[str, Tensor]
+NORM_EPS = 1e-5  # of every norm; checkpoints before detectron2's third version hold variances less by it
 
 
 class WeightsError(TriptychError):
@@ -210,7 +211,7 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
         SHA-256 of the tensors the network now holds: equal for equal weights, whatever container they came in.
 
     Raises:
-        WeightsError: a tensor is missing or of another shape.
+        WeightsError: a tensor is missing, of another shape, or holds what no such tensor can.
     """
     if checkpoint.tensors is None:
         randomise(module, _seed(checkpoint.origin.partition(":")[2]))
@@ -243,6 +244,11 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
             )
         if not bool(found[name].isfinite().all()):
             raise WeightsError(f"{checkpoint.description}: {name} holds values that are no numbers; get the file anew.")
+        if name.endswith("running_var") and bool((found[name] <= -NORM_EPS).any()):
+            raise WeightsError(
+                f"{checkpoint.description}: {name} holds variances below zero, {float(found[name].min()):g} the least; "
+                "get the file anew."
+            )
     module.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
     return tensors_sha256(module)
 

@@ -37,22 +37,31 @@ class BatchSize:
     def __init__(self, wanted: int | Literal["auto"], memory: Callable[[], Memory] | None) -> None:
         self._lock = threading.Lock()
         self._memory = memory if wanted == "auto" else None
+        self._most, self._blamed = 1, False  # images that fitted, and whether one alone has been too large
         self.now = 1 if wanted == "auto" else wanted
 
     def fitted(self, images: int) -> None:
         """A batch of so many ran."""
-        if self._memory is None or images < self.now or self.now >= LARGEST:
-            return
-        memory = self._memory()
-        if memory.before + 2 * (memory.most - memory.before) <= ROOM * memory.all:
-            with self._lock:
-                self.now = min(LARGEST, max(self.now, 2 * images))
+        with self._lock:
+            self._most = max(self._most, images)
+            if self._blamed:
+                self.now = max(self.now, images)
+            if self._memory is None or images < self.now or self.now >= LARGEST:
+                return
+            memory = self._memory()
+            if memory.before + 2 * (memory.most - memory.before) <= ROOM * memory.all:
+                self.now = min(LARGEST, 2 * images)
 
     def overflowed(self, images: int) -> None:
-        """A batch of so many did not fit: no more than half as many from now on."""
+        """A batch of so many did not fit: no more than half as many from now on. One image, which alone has no room,
+        says nothing of others, nor do the batches that it was in: as many as have fitted are tried again."""
         with self._lock:
-            self.now = max(1, min(self.now, images // 2))
-            self._memory = None
+            self._blamed = images == 1
+            if self._blamed:
+                self.now = max(self.now, self._most)
+            else:
+                self.now = max(1, min(self.now, images // 2))
+                self._memory = None
 
     @property
     def ahead(self) -> int:
@@ -70,6 +79,7 @@ def device_memory(device: torch.device) -> Callable[[], Memory] | None:
     if device.type != "cuda":
         return None
     before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)  # of a job before
 
     def now() -> Memory:
         free, _ = torch.cuda.mem_get_info(device)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -62,11 +63,15 @@ class ProcessLoader:
         for _ in range(TRIES):
             process = self._process()
             try:
-                return process.load(ref)
+                found = process.load(ref)
             except (EOFError, OSError, pickle.UnpicklingError):
                 stood = stood or process.stands
                 process.close()
                 del self._mine.process
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
         if not stood:
             raise TriptychError(
                 "the processes that decode images end before they begin; what they said is above. An extractor or "
@@ -133,8 +138,8 @@ class _Process:
         self._to, self._from = self._child.stdin, self._child.stdout
         self._tools = tools
 
-    def load(self, ref: ImageRef) -> Loaded:
-        """What `load_image` gives.
+    def load(self, ref: ImageRef) -> Loaded | Exception:
+        """What `load_image` gives, or raises.
 
         Raises:
             EOFError, OSError, pickle.UnpicklingError: the process died.
@@ -145,7 +150,7 @@ class _Process:
             self.stands = pickle.load(self._from)
         _send(ref, self._to)
         content, sizes = pickle.load(self._from)
-        return _unpacked(content, sizes, self._memory)
+        return content if isinstance(content, Exception) else _unpacked(content, sizes, self._memory)
 
     def close(self) -> None:
         for pipe in (self._to, self._from):
@@ -216,7 +221,22 @@ def serve(shared: int) -> None:
             ref: ImageRef = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        _send(_packed(load_image(source, views, ref, settings), memory), answers)
+        try:
+            answer: tuple[Any, list[int]] = _packed(load_image(source, views, ref, settings), memory)
+        except Exception as error:  # a mistake, which is for whoever asked, and not this image's
+            answer = _portable(error), []
+        _send(answer, answers)
+
+
+def _portable(error: Exception) -> Exception:
+    """With where it was raised, and as something that another process can read."""
+    told = "".join(traceback.format_exception(error))
+    try:
+        again: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        again = RuntimeError(str(error))
+    again.add_note(f"In a process that decodes:\n{told}")
+    return again
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ once: the images of the second one's unit are loaded, and run, while the first o
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
 the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has three
-threads, each with a stream of its own: while one of them waits for results, or selects boxes, the others' layers run.
+threads: while one of them waits for results or makes records of them, the next one's batch is laid out, and run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ import cv2
 import torch
 
 from extractors import ImageError, decode
+from extractors.launching import take_stream
 from extractors.views import Ready, Results, Views
 from pipeline.batching import BatchSize, device_memory, in_order
 from pipeline.config import EngineConfig, ExtractJob
@@ -39,6 +41,7 @@ from storage.secrets import shown
 from storage.writer import UnitWriter
 
 BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
+NO_ROOM = ("DefaultCPUAllocator", "ALLOC_FAILED", "out of memory")  # torch on a CPU, cuBLAS and cuDNN, and CUDA itself
 UNITS_AT_ONCE = 3  # of a worker: one is written and committed, one's images are run, one's are loaded
 UNITS_AT_ONCE_ON_GPU = 8  # some have few images that still wait for their like
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
@@ -201,13 +204,21 @@ class Worker:
             results = self.views.extract(batch)
             self._size.fitted(len(batch))
             return results
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not has_no_room(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # what it did has room only once nobody holds it
             self._size.overflowed(len(batch))
             if len(batch) == 1:
                 message = f"the device has no room for it: {error}".splitlines()[0]
                 return [self._same(ImageError("out_of_memory", message, "model"))]
         middle = len(batch) // 2
         return self._forward(batch[:middle]) + self._forward(batch[middle:])
+
+
+def has_no_room(error: BaseException) -> bool:
+    """Whether something failed for want of memory, of a GPU or not: torch has a type for the first way alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(each in str(error) for each in NO_ROOM)
 
 
 def make_worker(job: ExtractJob, views: Views, load: Callable[[ImageRef], Loaded] | None = None) -> Worker:
@@ -265,8 +276,7 @@ def _begin_thread(device: torch.device) -> None:
     """A network's thread: one core of its own, or one queue of the GPU."""
     torch.set_num_threads(1)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the weights went there in another stream
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+        take_stream(device)
 
 
 def images_in_memory() -> int:

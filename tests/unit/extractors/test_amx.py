@@ -197,6 +197,34 @@ def test_what_was_packed_goes_with_its_weights(packings: list[Tensor]) -> None:
 
 
 @needs_amx
+@needs_amx
+def test_one_weight_with_other_groups_is_packed_for_each() -> None:
+    two, four = layer(64, 64, 3, groups=2), layer(64, 64, 3, groups=2)
+    weight = nn.Parameter(two.weight[:, :16].detach().clone(), requires_grad=False)
+    for conv, groups in ((two, 2), (four, 4)):
+        conv.requires_grad_(False)
+        conv.weight, conv.groups, conv.in_channels = weight, groups, 16 * groups
+        x = noise(1, conv.in_channels, 5, 6)
+        torch.testing.assert_close(convolve(x, conv), conv(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_amx
+def test_what_does_not_fit_is_told_as_torch_tells_it() -> None:
+    """It reads memory by addresses: nothing else would notice."""
+    conv = layer(64, 64, 3).requires_grad_(False)
+    for channels in (16, 256):
+        with pytest.raises(RuntimeError, match="channels"):
+            convolve(noise(1, channels, 8, 8), conv)
+    x = noise(1, 64, 8, 8)
+    with pytest.raises(RuntimeError, match="expand"):
+        convolve(x, conv, noise(1, 64, 3, 6))
+    for added in (noise(1, 64, 1, 1), noise(1, 64, 6, 6).double()):
+        torch.testing.assert_close(convolve(x, conv, added), conv(x) + added.float(), rtol=1e-5, atol=1e-5)
+    conv.bias = nn.Parameter(conv.bias.double(), requires_grad=False)  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="expects|type"):
+        convolve(x, conv)
+
+
 def test_gradients_are_not_for_it() -> None:
     conv, x = layer(32, 32, 1).requires_grad_(True), noise(1, 32, 4, 5)
     assert convolve(x, conv).requires_grad

@@ -102,6 +102,28 @@ def test_sampled_taps_are_torchvisions_deformable_convolution(
     torch.testing.assert_close(found, wanted, **CLOSE)
 
 
+def test_samples_at_places_that_are_no_numbers_are_none() -> None:
+    """They are that image's error; an index of them would end the job, and a GPU's context with it."""
+    x, offsets = noise(1, 4, 5, 6), torch.zeros(1, 18, 5, 6)
+    offsets[0, 3, 2, 4], offsets[0, 3, 0, 0] = torch.nan, torch.inf
+    (taps,) = sample_taps(x, offsets, 1, 1)
+    lost = taps.isnan().any(dim=1)[0]
+    assert lost.sum() == 1 and lost[6, 13]  # the second tap, a column, of the cell in row 2 and column 4
+    assert not taps[0, :, 0, 1].any(), "infinitely far is outside"
+    torch.testing.assert_close(taps[0, :, 1::3, 1::3], x[0])
+
+
+@pytest.mark.parametrize("wanted", ["bias", "residual"])
+def test_a_gradient_of_what_is_added_alone_is_not_lost(wanted: str) -> None:
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False)
+    residual = noise(1, 64, 4, 4)
+    leaf = conv.bias if wanted == "bias" else residual
+    assert leaf is not None
+    leaf.requires_grad_()
+    convolve(noise(1, 64, 4, 4), conv, residual, relu=True).sum().backward()
+    assert leaf.grad is not None and leaf.grad.any()
+
+
 def test_float32_is_fused_wherever_torch_has_the_operators() -> None:
     assert has_fused(torch.float32) == (
         torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")

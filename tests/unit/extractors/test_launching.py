@@ -17,7 +17,9 @@ GPU = torch.device("cuda")
 @pytest.fixture
 def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launching._thread.cache_clear()
-    monkeypatch.setattr(launching, "_begin", lambda device: None)
+    monkeypatch.setattr(launching, "take_stream", lambda device: None)
+    monkeypatch.setattr(launching, "_given", lambda device: threading.Event())
+    monkeypatch.setattr(launching, "_after", lambda given, work: work())
     yield
     launching._thread(GPU).shutdown()
     launching._thread.cache_clear()

@@ -44,6 +44,14 @@ def test_a_large_image_is_resized_where_it_was_decoded() -> None:
     assert late.resized is None and torch.equal(late.pixels, wanted.pixels)
 
 
+def test_a_small_image_is_left_to_the_device_as_it_is_now() -> None:
+    image = noisy_photo(30, 40)
+    late = prepare_later("k", image, GridConfig(shorter=24, longer=60))
+    before = image.copy()
+    image[:] = 0  # whoever gave it may use its memory again
+    assert late.resized == (24, 32) and np.array_equal(late.pixels.numpy(), before)
+
+
 def test_taps_of_what_keeps_its_size_change_nothing() -> None:
     first, weights = taps(7, 7)
     assert first.tolist() == [*range(7)] and weights[0].tolist() == [1 << BITS] * 7 and not weights[1:].any()

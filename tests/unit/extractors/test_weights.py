@@ -218,6 +218,16 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
         fill(Network(), read_checkpoint(path), "detector x")
 
 
+def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
+    """Folded they are no numbers; a little below is what old checkpoints have of none."""
+    norm = nn.Module()
+    norm.register_buffer("running_var", torch.ones(2))
+    fill(norm, read_checkpoint(saved(tmp_path / "old.pth", {"running_var": torch.tensor([1.0, -0.9e-5])})), "norm")
+    path = saved(tmp_path / "w.pth", {"running_var": torch.tensor([1.0, -1.0])})
+    with pytest.raises(WeightsError, match="running_var holds variances below zero, -1 the least; get the file anew"):
+        fill(norm, read_checkpoint(path), "norm")
+
+
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     """A fused ReLU makes 0 of them, so that nothing would show later."""
     name, tensor = next(iter(tensors().items()))

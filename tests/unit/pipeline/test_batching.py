@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,8 +73,47 @@ def test_what_did_not_fit_is_not_tried_again() -> None:
     size.overflowed(16)
     size.fitted(8)
     assert size.now == 8 and size.ahead == 8 * LOOK_AHEAD
-    size.overflowed(1)
+    size.overflowed(2)
     assert size.now == 1 and size.ahead == 1
+
+
+def test_an_image_that_is_too_large_alone_says_nothing_of_others() -> None:
+    size = BatchSize(32, None)
+    for images in (32, 16, 8, 4, 2, 1):  # it is the first one of its batch, so that no batch has fitted before
+        size.overflowed(images)
+    for images in (1, 2, 4, 8, 16):
+        size.fitted(images)
+    assert size.now == 16
+    for images in (16, 8, 4, 2, 1):
+        size.overflowed(images)
+    assert size.now == 16, "as many as have fitted"
+    size.overflowed(16)
+    size.fitted(16)  # of a batch that began before
+    assert size.now == 8
+
+
+def test_a_first_image_that_is_too_large_does_not_end_growth() -> None:
+    size = BatchSize("auto", lambda: Memory(0, 0, 1))
+    size.overflowed(1)
+    size.fitted(1)
+    assert size.now == 2
+
+
+def test_a_batch_that_does_not_fit_while_another_one_is_told_of() -> None:
+    """The device is asked while nobody else changes what is known."""
+    size = BatchSize("auto", lambda: asked())
+
+    def asked() -> Memory:
+        other = threading.Thread(target=size.overflowed, args=(2,))
+        other.start()
+        other.join(0.2)
+        others.append(other)
+        return Memory(0, 0, 1)
+
+    others: list[threading.Thread] = []
+    size.fitted(1)
+    others[0].join()
+    assert size.now == 1
 
 
 def test_a_cpu_takes_one_and_a_number_is_a_number() -> None:

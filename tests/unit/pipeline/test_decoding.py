@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from extractors import GridConfig, ImageError, RegionConfig
-from extractors.base import Prepared
-from extractors.views import make_views
+from extractors import ConfigError, GridConfig, ImageError, RegionConfig
+from extractors.base import Extractor, Prepared
+from extractors.views import Views, make_views
 from pipeline.config import EngineConfig
 from pipeline.decoding import DECODES, ProcessLoader, _Process, refuse_here
 from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, SourceConfig, open_source
 from pipeline.unit import load_image
-from storage import TriptychError
+from storage import FeatureLayout, Record, Spec, TriptychError
 
 SMALL = {"weights": "random:0", "width_divisor": 32, "shorter": 40, "longer": 80, "device": "cpu"}
 
@@ -87,6 +87,38 @@ def test_an_image_that_kills_its_process_is_an_error(folder: Path, monkeypatch: 
 def dies(process: _Process, ref: ImageRef) -> Loaded:
     process.stands = True
     raise EOFError
+
+
+class Mistaken(Extractor):
+    """As one of a user's own may be."""
+
+    spec, vocabulary, device = Spec("grid", FeatureLayout(1)), {}, torch.device("cpu")
+
+    def prepare(self, key: str, image: np.ndarray) -> Prepared:
+        raise ConfigError("--side: 0 is no side") if key == "0" else Unpicklable(lambda: None)
+
+    def forward(self, batch: list[Prepared]) -> list[Record | ImageError]:
+        return []
+
+
+class Unpicklable(Exception):
+    def __str__(self) -> str:
+        return "what cannot be sent"
+
+
+def test_a_mistake_is_raised_as_where_this_process_decodes(folder: Path) -> None:
+    source = open_source(SourceConfig(str(folder)))
+    loader = ProcessLoader(source, Views({"grid": Mistaken()}), EngineConfig(""))
+    first, second, *_ = source.list().refs
+    try:
+        with pytest.raises(ConfigError, match="0 is no side") as found:
+            loader(first)
+        with pytest.raises(RuntimeError, match="what cannot be sent"):
+            loader(second)
+        assert len(loader._all) == 1, "the process goes on"
+    finally:
+        loader.close()
+    assert "in prepare" in found.value.__notes__[0]
 
 
 OWN = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import ImageError, Prepared, load_extractor
+from extractors import GridConfig, ImageError, Prepared, load_extractor, make_extractor
+from extractors.trunk import Stacked, TrunkExtractor
 from extractors.views import Views
 from pipeline.config import EngineConfig
 from pipeline.feeding import Loaded
@@ -201,6 +203,58 @@ def test_an_image_that_does_not_fit_alone_is_an_error_row(tmp_path: Path) -> Non
         ("b", "model", "out_of_memory"),
     }
     assert all("\n" not in row.message for row in rows)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("there is no memory for an output of 20 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_runs_out_in_any_way_costs_one_image(tmp_path: Path, error: Exception) -> None:
+    class Full(FakeExtractor):
+        def extract(self, batch: list[Prepared]) -> list[Any]:
+            if any(image.key == "large" for image in batch):
+                raise error
+            return super().extract(batch)
+
+    report, _ = run(tmp_path, ["a", "large", "b"], Full(), batch_size=3)
+    [row] = open_store(tmp_path / "s").errors()
+    assert (row.key, row.reason, report.records) == ("large", "out_of_memory", 2)
+
+
+def test_any_other_mistake_still_ends_the_job(tmp_path: Path) -> None:
+    class Wrong(FakeExtractor):
+        def extract(self, batch: list[Prepared]) -> list[Any]:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(tmp_path, ["a"], Wrong())
+
+
+def test_what_did_not_fit_is_gone_while_its_halves_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a thread of its own runs batches, as on a GPU, its error held their activations: images were lost."""
+    extractor = make_extractor(GridConfig(model="r50", weights="random:0", width_divisor=32, shorter=40, longer=80))
+    extractor.batched = True  # type: ignore[attr-defined]
+    room, held = 5, weakref.WeakSet[torch.Tensor]()
+    original = TrunkExtractor.res4
+
+    def crowded(self: TrunkExtractor, stacked: Stacked) -> Any:
+        activations = []  # as in the frames of a network
+        for _ in stacked.sizes:
+            if len(held) >= room:
+                raise torch.OutOfMemoryError("no room")
+            activations.append(torch.empty(1))
+            held.add(activations[-1])
+        return original(self, stacked)
+
+    monkeypatch.setattr(TrunkExtractor, "res4", crowded)
+    with ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr("extractors.trunk.started", lambda work, device: thread.submit(work))
+        report, _ = run(tmp_path, list("abcdefgh"), extractor, batch_size=8)  # type: ignore[arg-type]
+    assert (report.records, report.reasons.total()) == (8, 0)
 
 
 def test_reading_runs_ahead_by_a_window_only(tmp_path: Path) -> None:
