@@ -116,7 +116,7 @@ def largest(sizes: Sequence[Size]) -> Size:
 
 
 def groups(sizes: Sequence[Size]) -> list[list[int]]:
-    """Which images run together: rows of `sizes`, all of them or similar ones, so that little of a batch is padding."""
+    """Which images run together: rows of `sizes`, all of them or similar ones, as `fits` says."""
     rows = sorted(range(len(sizes)), key=lambda row: sizes[row])
     if fits(sizes):
         return [rows] if rows else []
@@ -132,7 +132,7 @@ def groups(sizes: Sequence[Size]) -> list[list[int]]:
 
 
 def fits(sizes: Sequence[Size]) -> bool:
-    """Whether little of their padded batch is padding."""
+    """Whether little of their batch is padding, before its sides go up to one of `common_size` and it is filled up."""
     height, width = largest(sizes) if sizes else (0, 0)
     return _full(height * width * len(sizes), sum(high * wide for high, wide in sizes))
 
@@ -148,7 +148,7 @@ class Together:
         self._height = self._width = self._images = self._pixels = 0
 
     def admits(self, size: Size) -> bool:
-        """Whether little of their padded batch is padding with this one, which then is one of them."""
+        """Whether they fit with this one, which then is one of them."""
         height, width = max(self._height, size[0]), max(self._width, size[1])
         images, pixels = self._images + 1, self._pixels + size[0] * size[1]
         if not _full(height * width * images, pixels):

@@ -78,7 +78,8 @@ class PhasedConv(nn.Module):
 
 
 class PhasedStage(nn.Module):
-    """The blocks of a folded res5 with a dilation of 2, on maps that `split_phases` laid out; it shares their weights.
+    """The blocks of a folded res5 with a dilation of 2, on maps that `split_phases` laid out. It shares their weights;
+    of 3x3 convolutions it has its own, of how they are now.
 
     Args:
         side: of a phase, in cells.
