@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.extract import MODELS, make, photos, prepare
-from benchmarks.machine import asked, hardware, table, write_results
+from benchmarks.machine import asked, hardware, positive, table, write_results
 from extractors import amx
 from extractors.base import Prepared
 from extractors.fused import convolve
@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", nargs="+", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--networks", nargs="*", choices=MODELS[:3], default=list(MODELS[1:3]))
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=positive, default=4)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     if amx.library() is None:

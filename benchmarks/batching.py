@@ -27,7 +27,7 @@ from PIL import Image as Photo
 
 from benchmarks.end_to_end import SIZE, STEADY
 from benchmarks.extract import PHOTOS
-from benchmarks.machine import asked, hardware, table, write_results
+from benchmarks.machine import asked, hardware, jpegs, positive, table, write_results
 from extractors.base import Prepared
 from extractors.images import resized_shape
 from extractors.ragged import Size, common_size, padded_count
@@ -132,9 +132,9 @@ def measure(one_size: bool, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=next(each for each in PHOTOS if each.is_dir()))
-    parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--unit", type=int, default=129, help="images: so many of X-152's grids are one")
+    parser.add_argument("--photos", type=jpegs, default=next(each for each in PHOTOS if each.is_dir()))
+    parser.add_argument("--images", type=positive, default=6000)
+    parser.add_argument("--unit", type=positive, default=129, help="images: so many of X-152's grids are one")
     parser.add_argument("--load", type=float, default=10.0, help="milliseconds an image, of each loader")
     parser.add_argument("--nanoseconds", type=float, default=2.5, help="a pixel")
     parser.add_argument("--commit", type=float, default=0.1, help="seconds a unit")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import hardware, table, write_results
+from benchmarks.machine import asked, hardware, jpegs, positive, table, write_results
 from extractors import GridConfig, RegionConfig, decode
 from extractors.base import prepare_pil
 from extractors.images import resize_shortest_edge, resized_shape
@@ -153,8 +153,8 @@ def measure_stages(data: list[bytes], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=jpegs, required=True)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     cv2.setNumThreads(1)
@@ -187,9 +187,11 @@ def report(rows: list[dict[str, Any]], stages: dict[str, float], data: list[byte
         "cut files refused",
     ]
     found = [table(header, cells), table(["stage", "CPU ms an image"], [[k, f"{v:.2f}"] for k, v in stages.items()])]
-    about = f"{hardware()}. {len(data)} JPEGs of {pixels:.2f} megapixels on average. Command: `uv run --with simplejpeg"
+    lacking = [name for name in DECODERS if name not in [row["decoder"] for row in rows]]
+    left_out = f" Not installed: {', '.join(lacking)}." if lacking else ""
+    about = f"{hardware()}. {len(data)} JPEGs of {pixels:.2f} megapixels on average.{left_out} {asked()}"
     title = f"# Decoding, {time.strftime('%Y-%m-%d')}"
-    return "\n\n".join([title, about + " python -m benchmarks.decode`; its docstring is the protocol.", *found]) + "\n"
+    return "\n\n".join([title, about, *found]) + "\n"
 
 
 if __name__ == "__main__":

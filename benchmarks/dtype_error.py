@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.extract import MODELS, make, photos
-from benchmarks.machine import asked, hardware, table, write_results
+from benchmarks.machine import asked, device, hardware, positive, table, write_results
 from extractors import Extractor, RegionConfig, make_extractor, read_image
 from extractors.configs import SHIPPED, SHIPPED_DETECTOR, SHIPPED_SIZE
 from storage import RegionRecord
@@ -127,9 +127,9 @@ def report(rows: Sequence[dict[str, Any]], count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if gpu else "cpu")
     parser.add_argument("--models", nargs="+", choices=[*MODELS, SHIPPED], default=[*MODELS, SHIPPED])
-    parser.add_argument("--images", type=int, default=32 if gpu else 2)
+    parser.add_argument("--images", type=positive, default=32 if gpu else 2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks.extract import PHOTOS
-from benchmarks.machine import asked, hardware, table, write_results
+from benchmarks.machine import asked, device, hardware, jpegs, positive, table, write_results
 from extractors import ExtractorConfig, GridConfig, RegionConfig, trunk
 from extractors.images import resized_shape
 from pipeline.config import EngineConfig, ExtractJob
@@ -196,11 +196,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["x152", "butd-r101"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--sizes", nargs="+", choices=["many", "one"], default=["many", "one"])
-    parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--decode-workers", type=int)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--width-divisor", type=int, default=1, help="above 1: to try this script out")
-    parser.add_argument("--photos", type=Path, default=next(each for each in PHOTOS if each.is_dir()))
+    parser.add_argument("--images", type=positive, default=4000)
+    parser.add_argument("--decode-workers", type=positive)
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--width-divisor", type=positive, default=1, help="above 1: to try this script out")
+    parser.add_argument("--photos", type=jpegs, default=next(each for each in PHOTOS if each.is_dir()))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="disk for images and store")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import asked, hardware, table, write_results
+from benchmarks.machine import asked, hardware, positive, table, write_results
 from extractors import decode, load_extractor
 
 PHOTOS = Path(__file__).parents[1] / "workflows" / "photos"
@@ -140,11 +140,11 @@ def _spread(ratios: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--images", type=positive, default=2048)
+    parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--shorter", type=int, default=224)
-    parser.add_argument("--longer", type=int, default=400)
+    parser.add_argument("--shorter", type=positive, default=224)
+    parser.add_argument("--longer", type=positive, default=400)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

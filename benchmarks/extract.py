@@ -1,6 +1,6 @@
 """How fast the convolutional extractors are, against the loop that the official scripts run.
 
-    uv run python -m benchmarks.extract                     # every model, float32 and what else this device is good for
+    uv run python -m benchmarks.extract                     # all but r50, float32 and what else is fast here
     uv run python -m benchmarks.extract --models x101 --dtypes float32 bfloat16 --rounds 5
     uv run python -m benchmarks.extract --models x101 x152pp --steps        # what each optimisation gives, one by one
 
@@ -34,7 +34,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import asked, hardware, matmul_flops, peak_gib, reset_peak, table, wait, write_results
+from benchmarks.machine import (
+    asked,
+    device,
+    hardware,
+    matmul_flops,
+    peak_gib,
+    positive,
+    reset_peak,
+    table,
+    wait,
+    write_results,
+)
 from benchmarks.reference_loop import ReferenceLoop
 from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image, roi_pool
 from extractors.base import Prepared, float32_multiplied
@@ -49,6 +60,7 @@ STEPS = (
     "a thread an image", "channels last", "norms folded", "fused steps", "float32 by AMX",
     "its weights and memory kept", "bfloat16",
 )  # fmt: skip
+DTYPES = ("float32", "bfloat16", "float16", "tf32", "bfloat16-heads")
 HEAD_STEPS = (
     "those of the grid networks, in the box head", "fewer multiplications in the box head", "RoI pooling by tables",
 )  # fmt: skip
@@ -199,7 +211,7 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
     else:
         possible = dict.fromkeys(STEPS, True)
         possible[STEPS[4]] = possible[STEPS[5]] = amx.library() is not None
-        possible[STEPS[6]] = fused.has_fused(torch.bfloat16)
+        possible[STEPS[6]] = "bfloat16" in args.dtypes
         ways = [way for way in STEPS if possible[way]]
         rows += [
             Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
@@ -310,17 +322,22 @@ def report(facts: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if gpu else "cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS[1:]))
     lower = ["bfloat16", "bfloat16-heads"] if gpu or fused.has_fused(torch.bfloat16) else []  # else slower than float32
-    parser.add_argument("--dtypes", nargs="+", default=["float32", *lower] + gpu * ["tf32"])
-    parser.add_argument("--batch", type=int, default=16, help="of a GPU")
-    parser.add_argument("--images", type=int, default=128 if gpu else torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
+    dtypes = ["float32", *lower] + gpu * ["tf32"]
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=dtypes)
+    parser.add_argument("--batch", type=positive, default=16, help="of a GPU")
+    parser.add_argument("--images", type=positive, default=128 if gpu else torch.get_num_threads())
+    parser.add_argument("--rounds", type=positive, default=3 if gpu else 2)
     parser.add_argument("--steps", action="store_true", help="what each optimisation gives, one by one")
     parser.add_argument("--no-reference", action="store_true", help="leave the reference loop out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    if "tf32" in args.dtypes and args.device == "cpu":
+        parser.error("tf32 is a GPU's")
+    if set(args.dtypes) == {"bfloat16-heads"} and set(args.models) != {"butd-r101"}:
+        parser.error("bfloat16-heads is for butd-r101 alone")
     args.peaks = {
         dtype: peak_flops(dtype, torch.device(args.device)) for dtype in dict.fromkeys(["float32", *args.dtypes])
     }

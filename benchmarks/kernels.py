@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.extract import MODELS, PHOTOS
-from benchmarks.machine import asked, hardware, table, wait, write_results
+from benchmarks.machine import asked, device, hardware, jpegs, positive, table, wait, write_results
 from extractors import GridConfig, RegionConfig, make_extractor, read_image
 from extractors.base import Extractor, Prepared
 from pipeline.batching import like_sized
@@ -97,11 +97,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["x152", "butd-r101"])
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--images", type=int, default=160)
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--width-divisor", type=int, default=1, help="above 1: to try this script out")
-    parser.add_argument("--photos", type=Path, default=next(each for each in PHOTOS if each.is_dir()))
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--images", type=positive, default=160)
+    parser.add_argument("--device", type=device, default="cuda" if gpu else "cpu")
+    parser.add_argument("--width-divisor", type=positive, default=1, help="above 1: to try this script out")
+    parser.add_argument("--photos", type=jpegs, default=next(each for each in PHOTOS if each.is_dir()))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     facts = [bench(model, args) for model in args.models]

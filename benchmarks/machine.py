@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -19,7 +21,39 @@ if TYPE_CHECKING:  # a benchmark of memory must not load it
     import torch
 
 __all__ = ["Facts", "give_back", "hardware", "held_gib", "matmul_flops", "peak_gib", "reset_peak", "table", "wait"]
-__all__ += ["write_results"]
+__all__ += ["asked", "device", "jpegs", "positive", "write_results"]
+
+LOAD = os.getloadavg()[0]  # processes that ran, on average of the last minute, when the script began
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number above 0."""
+    try:
+        found = int(text)
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return found
+
+
+def jpegs(text: str) -> Path:
+    """For argparse: a folder of JPEGs."""
+    found = Path(text)
+    if not any(found.glob("*.jp*g")):
+        raise argparse.ArgumentTypeError(f"there is no folder {text} with files that end in .jpg or .jpeg")
+    return found
+
+
+def device(text: str) -> str:
+    """For argparse: what --device names, if it is there."""
+    from extractors.base import pick_device
+    from storage import TriptychError
+
+    try:
+        return str(pick_device(text))
+    except TriptychError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
@@ -44,17 +78,37 @@ def asked() -> str:
         at = flags.index("--out")
         del flags[at : at + 2]
     command = shlex.join(["uv", "run", "python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *flags])
-    return f"Command: `{command}`; its docstring is the protocol."
+    return f"Load before: {LOAD:.1f}. Command: `{command}`; its docstring is the protocol."
 
 
 def write_results(folder: Path, what: str, report: str, facts: Any) -> Path:
-    """Write <what>_cpu<threads>_<date>.md, or <what>_<GPU>_<date>.md, and .json beside it; returns the first."""
+    """Write <what>_cpu<threads>_<date>.md, or <what>_<GPU>_<date>.md, the script's protocol at its end, and .json
+    beside it; returns the first. What is there stays: the second one of a day ends in _2."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{what}_{_short_name()}_{datetime.now(UTC):%Y-%m-%d}.md"
-    path.write_text(report, encoding="utf-8")
-    plain = json.dumps({"hardware": hardware(), "facts": facts}, indent=1)
-    path.with_suffix(".json").write_text(plain, encoding="utf-8")
+    name = f"{what}_{_short_name()}_{datetime.now(UTC):%Y-%m-%d}"
+    path, number = folder / f"{name}.md", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}_{number}.md"
+    path.write_text(report + _protocol(), encoding="utf-8")
+    facts = {"hardware": hardware(), "load_before": LOAD, "facts": facts}
+    path.with_suffix(".json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False), encoding="utf-8")
     return path
+
+
+def _protocol() -> str:
+    """That of the script that runs."""
+    told = (sys.modules["__main__"].__doc__ or "").partition("\n\nProtocol. ")[2].partition("\n\n")[0].strip()
+    return f"\nProtocol. {told}\n" if told else ""
+
+
+def _plain(facts: Any) -> Any:
+    """With None for what JSON has no number for."""
+    if isinstance(facts, dict):
+        return {name: _plain(each) for name, each in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [_plain(each) for each in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def _short_name() -> str:

@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.engine_overhead import engine, write_images
-from benchmarks.machine import asked, hardware, table, write_results
+from benchmarks.engine_overhead import NETWORK, engine, write_images
+from benchmarks.machine import asked, hardware, positive, table, write_results
 
 TIMES = (1, 4, 16)
 WORKERS = {
@@ -33,8 +33,8 @@ WORKERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=positive, default=32)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--workers", nargs="+", choices=WORKERS, default=list(WORKERS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
@@ -71,7 +71,8 @@ def report(runs: list[dict[str, Any]], images: int, rounds: int) -> str:
     header = ["workers", "images", "ms an image", "x the smallest job's", "GiB in the 2nd / last quarter"]
     command = asked()
     title = f"# Small and large jobs, {time.strftime('%Y-%m-%d')}"
-    return "\n\n".join([title, f"{hardware()}. {rounds} rounds. {command}", table(header, rows)]) + "\n"
+    size = f"{NETWORK['model']} grids, {NETWORK['shorter']}/{NETWORK['longer']}"
+    return "\n\n".join([title, f"{hardware()}. {size}, {rounds} rounds. {command}", table(header, rows)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,13 @@ BUSY, TAKEN = 10, 0.1  # percent of the time, and a share of the memory, that ot
 
 def facts() -> Iterator[tuple[str, str]]:
     """What there is, a name and a text each."""
-    yield "processor", f"{processor()}, {usable_cores():g} cores to use, {torch.get_num_threads()} threads"
+    cores, threads = usable_cores(), torch.get_num_threads()
+    to_use = f"{cores:g} core{'s' * (cores != 1)} to use, {threads} thread{'s' * (threads != 1)}"
+    yield "processor", f"{processor()}, {to_use}"
+    yield (
+        "load",
+        f"{os.getloadavg()[0]:.1f} processes in the last minute: while others work, the speeds below are lower",
+    )
     yield "memory", f"{_memory() / 2**30:.0f} GiB"
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
@@ -43,8 +49,8 @@ def facts() -> Iterator[tuple[str, str]]:
     if not torch.cuda.is_available():
         yield "GPU", "none that torch sees"
     yield "number types", ", ".join(dtypes())
-    jpeg = "libjpeg-turbo" if features.check("libjpeg_turbo") else "plain libjpeg"
-    yield "decoder", f"Pillow {PIL.__version__} with {jpeg} {features.version('jpg') or ''}".rstrip()
+    jpeg, name = ("libjpeg-turbo", "libjpeg_turbo") if features.check("libjpeg_turbo") else ("plain libjpeg", "jpg")
+    yield "decoder", f"Pillow {PIL.__version__} with {jpeg} {features.version(name) or ''}".rstrip()
     yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     yield "Ray", "installed" if importlib.util.find_spec("ray") else "not installed: the local engine only"
     there = importlib.util.find_spec("detectron2")
@@ -102,7 +108,7 @@ def images_to_try() -> int:
     return 512 if torch.cuda.is_available() else int(2 * usable_cores()) + 1
 
 
-def troubles(out: Path) -> Iterator[str]:
+def troubles() -> Iterator[str]:
     """What is set up badly, and what to do, a line each."""
     cores = usable_cores()
     if not torch.cuda.is_available() and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
@@ -134,8 +140,6 @@ def troubles(out: Path) -> Iterator[str]:
     if shutil.disk_usage(temporary).free < TEMPORARY_WANTED:
         free = shutil.disk_usage(temporary).free / 2**30
         yield f"{temporary} has {free:.1f} GiB free, and what goes to object storage is made there: set TMPDIR"
-    if not os.access(out, os.W_OK):
-        yield f"{out} cannot be written: choose another --out, or change its permissions"
 
 
 def _taken_gpus() -> Iterator[str]:
@@ -153,10 +157,14 @@ def _taken_gpus() -> Iterator[str]:
             yield f"GPU {number} is {busy} % busy with other work: the speeds below are not those of a free one"
 
 
-def bound(probe: Probe, disk: float) -> str:
-    """What limits a network's speed here, as far as a probe tells."""
+def bound(probe: Probe, disk: float | None) -> str:
+    """What limits a network's speed here, as far as a probe tells.
+
+    Args:
+        disk: bytes a second that it takes; None where it is not known.
+    """
     decode_workers = EngineConfig("").decode_threads(torch.cuda.is_available())
-    if probe.bytes / probe.seconds > 0.8 * disk:
+    if disk is not None and probe.bytes / probe.seconds > 0.8 * disk:
         return "the disk: --store-dtype uint8 halves what is written"
     spent = probe.stages.get("read", 0.0) + probe.stages.get("decode", 0.0)
     if spent > 0.8 * decode_workers * probe.seconds:

@@ -195,8 +195,9 @@ def opening_lines(start: JobStart) -> list[str]:
 
 
 def plan_facts(start: JobStart, probe: Probe | None, workers: int) -> dict[str, Any]:
-    """The same as JSON has it; what a probe would tell is None without one."""
+    """The same as JSON has it; what a probe would tell is None without one, or where all its images failed."""
     plan, job = start.plan, start.job
+    told = probe if probe and sum(probe.reasons.values()) < probe.images else None
     return {
         "source": shown(job.source.images),
         "stores": {view: shown(out) for view, out in job.outs.items()},
@@ -206,9 +207,9 @@ def plan_facts(start: JobStart, probe: Probe | None, workers: int) -> dict[str, 
         "units": len(plan.units),
         "device": start.device,
         "weights": start.weights,
-        "images_per_second": probe and round(probe.images_per_second, 3),
-        "seconds": probe and round(probe.seconds_for(plan.to_do, workers), 1),
-        "bytes": probe and probe.bytes_for(plan.to_do),
+        "images_per_second": told and round(told.images_per_second, 3),
+        "seconds": told and round(told.seconds_for(plan.to_do, workers), 1),
+        "bytes": told and told.bytes_for(plan.to_do),
         "reasons": probe and dict(probe.reasons),
     }
 
@@ -223,6 +224,9 @@ def plan_lines(start: JobStart, probe: Probe | None, workers: int) -> list[str]:
     if probe is None:
         return lines
     seconds, failed = probe.seconds_for(plan.to_do, workers), sum(probe.reasons.values())
+    if failed == probe.images:
+        reasons = ", ".join(f"{count} {name}" for name, count in probe.reasons.most_common())
+        return [*lines, f"{failed} images tried here, none of which became a record ({reasons}): no estimate"]
     lines.append(f"{probe.images} images tried here: {probe.images_per_second:.2f} images/s, {failed} failed")
     at_once = f" with {workers} such workers" if workers > 1 else ""
     lines.append(

@@ -114,6 +114,17 @@ def test_a_store_that_does_not_know_its_job_says_so(
     assert "does not tell how it was made" in capsys.readouterr().err
 
 
+def test_plan_gives_no_estimate_where_nothing_became_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"none")
+    assert main(["plan", "grid", "--images", str(tmp_path / "images"), "--out", str(tmp_path / "s"), *TINY]) == 0
+    told = capsys.readouterr().out
+    assert "1 images tried here, none of which became a record (1 not_an_image): no estimate" in told
+    assert "images/s" not in told and "of features" not in told
+
+
 def test_plan_tells_and_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["regions", "--images", str(photos), "--out", str(tmp_path / "s"), *TINY]
     assert main(["plan", *arguments, "--probe", "3", "--views", "regions,pixels"]) == 0

@@ -36,6 +36,27 @@ def test_unknown_networks_and_addresses_are_one_line(capsys: Any) -> None:
     assert "tries the disks of this machine" in capsys.readouterr().err
 
 
+def test_a_disk_that_cannot_be_written_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(folder: Path) -> float:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(doctor, "write_rate", full)
+    assert main(["doctor", "--models", ""]) == 1
+    assert "cannot be written (No space left on device): choose another --out" in capsys.readouterr().out
+
+
+def test_number_types_are_tried_and_wrong_ones_refused_before_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(MODELS, "grid r50", NARROW)
+    monkeypatch.setattr(doctor, "WRITTEN", 2 << 20)
+    assert main(["doctor", "--models", "grid r50", "--dtype", "float8"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "--dtype 'float8' is not known" in told.err
+    assert main(["doctor", "--models", "grid r50", "--dtype", "float16"]) in (0, 1)
+    assert "(600/1000, float16, random weights)" in capsys.readouterr().out
+
+
 def test_a_probe_runs_as_many_images_as_asked(tmp_path: Path) -> None:
     photos = Path(__file__).parents[3] / "workflows" / "photos"
     probe = doctor.try_model(NARROW, photos, 9)
@@ -51,7 +72,7 @@ def test_what_bounds_a_network() -> None:
     assert doctor.bound(probe(decode=0.5), disk=1100).startswith("the disk")
 
 
-def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_set_up_badly_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "usable_cores", lambda: 4.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -62,9 +83,8 @@ def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor.amx, "missing", lambda: "there is no C++ compiler: install g++")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
-    told = list(doctor.troubles(tmp_path))
+    told = list(doctor.troubles())
     parts = (
         "NVIDIA GPU",
         "OMP_NUM_THREADS is 1; unset",
@@ -73,11 +93,10 @@ def test_what_is_set_up_badly_is_told_with_what_to_do(tmp_path: Path, monkeypatc
         "libjpeg-turbo",
         "ulimit -n",
         "TMPDIR",
-        "--out",
     )
     assert len(told) == len(parts) and all(part in line for part, line in zip(parts, told, strict=True))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert any("would use 64 threads, and this container may use 4 cores" in line for line in doctor.troubles(tmp_path))
+    assert any("would use 64 threads, and this container may use 4 cores" in line for line in doctor.troubles())
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -85,7 +104,7 @@ def test_a_gpu_without_a_compiler_is_told(there: bool, tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "_taken_gpus", lambda: iter(()))
     monkeypatch.setattr(doctor, "has_triton", lambda: there)
-    assert any("install gcc" in line for line in doctor.troubles(tmp_path)) is not there
+    assert any("install gcc" in line for line in doctor.troubles()) is not there
 
 
 def test_gpus_that_others_use_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +115,7 @@ def test_gpus_that_others_use_are_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert first.startswith("of GPU 1 others hold 60 of 80 GiB: ") and second.startswith(
         "GPU 1 is 97 % busy with other"
     )
-    assert {first, second} <= set(doctor.troubles(tmp_path))
+    assert {first, second} <= set(doctor.troubles())
 
     def missing(number: int) -> int:
         raise ModuleNotFoundError("pynvml does not seem to be installed")
