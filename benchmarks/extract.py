@@ -11,10 +11,11 @@ from resized pixels to records in memory. On a CPU as many images run at once as
 the pipeline; on a GPU in batches of --batch. The reference loop is the same network as the official scripts run it: one
 image at a time, all cores in each layer, float32, planes (NCHW), norms as modules of their own, all RoIs through the
 box head at once, suppression one class after the other in Python. Rounds of all rows of a model are interleaved and
-the fastest round counts: others may use the machine. FLOPs are counted by torch.utils.flop_counter, two a
-multiply-addition; MFU is their rate over that of a square matrix product of the same type, measured in the same run.
-Stage times are of one image alone, by one core of a CPU, from hooks; peak memory is of the process (CPU), or what
-tensors took (GPU).
+the fastest round counts: others may use the machine. With --steps each row has all of those above it; with folded
+norms a deformable convolution is a gather and a plain one, before that torchvision's. FLOPs are counted by
+torch.utils.flop_counter, two a multiply-addition; MFU is their rate over that of a square matrix product of the same
+type, measured in the same run. Stage times are of one image alone, by one core of a CPU, from hooks; peak memory is of
+the process (CPU), or what tensors took (GPU).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -47,9 +49,10 @@ from benchmarks.machine import (
     write_results,
 )
 from benchmarks.reference_loop import ReferenceLoop
-from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image, roi_pool
+from extractors import GridConfig, RegionConfig, amx, fused, make_extractor, read_image, resnet, roi_pool
 from extractors.base import Prepared, float32_multiplied
 from extractors.faster_rcnn import BottomUpDetector, RoIHeads
+from extractors.fused import sample_taps
 from extractors.regions import RegionExtractor
 from extractors.resnet import ResNet, fold
 from extractors.trunk import TrunkExtractor
@@ -57,7 +60,7 @@ from extractors.weights import randomise
 
 MODELS = ("r50", "x101", "x152", "x152pp", "butd-r101")
 STEPS = (
-    "a thread an image", "channels last", "norms folded", "fused steps", "float32 by AMX",
+    "a thread an image", "channels last", "norms folded", "samples in pieces", "fused steps", "float32 by AMX",
     "its weights and memory kept", "bfloat16",
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16", "tf32", "bfloat16-heads")
@@ -210,8 +213,9 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
         rows += [Row(model, way, "float32", head_runner(first, way, cores)) for way in HEAD_STEPS]
     else:
         possible = dict.fromkeys(STEPS, True)
-        possible[STEPS[4]] = possible[STEPS[5]] = amx.library() is not None
-        possible[STEPS[6]] = "bfloat16" in args.dtypes
+        possible["samples in pieces"] = bool(first.network.config.deform_stages)
+        possible["float32 by AMX"] = possible["its weights and memory kept"] = amx.library() is not None
+        possible["bfloat16"] = "bfloat16" in args.dtypes
         ways = [way for way in STEPS if possible[way]]
         rows += [
             Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
@@ -231,11 +235,11 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
     taken = STEPS[: STEPS.index(way) + 1]
     network = ResNet(extractor.network.config).eval()
     randomise(network, 0)
-    if STEPS[2] in taken:
+    if "norms folded" in taken:
         fold(network)
-    if STEPS[1] in taken:
+    if "channels last" in taken:
         network.to(memory_format=torch.channels_last)
-    network.to(torch.bfloat16 if STEPS[6] in taken else torch.float32)
+    network.to(torch.bfloat16 if "bfloat16" in taken else torch.float32)
     threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
 
     def run_one(image: Prepared) -> None:
@@ -245,11 +249,13 @@ def step_runner(extractor: TrunkExtractor, way: str, cores: int) -> Callable[[Se
 
     def run(images: Sequence[Prepared]) -> None:
         with ExitStack() as undone:
-            if STEPS[3] not in taken:
+            if "samples in pieces" not in taken:
+                undone.enter_context(mock.patch.object(resnet, "sample_taps", partial(sample_taps, at_once=2**40)))
+            if "fused steps" not in taken:
                 undone.enter_context(mock.patch.object(fused, "has_fused", lambda dtype: False))
-            if STEPS[4] not in taken:
+            if "float32 by AMX" not in taken:
                 undone.enter_context(mock.patch.object(amx, "takes", lambda x, conv: False))
-            if STEPS[5] not in taken:
+            if "its weights and memory kept" not in taken:
                 undone.enter_context(mock.patch.object(amx, "_packed", amx._pack))
                 undone.enter_context(mock.patch.object(amx._outputs, "empty", torch.empty))
             list(threads.map(run_one, images))
