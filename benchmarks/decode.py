@@ -189,7 +189,8 @@ def report(rows: list[dict[str, Any]], stages: dict[str, float], data: list[byte
     found = [table(header, cells), table(["stage", "CPU ms an image"], [[k, f"{v:.2f}"] for k, v in stages.items()])]
     lacking = [name for name in DECODERS if name not in [row["decoder"] for row in rows]]
     left_out = f" Not installed: {', '.join(lacking)}." if lacking else ""
-    about = f"{hardware()}. {len(data)} JPEGs of {pixels:.2f} megapixels on average.{left_out} {asked()}"
+    about = f"{hardware()}. {len(data)} JPEGs of {pixels:.2f} megapixels on average.{left_out} "
+    about += asked() if "simplejpeg" in lacking else asked("simplejpeg")
     title = f"# Decoding, {time.strftime('%Y-%m-%d')}"
     return "\n\n".join([title, about, *found]) + "\n"
 

@@ -71,13 +71,18 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * side**3 / best
 
 
-def asked() -> str:
-    """For a report: the command it is the result of, but for where results go."""
+def asked(*beside: str) -> str:
+    """For a report: the command it is the result of, but for where results go.
+
+    Args:
+        beside: packages that it needs and the project does not.
+    """
     flags = sys.argv[1:]
     if "--out" in flags:
         at = flags.index("--out")
         del flags[at : at + 2]
-    command = shlex.join(["uv", "run", "python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *flags])
+    more = [part for package in beside for part in ("--with", package)]
+    command = shlex.join(["uv", "run", *more, "python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *flags])
     return f"Load before: {LOAD:.1f}. Command: `{command}`; its docstring is the protocol."
 
 
