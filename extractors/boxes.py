@@ -15,6 +15,7 @@ from torch import Tensor
 
 from extractors.suppression import LONGEST, bound_of, survivors, survivors_of_orders
 
+SHORT = 512  # boxes whose overlaps a CPU rather computes all at once than class by class
 SCALE_CLAMP = math.log(1000.0 / 16)  # detectron2 `modeling/box_regression.py`: no box grows past 62.5 times its anchor
 
 
@@ -89,40 +90,55 @@ def corners(boxes: Tensor, x: float, y: float) -> Tensor:
 
 
 def nonempty(boxes: Tensor) -> Tensor:
-    """(N,) bool: wider and higher than nothing."""
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-
-
-def nms(boxes: Tensor, scores: Tensor, threshold: float, plus: int = 0, limit: int | None = None) -> Tensor:
-    """Rows that survive greedy suppression, best score first, at most `limit`.
-
-    Without `plus`, a box with IoU > threshold falls (torchvision's rule); with it, IoU >= threshold, on inclusive
-    widths: MILVLG/bottom-up-attention.pytorch's compiled CPU kernel, and Caffe's CPU NMS.
-    """
-    [rows], [count] = nms_together(boxes[None], scores[None], threshold, plus, limit)
-    return rows[:count]
+    """Of boxes (..., 4), (...) bool: wider and higher than nothing."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 def nms_together(
-    boxes: Tensor, scores: Tensor, threshold: float, plus: int, limit: int | None
+    boxes: Tensor,
+    scores: Tensor,
+    thresholds: Sequence[float],
+    plus: int,
+    limit: int,
+    classes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`nms` of several images at once, boxes (B, N, 4) and scores (B, N), of which -inf is of a box that is none; a GPU
-    is not waited for.
+    """Greedy suppression in each of several images, best score first, at most `limit`; a GPU is not waited for.
+
+    Without `plus`, a box with IoU > threshold falls (torchvision's rule); with it, IoU >= threshold, on inclusive
+    widths: MILVLG/bottom-up-attention.pytorch's compiled CPU kernel, and Caffe's CPU NMS.
+
+    Args:
+        boxes: (B, N, 4).
+        scores: (B, N), -inf where a box is none.
+        thresholds: of several, the first counts that leaves `limit` boxes, or else the last: an image by itself.
+        classes: (B, N) int64, where boxes suppress within their class only; without `plus`. True suppression a class:
+            shifting the classes apart, as torchvision's `batched_nms` may, rounds coordinates to 1/8 pixel at 1600
+            classes. Of more than `LONGEST` boxes a GPU is waited for.
 
     Returns:
         rows (B, M) int64 and how many of them are survivors (B,) int64; behind these are any rows.
     """
     orders = scores.argsort(dim=1, descending=True, stable=True)
     ranked, alive = taken(boxes, orders), taken(scores, orders) > -torch.inf
-    if boxes.device.type != "cuda":
-        kept = [
-            order[good][_kept(each[good], threshold, plus, limit)]
-            for order, each, good in zip(orders, ranked, alive, strict=True)
-        ]
+    kinds = None if classes is None else taken(classes, orders)
+    if _at_hand(boxes) or (kinds is not None and boxes.shape[1] > LONGEST):
+        kept = []
+        for row, (order, good) in enumerate(zip(orders, alive, strict=True)):
+            kind = None if kinds is None else kinds[row, good]
+            kept.append(order[good][_kept(ranked[row, good], kind, thresholds, plus, limit)])
         rows = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
-        return rows, torch.tensor([len(each) for each in kept])
-    found = survivors(ranked, alive, bound_of(threshold, bool(plus)), plus, limit)
-    return taken(orders, first_true(found, limit or found.shape[1])), found.sum(dim=1)
+        return rows, torch.tensor([len(each) for each in kept], device=rows.device)
+    bounds = [bound_of(threshold, bool(plus)) for threshold in thresholds]
+    found = torch.stack([survivors(ranked, alive, bound, plus, limit, kinds) for bound in bounds])
+    counts = found.sum(dim=2)  # (thresholds, B)
+    first = (counts[:-1] < limit).int().cumprod(dim=0).sum(dim=0)  # how many have too few before one has enough
+    best = found.gather(0, first[None, :, None].expand_as(found[:1]))[0]
+    return taken(orders, first_true(best, limit)), best.sum(dim=1)
+
+
+def _at_hand(boxes: Tensor) -> bool:
+    """Whether values can be asked for without waiting: a CPU's, which then has nothing to do for what is no box."""
+    return boxes.device.type == "cpu"
 
 
 def taken(values: Tensor, rows: Tensor) -> Tensor:
@@ -141,14 +157,45 @@ def first_true(found: Tensor, most: int) -> Tensor:
     return torch.zeros(lists, most + 1, dtype=torch.int64, device=found.device).scatter_(1, places, columns)[:, :most]
 
 
-def _kept(ranked: Tensor, threshold: float, plus: int, limit: int | None) -> Tensor:
-    """Rows of ranked boxes that survive, on a CPU."""
-    if plus:
-        return torch.from_numpy(_greedy_inclusive(ranked.numpy(), np.float32(threshold), limit))
+def _kept(ranked: Tensor, kinds: Tensor | None, thresholds: Sequence[float], plus: int, limit: int) -> Tensor:
+    """Rows of one image's ranked boxes that survive, at the first threshold that is enough."""
+    kept = torch.empty(0, dtype=torch.int64, device=ranked.device)
+    for threshold in thresholds:
+        if kinds is not None:
+            kept = _best_within_classes(ranked, kinds, threshold, limit)
+        elif plus:
+            kept = torch.from_numpy(_greedy_inclusive(ranked.numpy(), np.float32(threshold), limit))
+        else:
+            kept = _torchvision_nms(ranked, threshold)[:limit]
+        if len(kept) == limit:
+            break
+    return kept
+
+
+def _torchvision_nms(ranked: Tensor, threshold: float) -> Tensor:
     from torchvision.ops import nms  # it takes seconds to import, and grids need none of it
 
-    kept: Tensor = nms(ranked, -torch.arange(len(ranked), dtype=torch.float32), threshold)
-    return kept[:limit]
+    found: Tensor = nms(ranked, -torch.arange(len(ranked), dtype=torch.float32, device=ranked.device), threshold)
+    return found
+
+
+def _best_within_classes(ranked: Tensor, kinds: Tensor, threshold: float, limit: int) -> Tensor:
+    """A box is suppressed by better ones alone, so the best survivors are those of the best part: with a low score
+    threshold there are 1600 times as many boxes as proposals."""
+    bound = bound_of(threshold, inclusive=False)
+    kept, count = kinds[:0], 0
+    while len(kept) < limit and count < len(ranked):
+        count = 4 * max(limit, count)
+        best, kind = ranked[:count], kinds[:count]
+        if len(best) <= (SHORT if _at_hand(best) else LONGEST):
+            everyone = torch.ones_like(kind, dtype=torch.bool)
+            alive = survivors(best[None], everyone[None], bound, 0, limit, kind[None])[0]
+        else:
+            alive = torch.zeros_like(kind, dtype=torch.bool)
+            for mine in kind.argsort(stable=True).split(kind.unique(return_counts=True)[1].tolist()):
+                alive[mine[_torchvision_nms(best[mine], threshold)]] = True
+        kept = alive.nonzero()[:limit, 0]
+    return kept
 
 
 def _greedy_inclusive(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.ndarray:
@@ -175,28 +222,22 @@ def _area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., 2] - boxes[..., 0] + one) * (boxes[..., 3] - boxes[..., 1] + one)
 
 
-def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Caffe's per-class NMS on shared boxes (N, 4), scores (N, C): (N, C) bool, where box n survives in class c."""
-    return class_survivors_together(boxes[None], scores[None], threshold, None)[0]
-
-
-def class_survivors_together(boxes: Tensor, scores: Tensor, threshold: float, counts: Tensor | None) -> Tensor:
-    """As `class_survivors` of several images: boxes (B, N, 4), scores (B, N, C) to (B, N, C) bool.
+def class_survivors_together(boxes: Tensor, scores: Tensor, threshold: float, counts: Tensor) -> Tensor:
+    """Caffe's per-class NMS on shared boxes: (B, N, 4) and scores (B, N, C) to (B, N, C) bool, where a box survives.
 
     All classes rank the same N boxes, so one IoU matrix serves them all: the boxes that one box suppresses are the
     bits of one integer, and a class is one walk down its ranking. On a GPU all classes are walked at once.
 
     Args:
-        counts: (B,), how many boxes an image has; those behind them neither survive nor suppress. None: all.
+        counts: (B,), how many boxes an image has; those behind them neither survive nor suppress.
     """
-    if boxes.device.type == "cuda":
+    if not _at_hand(boxes):
         orders = scores.transpose(1, 2).contiguous().argsort(dim=2, descending=True, stable=True)
-        there = torch.ones_like(orders, dtype=torch.bool) if counts is None else orders < counts[:, None, None]
         bound = bound_of(threshold, inclusive=True)
+        there = orders < counts[:, None, None]
         return survivors_of_orders(boxes, orders, there, bound, plus=1).transpose(1, 2)
     found = torch.zeros_like(scores, dtype=torch.bool)
-    for row, each in enumerate(boxes):
-        count = len(each) if counts is None else int(counts[row])
+    for row, (each, count) in enumerate(zip(boxes, counts.tolist(), strict=True)):
         order = scores[row, :count].t().argsort(dim=1, descending=True, stable=True)
         found[row, :count] = _walked(each[:count].numpy(), order, threshold)
     return found
@@ -211,23 +252,6 @@ def _walked(pixels: np.ndarray, order: Tensor, threshold: float) -> Tensor:
     bits = np.frombuffer(alive, np.uint8).reshape(len(order), -1)
     survives = np.unpackbits(bits, axis=1, count=len(pixels), bitorder="little").astype(bool)
     return torch.from_numpy(survives).t()
-
-
-def nms_within_classes(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Rows that survive among those of their class, best first, ties by row; IoU > threshold suppresses.
-
-    True suppression a class: shifting the classes apart, as torchvision's `batched_nms` may, rounds coordinates to 1/8
-    pixel at 1600 classes. On a GPU all classes are walked at once, where a loop would wait for each.
-    """
-    if boxes.device.type == "cuda" and len(boxes) <= LONGEST:
-        order = scores.argsort(descending=True, stable=True)
-        everyone = torch.ones_like(order, dtype=torch.bool)
-        bound = bound_of(threshold, inclusive=False)
-        return order[survivors(boxes[order][None], everyone[None], bound, 0, None, classes[order][None])[0]]
-    members = [(classes == each).nonzero()[:, 0] for each in classes.unique()]
-    kept = [mine[nms(boxes[mine], scores[mine], threshold)] for mine in members]
-    rows = torch.cat(kept).sort().values if kept else classes.new_empty(0)
-    return rows[scores[rows].argsort(descending=True, stable=True)]
 
 
 def _walk(ranking: list[int], spares: list[int]) -> bytes:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from extractors import selection as rules
 from extractors.base import DECODE_POLICY, Extractor, Prepared, pick_device
+from extractors.boxes import nonempty
 from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.images import ImageError, resize_shortest_edge
 from extractors.weights import Checkpoint, WeightsError, fill, find_weights, read_checkpoint
@@ -117,8 +118,10 @@ class Detectron2Extractor(Extractor):
         [found], [rows] = predictor.inference(predictions, [proposals])
         [probs] = predictor.predict_probs(predictions, [proposals])
         frame = rules.Frame((height, width), image.image_size, image.scale)
-        detected = rules.Selected(rows, found.pred_boxes.tensor, found.pred_classes, found.scores)
-        return self._to_record(image, rules.in_original(detected, frame), features, probs)
+        boxes = frame.to_original(found.pred_boxes.tensor)
+        detected = rules.Selected(rows, boxes, found.pred_classes, found.scores)
+        kept = rules.Selected(*(each[nonempty(boxes)] for each in detected))
+        return self._to_record(image, kept, features, probs)
 
     def _box_features(self, maps: list[Tensor], boxes: Any) -> Tensor:
         """What detectron2's box predictor is given for each of R boxes, (R, D) float32."""

@@ -178,7 +178,7 @@ class ProposalGenerator(nn.Module):
         """Each image's proposals from its candidates, best first, without waiting for a GPU: boxes (B, R, 4) in input
         pixels, scores (B, R), and how many there are (B,); behind these are any boxes."""
         plus, most = self.config.conventions.plus, self.counts[1]
-        rows, counts = box_ops.nms_together(boxes, scores, PROPOSAL_NMS, plus, most)
+        rows, counts = box_ops.nms_together(boxes, scores, [PROPOSAL_NMS], plus, most)
         return box_ops.taken(boxes, rows), box_ops.taken(scores, rows), counts
 
     def candidates(
@@ -362,7 +362,7 @@ def _gathered(parts: Iterable[Tensor], most: int) -> Iterator[Tensor]:
 
 
 class BottomUpDetector(nn.Module):
-    """The whole network; its stages are called in this order: backbone, propose, features, predict."""
+    """The whole network; its stages are called in this order: backbone, proposals, features, predict."""
 
     roi_heads: Heads
 
@@ -399,11 +399,6 @@ class BottomUpDetector(nn.Module):
         """The map that boxes are found on, from res4: res4 itself, where res5 is the box head."""
         return res4
 
-    def propose(self, cells: Tensor, frames: Sequence[InputFrame], areas: Areas | None = None) -> list[Tensor]:
-        """Each image's proposals (R, 4) in input pixels, best first; as for `proposals`."""
-        boxes, counts = self.proposals(cells, frames, areas)
-        return [mine[:count] for mine, count in zip(boxes, counts.tolist(), strict=True)]
-
     def proposals(
         self, cells: Tensor, frames: Sequence[InputFrame], areas: Areas | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -422,10 +417,21 @@ class BottomUpDetector(nn.Module):
         )
         return boxes, counts
 
-    def decode(self, proposals: Tensor, deltas: Tensor) -> Tensor:
-        """Class-specific boxes (R, K, 4) in input pixels, not clipped."""
-        rules = self.config.conventions
-        return box_ops.decode(deltas, proposals, rules.box_weights, rules.plus).unflatten(1, (-1, 4))
+    def decode(self, proposals: Tensor, deltas: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
+        """Proposals as some of their classes move them, in input pixels, not clipped.
+
+        Args:
+            proposals: (B, R, 4).
+            deltas: (B, R, K * 4).
+            rows, classes: (B, N) int64: which proposals, and as which classes.
+
+        Returns:
+            (B, N, 4).
+        """
+        rules, images = self.config.conventions, torch.arange(len(rows), device=rows.device)[:, None]
+        mine, start = deltas.unflatten(2, (-1, 4))[images, rows, classes], box_ops.taken(proposals, rows)
+        moved = box_ops.decode(mine.flatten(0, 1), start.flatten(0, 1), rules.box_weights, rules.plus)
+        return moved.view_as(mine)
 
 
 def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,49 +70,55 @@ class RegionExtractor(TrunkExtractor):
         cells = self.detector.cells(res4, areas)
         if areas is not None:
             areas.clear(cells)  # the RPN's convolution is 3x3
-        boxes, proposals = self._boxes(batch, cells, areas)
+        given = None if self.table is None else self._given(batch)
+        boxes, counts = self._boxes(batch, cells, areas, given)
         heads = self.detector.roi_heads
         features = heads.features_of(own_parts(cells, areas)[: len(batch)], boxes)
         found = (features, *heads.predict(features))
-        if self.rule.rule == "10-100":
-            kept = self._kept_together(batch, torch.stack(boxes), proposals, found)
+        if given is None:
+            kept = self._kept_together(batch, torch.stack(boxes), counts, found)
             return self._leaving(batch, kept, [len(kept.boxes) // len(batch)] * len(batch))
         parts = zip(*(each.split([len(mine) for mine in boxes]) for each in found), strict=True)
-        counts = [None] * len(batch) if proposals is None else proposals.tolist()
-        each_image = [self._kept(*each) for each in zip(batch, boxes, counts, parts, strict=True)]
+        each_image = [self._kept(*each) for each in zip(batch, given, boxes, parts, strict=True)]
         fields = zip(*each_image, strict=True)
         kept = _Kept._make(None if field[0] is None else torch.cat(field) for field in fields)
-        return self._leaving(batch, kept, [len(each.boxes) for each in each_image])
+        return self._leaving(batch, kept, [len(mine) for mine in given])
 
-    def _boxes(self, batch: list[Prepared], cells: Tensor, areas: Areas | None) -> tuple[list[Tensor], Tensor | None]:
-        """Each image's boxes (R + 1, 4) in input pixels: proposals or given ones, and the whole image last; and of
-        proposals how many they are, (B,): others may stand behind them."""
+    def _given(self, batch: list[Prepared]) -> list[Tensor]:
+        """Each image's boxes that the user gave, (N, 4) in original pixels, on the device."""
+        boxes = [image.boxes for image in batch if image.boxes is not None]
+        return list(to_device(torch.cat(boxes), self.device).split([len(mine) for mine in boxes]))
+
+    def _boxes(
+        self, batch: list[Prepared], cells: Tensor, areas: Areas | None, given: list[Tensor] | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Each image's boxes (R + 1, 4) in input pixels, proposals or given ones, and the whole image last; and how
+        many of the R there are, (B,): behind proposals others may stand."""
         frames = [_frame(image) for image in batch]
         wholes = torch.stack([rules.whole_image_box(frame.input_size, self.conventions) for frame in frames])
         wholes = to_device(wholes, self.device)
-        if self.table is None:
+        if given is None:
             sizes = [(each.input_size, each.scale) for each in frames]
             found, counts = self.detector.proposals(cells, sizes, areas)
             return list(torch.cat([found, wholes], dim=1)), counts
-        given = [to_device(image.boxes, self.device) for image in batch if image.boxes is not None]
         own = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
-        return [torch.cat(each) for each in zip(own, wholes, strict=True)], None
+        return [torch.cat(each) for each in zip(own, wholes, strict=True)], torch.tensor([len(mine) for mine in given])
 
-    def _kept_together(
-        self, batch: list[Prepared], boxes: Tensor, proposals: Tensor | None, parts: tuple[Tensor, ...]
-    ) -> _Kept:
-        """As `_kept`, by the 10-100 rule: of all images at once, and no GPU is waited for."""
+    def _kept_together(self, batch: list[Prepared], boxes: Tensor, counts: Tensor, parts: tuple[Tensor, ...]) -> _Kept:
+        """From what is known of all images' boxes; the whole image, last, is not among those to select from."""
         features, *predicted = (each.unflatten(0, boxes.shape[:2]) for each in parts)
-        found = Predictions(*(each[:, :-1] for each in predicted))
-        frames = [_frame(image) for image in batch]
-        selected, counts = rules.by_confidence_together(boxes[:, :-1], found, frames, self.rule, proposals)
+        found, frames = Predictions(*(each[:, :-1] for each in predicted)), [_frame(image) for image in batch]
+        regress = partial(self.detector.decode, boxes[:, :-1], found.box_deltas)
+        proposed = rules.Proposed(boxes[:, :-1], counts, found, frames, regress)
+        selected, kept = rules.select(proposed, self.rule)
         rows = selected.rows
-        there = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
+        there = rules.within(kept, rows.shape[1])
         scores, ids = taken(found.attribute_probs, rows).max(dim=2)
         class_probs = taken(found.class_probs, rows).half().flatten(0, 1) if self.config.class_probs else None
         return _Kept(
             torch.cat([taken(features, rows).where(there[..., None], 0), features[:, -1:]], dim=1).flatten(0, 1),
-            counts,
+            kept,
+            (_finite(found) | ~proposed.there).all(dim=1),
             selected.boxes.float().flatten(0, 1),
             selected.class_ids.int().flatten(),
             selected.class_scores.flatten(),
@@ -121,51 +127,43 @@ class RegionExtractor(TrunkExtractor):
             class_probs,
         )
 
-    def _kept(self, image: Prepared, boxes: Tensor, proposals: int | None, parts: tuple[Tensor, ...]) -> _Kept:
-        """From what is known of an image's boxes; the whole image, last, is not among those to select from."""
+    def _kept(self, image: Prepared, given: Tensor, boxes: Tensor, parts: tuple[Tensor, ...]) -> _Kept:
+        """As `_kept_together` of one image whose boxes are the user's: all of them, (N, 4) in original pixels."""
         features, *predicted = parts
-        found = Predictions(*(each[:-1][:proposals] for each in predicted))
-        selected = self._select(image, boxes[:-1][:proposals], found)
-        rows = selected.rows
-        scores, ids = found.attribute_probs[rows].max(dim=1)
+        found, regress = Predictions(*(each[:-1] for each in predicted)), None
+        if self.config.box_regression:
+            regress = partial(self.detector.decode, boxes[None, :-1], found.box_deltas[None])
+        selected = rules.given(given, regress, found, _frame(image))
+        scores, ids = found.attribute_probs.max(dim=1)
         return _Kept(
-            torch.cat([features[rows], features[-1:]]),
-            torch.tensor([len(rows)]),
+            features,
+            torch.tensor([len(given)]),
+            _finite(found).all()[None],
             selected.boxes.float(),
             selected.class_ids.int(),
             selected.class_scores,
             ids.int(),
             scores,
-            found.class_probs[rows].half() if self.config.class_probs else None,
+            found.class_probs.half() if self.config.class_probs else None,
         )
 
     def _input_boxes(self, boxes: Tensor, frame: rules.Frame) -> Tensor:
         """Given boxes in input pixels: one factor in Caffe's convention, one an axis in detectron2's."""
         return boxes * frame.scale if self.conventions is CAFFE else frame.to_input(boxes)
 
-    def _select(self, image: Prepared, boxes: Tensor, found: Predictions) -> rules.Selected:
-        frame = _frame(image)
-        own = None if image.boxes is None else to_device(image.boxes, self.device)
-        if own is not None and not self.config.box_regression:
-            return rules.given(own, None, found, frame)
-        regressed = self.detector.decode(boxes, found.box_deltas)
-        if own is not None:
-            return rules.given(own, regressed, found, frame)
-        return rules.ON_REGRESSED[self.rule.rule](regressed, found, frame, self.rule)
-
     def _leaving(self, batch: list[Prepared], kept: _Kept, lengths: list[int]) -> Results:
         """What waits for the records: each field of all images, `lengths` boxes each, leaves a GPU in one copy."""
-        every, counts, *fields = kept
+        every, counts, finite, *fields = kept
         columns = [to_host(field).split(lengths) for field in fields if field is not None]
-        found = to_host(counts)
+        found, fine = to_host(counts), to_host(finite)
         arrived = self.leaving(every, [(length + 1,) for length in lengths])
 
         def results() -> list[Record | ImageError]:
             features = arrived()  # first, as it waits for all
-            rows = zip(batch, features, found.tolist(), *columns, strict=True)
+            rows = zip(batch, features, found.tolist(), fine.tolist(), *columns, strict=True)
             return [
-                mine if isinstance(mine, ImageError) else _record(image, mine, [each[:count].numpy() for each in row])
-                for image, mine, count, *row in rows
+                _record(image, mine, good, [each[:count].numpy() for each in row])
+                for image, mine, count, good, *row in rows
             ]
 
         return results
@@ -180,11 +178,13 @@ class RegionExtractor(TrunkExtractor):
 class _Kept(NamedTuple):
     """What is kept of images, end to end, on the device: of each N boxes, of which the first `there` count.
 
-    features (sum N + 1, D), the whole image's last of each; there (B,); the rest as in `RegionRecord`, (sum N, ...)
+    features (sum N + 1, D), the whole image's last of each; there (B,); finite (B,) bool, whether all is that the heads
+    say; the rest as in `RegionRecord`, (sum N, ...)
     """
 
     features: Tensor
     there: Tensor
+    finite: Tensor
     boxes: Tensor
     class_ids: Tensor
     class_scores: Tensor
@@ -193,11 +193,22 @@ class _Kept(NamedTuple):
     class_probs: Tensor | None  # where they are asked for
 
 
-def _record(image: Prepared, features: np.ndarray, fields: Sequence[np.ndarray]) -> RegionRecord:
+def _record(
+    image: Prepared, features: np.ndarray | ImageError, finite: bool, fields: Sequence[np.ndarray]
+) -> RegionRecord | ImageError:
     """`fields`: as `_Kept` orders them, from boxes on."""
-    named = dict(zip(_Kept._fields[2:], fields, strict=False))  # without class_probs where they are not asked for
+    if isinstance(features, ImageError):
+        return features
+    if not finite:
+        return ImageError("not_representable", "a score is not finite", "model")
+    named = dict(zip(_Kept._fields[3:], fields, strict=False))  # without class_probs where they are not asked for
     mine = features[: len(fields[0])]
     return RegionRecord(image.key, image.image_size, features=mine, whole_image=features[-1], **named)
+
+
+def _finite(found: Predictions) -> Tensor:
+    """(..., R) bool, of R boxes: a sum is not finite where a part of it is not."""
+    return (found.class_probs.sum(dim=-1) + found.attribute_probs.sum(dim=-1)).isfinite()
 
 
 def _frame(image: Prepared) -> rules.Frame:

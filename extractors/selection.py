@@ -1,22 +1,28 @@
 """Which of a detector's boxes are kept: the published rules, one function each.
 
-All of them take one image's proposals and predictions and give `Selected`, in the order the official code gives.
-Shapes: R proposals, K classes, N kept. Boxes come out in pixels of the original image.
+All but the one for given boxes take the proposals of a batch and give `Selected`, in the order the official code gives.
+A GPU is not waited for: what there is, is counted on it, and every image has room for as much as there can be.
+Shapes: B images, R proposals, K classes, N kept. Boxes come out in pixels of the original image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from extractors import boxes as box_ops
 from extractors.faster_rcnn import Conventions, Predictions
 from extractors.launching import to_device
+from extractors.suppression import LONGEST
+
+Regress = Callable[[Tensor, Tensor], Tensor]
+Candidates = tuple[Tensor, Tensor, Tensor]  # rows, classes and scores, all (B, N); a score of -inf is of none
 
 
 class Frame(NamedTuple):
@@ -38,8 +44,37 @@ class Frame(NamedTuple):
         return box_ops.corners(boxes, raw_width / width, raw_height / height)
 
 
+class Proposed(NamedTuple):
+    """What there is to select from in B images.
+
+    boxes    (B, R, 4) float32 proposals in input pixels
+    counts   (B,) int64, how many of them are some; behind these are any boxes, which are none
+    found    what the heads say, with B before all
+    frames   of each image
+    regress  from rows and classes, (B, N) int64 both, to where these proposals are moved as these classes, (B, N, 4) in
+             input pixels, not clipped
+    """
+
+    boxes: Tensor
+    counts: Tensor
+    found: Predictions
+    frames: Sequence[Frame]
+    regress: Regress
+
+    @property
+    def class_probs(self) -> Tensor:
+        """(B, R, K), without background."""
+        return self.found.class_probs[..., :-1]
+
+    @property
+    def there(self) -> Tensor:
+        """(B, R) bool: which are some."""
+        return within(self.counts, self.boxes.shape[1])
+
+
 class Selected(NamedTuple):
-    """rows (N,) int64 into the proposals, boxes (N, 4) original pixels, class_ids (N,) int64, class_scores (N,)."""
+    """rows (B, N) int64 into the proposals, boxes (B, N, 4) original pixels, class_ids (B, N) int64, class_scores
+    (B, N); of given boxes without B."""
 
     rows: Tensor
     boxes: Tensor
@@ -74,145 +109,94 @@ DEFAULTS = {
 DEFAULT_RULE = {"caffe": "10-100", "py-bottom-up-attention": "class-aware", "grid-feats-vqa": "detectron2"}
 
 
-def ten_to_hundred(boxes: Tensor, class_probs: Tensor, rule: Selection) -> tuple[Tensor, Tensor]:
+def select(proposed: Proposed, rule: Selection) -> tuple[Selected, Tensor]:
+    """By any of `RULES`: what is selected, N known beforehand, and how much of it is (B,); behind this is anything."""
+    return RULES[rule.rule](proposed, rule)
+
+
+def by_confidence(proposed: Proposed, rule: Selection) -> tuple[Selected, Tensor]:
     """The 10-100 rule: every confident box, in proposal order, but no fewer than min and no more than max.
+
+    They are proposals over the scale, not regressed and not clipped, with their arg-max classes.
 
     Source: peteanderson80/bottom-up-attention `tools/generate_tsv.py`; MILVLG/bottom-up-attention.pytorch
     `utils/extract_utils.py` save_roi_features.
-
-    Args:
-        boxes: (R, 4), the proposals in original pixels.
-        class_probs: (R, K) without background.
-
-    Returns:
-        rows (N,) int64 and every proposal's confidence (R,): its best probability among the classes it survives in.
     """
-    [rows], [count], [confidence] = _ten_to_hundred(boxes[None], class_probs[None], rule, None)
-    return rows[:count], confidence
-
-
-def _ten_to_hundred(
-    boxes: Tensor, class_probs: Tensor, rule: Selection, counts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `ten_to_hundred` of several images, without waiting for a GPU: rows (B, max_boxes or R), how many of them are
-    kept (B,), and confidence (B, R).
-
-    Args:
-        counts: (B,), how many of the boxes are proposals; None: all.
-    """
-    survivors = box_ops.class_survivors_together(boxes, class_probs, rule.nms_threshold, counts)
-    confidence = torch.where(survivors, class_probs, 0).amax(dim=2)
-    ranked_by, most = confidence, torch.full((len(boxes),), boxes.shape[1], device=boxes.device)
-    if counts is not None:
-        ranked_by, most = (
-            confidence.where(torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None], -1),
-            counts,
-        )
+    scales = torch.tensor([each.scale for each in proposed.frames], dtype=torch.float32)[:, None, None]
+    boxes = proposed.boxes / to_device(scales, proposed.boxes.device)
+    confidence = confidences(boxes, proposed.class_probs, rule.nms_threshold, proposed.counts)
+    ranked_by = confidence.where(proposed.there, -1)
     reached = ranked_by >= rule.score_threshold
     enough = reached.sum(dim=1)
     in_order = (~reached).to(torch.uint8).argsort(dim=1, stable=True)  # those reached come first
     ranked = ranked_by.argsort(dim=1, descending=True, stable=True)
-    within = (enough >= rule.min_boxes) & (enough <= rule.max_boxes)
-    rows = torch.where(within[:, None], in_order, ranked)[:, : rule.max_boxes]
-    return rows, torch.minimum(enough.clamp(rule.min_boxes, rule.max_boxes), most), confidence
-
-
-def by_confidence(proposals: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
-    """10-100 on one image: proposals over the scale, not regressed and not clipped, with their arg-max classes."""
-    together = Predictions(*(each[None] for each in found))
-    selected, [count] = by_confidence_together(proposals[None], together, [frame], rule, None)
-    return Selected(*(each[0, :count] for each in selected))
-
-
-def by_confidence_together(
-    proposals: Tensor, found: Predictions, frames: Sequence[Frame], rule: Selection, counts: Tensor | None
-) -> tuple[Selected, Tensor]:
-    """As `by_confidence` of several images, without waiting for a GPU.
-
-    Args:
-        proposals: (B, R, 4).
-        found: as for one image, with B before all.
-        counts: (B,), how many of the proposals are some; None: all.
-
-    Returns:
-        what is selected, (B, N, ...), N known beforehand, and how much of it is (B,); what is behind means nothing.
-    """
-    scales = torch.tensor([each.scale for each in frames], dtype=torch.float32)[:, None, None]
-    boxes = proposals / to_device(scales, proposals.device)
-    rows, kept, _ = _ten_to_hundred(boxes, found.class_probs[..., :-1], rule, counts)
-    scores, classes = box_ops.taken(found.class_probs, rows)[..., :-1].max(dim=2)
+    between = (enough >= rule.min_boxes) & (enough <= rule.max_boxes)
+    rows = torch.where(between[:, None], in_order, ranked)[:, : rule.max_boxes]
+    scores, classes = box_ops.taken(proposed.class_probs, rows).max(dim=2)
+    kept = torch.minimum(enough.clamp(rule.min_boxes, rule.max_boxes), proposed.counts)
     return Selected(rows, box_ops.taken(boxes, rows), classes, scores), kept
 
 
-def class_aware(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+def confidences(boxes: Tensor, class_probs: Tensor, threshold: float, counts: Tensor) -> Tensor:
+    """Of every proposal (B, R, 4) in original pixels its best probability among the classes it survives in, (B, R)."""
+    survivors = box_ops.class_survivors_together(boxes, class_probs, threshold, counts)
+    return torch.where(survivors, class_probs, 0).amax(dim=2)
+
+
+def class_aware(proposed: Proposed, rule: Selection) -> tuple[Selected, Tensor]:
     """Exactly max_boxes where the suppression can be relaxed to give them; a proposal may appear as several classes.
 
     Source: airsplay/py-bottom-up-attention `demo/demo_feature_extraction_attr.ipynb`: scores above the threshold,
     per-class NMS at 0.5, 0.6, ... 0.9 until exactly max_boxes are left; otherwise the last threshold's boxes stand.
     Unlike there, a box that is empty after rescaling goes together with its feature.
-
-    Args:
-        regressed: (R, K, 4) class-specific boxes in input pixels.
     """
-    confident = _confident(regressed, found, frame, rule)
-    kept = confident.rows[:0]
-    for threshold in np.arange(rule.nms_threshold, 1.0, 0.1):
-        kept = _within_classes(confident, float(threshold))[: rule.max_boxes]
-        if len(kept) == rule.max_boxes:
-            break
-    return in_original(_rows_of(confident, kept), frame)
+    candidates = _confident(proposed, rule.score_threshold)
+    return _suppressed(proposed, candidates, _rising(rule), rule.max_boxes, by_class=True)
 
 
-def detectron2_inference(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+def detectron2_inference(proposed: Proposed, rule: Selection) -> tuple[Selected, Tensor]:
     """What detectron2 itself detects: the best of one per-class NMS; a proposal may appear as several classes.
 
     Source: facebookresearch/detectron2 `modeling/roi_heads/fast_rcnn.py` fast_rcnn_inference, and its defaults. As
     there, and unlike the other rules, no box is kept to make up a number.
-
-    Args:
-        regressed: (R, K, 4) class-specific boxes in input pixels.
     """
-    confident = _confident(regressed, found, frame, rule)
-    ranked = _rows_of(confident, confident.class_scores.argsort(descending=True, stable=True))
-    kept, count = ranked.rows[:0], 0
-    while len(kept) < rule.max_boxes and count < len(ranked.rows):
-        # A box is suppressed by better ones alone, so the best boxes are those of the best part: with a low threshold
-        # there are 1600 times as many as proposals.
-        count = max(20 * rule.max_boxes, 4 * count)
-        kept = _within_classes(Selected(*(each[:count] for each in ranked)), rule.nms_threshold)[: rule.max_boxes]
-    return in_original(_rows_of(ranked, kept), frame)
+    candidates = _confident(proposed, rule.score_threshold)
+    return _suppressed(proposed, candidates, [rule.nms_threshold], rule.max_boxes, by_class=True)
 
 
-def class_agnostic(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
+def class_agnostic(proposed: Proposed, rule: Selection) -> tuple[Selected, Tensor]:
     """The best class of each proposal, suppressed across classes; no score threshold.
 
     Source: airsplay/py-bottom-up-attention `demo/detectron2_mscoco_proposal_maxnms.py` (LXMERT's features): NMS at
     0.3, 0.4, ... 0.9 until at least max_boxes are left.
     """
-    scores, classes = found.class_probs[:, :-1].max(dim=1)
-    everyone = torch.arange(len(scores), device=scores.device)
-    boxes = box_ops.clip(regressed[everyone, classes], *frame.input_size)
-    kept = everyone[:0]
-    for threshold in np.arange(rule.nms_threshold, 1.0, 0.1):
-        kept = box_ops.nms(boxes, scores, float(threshold))[: rule.max_boxes]
-        if len(kept) == rule.max_boxes:
-            break
-    return in_original(Selected(kept, boxes[kept], classes[kept], scores[kept]), frame)
+    scores, classes = proposed.class_probs.max(dim=2)
+    rows = torch.arange(scores.shape[1], device=scores.device).expand_as(classes)
+    scores = scores.where(proposed.there, -torch.inf)
+    return _suppressed(proposed, (rows, classes, scores), _rising(rule), rule.max_boxes, by_class=False)
 
 
-def given(boxes: Tensor, regressed: Tensor | None, found: Predictions, frame: Frame) -> Selected:
-    """The user's boxes in the user's order, each with its best class; regressed boxes where asked for.
+RULES = {
+    "10-100": by_confidence,
+    "class-aware": class_aware,
+    "class-agnostic": class_agnostic,
+    "detectron2": detectron2_inference,
+}
+
+
+def given(boxes: Tensor, regress: Regress | None, found: Predictions, frame: Frame) -> Selected:
+    """One image's boxes that the user gave, in the user's order, each with its best class; regressed where asked for.
 
     Source: airsplay/py-bottom-up-attention `demo/demo_feature_extraction_attr_given_box.ipynb`.
 
     Args:
         boxes: (N, 4) in original pixels.
-        regressed: (N, K, 4) in input pixels, or None to keep the boxes as given.
+        regress: as in `Proposed`, of one image, or None to keep the boxes as given.
     """
     scores, classes = found.class_probs[:, :-1].max(dim=1)
     rows = torch.arange(len(boxes), device=scores.device)
-    if regressed is not None:
-        boxes = frame.to_original(box_ops.clip(regressed[rows, classes], *frame.input_size))
+    if regress is not None:
+        boxes = frame.to_original(box_ops.clip(regress(rows[None], classes[None])[0], *frame.input_size))
     return Selected(rows, boxes, classes, scores)
 
 
@@ -222,30 +206,67 @@ def whole_image_box(size: tuple[int, int], conventions: Conventions) -> Tensor:
     return torch.tensor([[0.0, 0.0, width - conventions.plus, height - conventions.plus]])
 
 
-ON_REGRESSED = {
-    "class-aware": class_aware,
-    "class-agnostic": class_agnostic,
-    "detectron2": detectron2_inference,
-}
+def within(counts: Tensor, places: int) -> Tensor:
+    """(B, places) bool: the first `counts` (B,) of each row."""
+    return torch.arange(places, device=counts.device) < counts[:, None]
 
 
-def _confident(regressed: Tensor, found: Predictions, frame: Frame, rule: Selection) -> Selected:
-    """Every class of every proposal that is above the score threshold; boxes still in input pixels."""
-    rows, classes = (found.class_probs[:, :-1] > rule.score_threshold).nonzero(as_tuple=True)
-    boxes = box_ops.clip(regressed[rows, classes], *frame.input_size)
-    return Selected(rows, boxes, classes, found.class_probs[rows, classes])
+def _rising(rule: Selection) -> list[float]:
+    """The thresholds that suppression is relaxed by."""
+    return [float(each) for each in np.arange(rule.nms_threshold, 1.0, 0.1)]
 
 
-def _within_classes(found: Selected, threshold: float) -> Tensor:
-    return box_ops.nms_within_classes(found.boxes, found.class_scores, found.class_ids, threshold)
+def _confident(proposed: Proposed, threshold: float) -> Candidates:
+    """Every class of every proposal that is above a score threshold, by proposal and then by class."""
+    probs, there = proposed.class_probs, proposed.there[..., None]
+    proposals, classes = probs.shape[1:]
+    # The probabilities of a proposal sum to 1, but for their rounding.
+    most = min(classes, int(1 / threshold) + 1) if threshold * classes > 1 else classes
+    if proposals * most > LONGEST:
+        return _listed(probs, (probs > threshold) & there)
+    scores, ids = probs.topk(most, dim=2)
+    ids, order = ids.sort(dim=2)
+    scores = scores.gather(2, order)
+    rows = torch.arange(proposals, device=ids.device)[:, None].expand_as(ids)
+    scores = scores.where((scores > threshold) & there, -torch.inf)
+    return rows.flatten(1), ids.flatten(1), scores.flatten(1)
 
 
-def _rows_of(selected: Selected, rows: Tensor) -> Selected:
-    return Selected(*(each[rows] for each in selected))
+def _listed(probs: Tensor, confident: Tensor) -> Candidates:
+    """As `_confident`, where there could be too many to make room for: those that are true in (B, R, K). For them a GPU
+    is waited for."""
+    images, rows, classes = confident.nonzero(as_tuple=True)
+    counts = confident.flatten(1).sum(dim=1).tolist()
+    padded = zip((rows, classes, probs[images, rows, classes]), (0, 0, -torch.inf), strict=True)
+    found = [pad_sequence(each.split(counts), batch_first=True, padding_value=none) for each, none in padded]
+    return found[0], found[1], found[2]
 
 
-def in_original(selected: Selected, frame: Frame) -> Selected:
-    """Boxes in input pixels to original pixels; one that is empty then goes."""
-    moved = selected._replace(boxes=frame.to_original(selected.boxes))
-    good = box_ops.nonempty(moved.boxes)
-    return Selected(*(each[good] for each in moved))
+def _suppressed(
+    proposed: Proposed, candidates: Candidates, thresholds: Sequence[float], most: int, by_class: bool
+) -> tuple[Selected, Tensor]:
+    """The best candidates that suppression leaves, at the first threshold that leaves `most`, or at the last."""
+    rows, classes, scores = candidates
+    frames = to_device(_frames(proposed.frames), scores.device)
+    boxes = _cut(proposed.regress(rows, classes), frames[0])
+    kept, counts = box_ops.nms_together(boxes, scores, thresholds, 0, most, classes if by_class else None)
+    boxes = _cut(box_ops.taken(boxes, kept) * frames[1], frames[2])
+    # A box that is empty in original pixels goes: those that stay come first.
+    good = box_ops.nonempty(boxes) & within(counts, kept.shape[1])
+    order = (~good).to(torch.uint8).argsort(dim=1, stable=True)
+    kept = kept.gather(1, order)
+    of_kept = (each.gather(1, kept) for each in (classes, scores))
+    return Selected(rows.gather(1, kept), box_ops.taken(boxes, order), *of_kept), good.sum(dim=1)
+
+
+def _frames(frames: Sequence[Frame]) -> Tensor:
+    """(3, B, 1, 4) float32, of x, y, x, y: sizes in input pixels, factors to original ones, sizes in these."""
+    found = []
+    for (height, width), (raw_height, raw_width), _ in frames:
+        pairs = ((width, height), (raw_width / width, raw_height / height), (raw_width, raw_height))
+        found.append([[*pair, *pair] for pair in pairs])
+    return torch.tensor(found, dtype=torch.float32).transpose(0, 1)[:, :, None]
+
+
+def _cut(boxes: Tensor, sizes: Tensor) -> Tensor:
+    return torch.minimum(boxes.clamp(min=0), sizes)

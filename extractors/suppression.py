@@ -15,7 +15,7 @@ from torch import Tensor
 from extractors.kernels import kernels_for
 
 LONGEST = 8192  # boxes of a list that one program can hold
-OVERLAPS_AT_ONCE = 36_000_000  # of the rounds: a mask of 36 MB
+OVERLAPS_AT_ONCE = 9_000_000  # of the rounds, in a few float32 matrices of 36 MB; one list is never split
 
 
 def survivors(
@@ -80,11 +80,16 @@ def bound_of(threshold: float, inclusive: bool) -> float:
 
 def overlaps(boxes: Tensor, plus: int) -> Tensor:
     """IoU of boxes (P, N, 4) with one another, (P, N, N) float32."""
-    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    overlap = (high - low + plus).clamp(min=0).prod(dim=3)
-    area = (boxes[..., 2] - boxes[..., 0] + plus) * (boxes[..., 3] - boxes[..., 1] + plus)
-    return overlap / (area[:, :, None] + area[:, None, :] - overlap)
+    x1, y1, x2, y2 = boxes.unbind(2)
+    overlap = _shared(x1, x2, plus).mul_(_shared(y1, y2, plus))
+    area = (x2 - x1 + plus) * (y2 - y1 + plus)
+    return overlap / (area[:, :, None] + area[:, None, :]).sub_(overlap)
+
+
+def _shared(low: Tensor, high: Tensor, plus: int) -> Tensor:
+    """Of intervals (P, N), what two share, (P, N, N); an axis at a time takes half the memory."""
+    ends, starts = torch.minimum(high[:, :, None], high[:, None]), torch.maximum(low[:, :, None], low[:, None])
+    return ends.sub_(starts).add_(plus).clamp_(min=0)
 
 
 def _rounds(boxes: Tensor, alive: Tensor, bound: float, plus: int, classes: Tensor | None) -> Tensor:

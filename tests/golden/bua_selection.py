@@ -89,14 +89,19 @@ def check_confidence(folder: Folder, report: Report, case: Case) -> None:
     """Every proposal's best surviving probability, from the stored ones."""
     index, found = case.index, stored_predictions(folder, case.index)
     boxes = folder.outputs[f"proposals_{index}"] / case.frame.scale
-    confidence = rules.ten_to_hundred(boxes, found.class_probs[:, :-1], ten_to_hundred(folder, 10, 100, 0.2))[1]
+    confidence = confidences(boxes, found.class_probs[:, :-1], folder.setting("selection", "nms_thresh"))
     report.compare(f"max_conf_{index}", confidence, folder.outputs[f"max_conf_{index}"], EXACT)
+
+
+def confidences(boxes: Tensor, class_probs: Tensor, threshold: float) -> Tensor:
+    """One image's, (R,): see `selection.confidences`."""
+    return rules.confidences(boxes[None], class_probs[None], threshold, torch.tensor([len(boxes)]))[0]
 
 
 def check_selection(folder: Folder, report: Report, case: Case, rule: rules.Selection, suffix: str) -> None:
     """One official list, from the stored predictions and from the raw image."""
     outputs, found = folder.outputs, stored_predictions(folder, case.index)
-    kept = rules.by_confidence(outputs[f"proposals_{case.index}"], found, case.frame, rule)
+    kept = detector.selected_alone(outputs[f"proposals_{case.index}"], found, case.frame, rule)
     for field, tensor in {"ids": kept.rows, **fields_of(kept, found)}.items():
         name = f"{FIELDS.get(field, 'sel_ids')}_{suffix}"
         report.compare(name, tensor, outputs[name], DECODED if field == "boxes" else EXACT)
@@ -117,9 +122,15 @@ def fields_of(kept: rules.Selected, found: Predictions) -> dict[str, Tensor]:
 def check_synthetic(folder: Folder, report: Report, case: dict[str, Any]) -> None:
     """The rule alone, on made-up boxes (N, 4) in resized pixels and probabilities (N, K + 1), background first."""
     index = case["index"]
-    boxes = folder.inputs[f"synthetic_boxes_{index}"] / case["im_scale"]
+    boxes, probs = (
+        folder.inputs[f"synthetic_boxes_{index}"],
+        folder.inputs[f"synthetic_scores_{index}"].roll(-1, dims=1),
+    )
     rule = ten_to_hundred(folder, case["min_boxes"], case["max_boxes"], case["conf_thresh"])
-    rows, confidence = rules.ten_to_hundred(boxes, folder.inputs[f"synthetic_scores_{index}"][:, 1:], rule)
-    report.compare(f"synthetic_ids_{index}", rows, folder.outputs[f"synthetic_ids_{index}"], EXACT)
+    nothing = probs.new_empty(len(probs), 0)
+    frame = rules.Frame((0, 0), (0, 0), case["im_scale"])
+    kept = detector.selected_alone(boxes, Predictions(probs, nothing, nothing), frame, rule)
+    confidence = confidences(boxes / case["im_scale"], probs[:, :-1], rule.nms_threshold)
+    report.compare(f"synthetic_ids_{index}", kept.rows, folder.outputs[f"synthetic_ids_{index}"], EXACT)
     name = f"synthetic_max_conf_{index}"
     report.compare(name, confidence, folder.outputs[name], EXACT)

@@ -51,9 +51,11 @@ class SelectedList:
     def name(self, part: str) -> str:
         return f"{self.prefix}_{part}_{self.suffix}"
 
-    def choose(self, regressed: Tensor, found: Predictions, frame: rules.Frame) -> rules.Selected:
-        loop = {"sel": rules.class_aware, "maxnms": rules.class_agnostic}[self.prefix]
-        return loop(regressed, found, frame, replace(rules.DEFAULTS[self.rule], max_boxes=self.count))
+    def choose(
+        self, extractor: RegionExtractor, proposals: Tensor, found: Predictions, frame: rules.Frame
+    ) -> rules.Selected:
+        rule = replace(rules.DEFAULTS[self.rule], max_boxes=self.count)
+        return detector.selected_alone(proposals, found, frame, rule, extractor.detector)
 
 
 def check(folder: Folder, report: Report) -> None:
@@ -123,8 +125,7 @@ def stored_predictions(folder: Folder, index: str) -> Predictions:
 def check_selection(folder: Folder, report: Report, extractor: RegionExtractor, case: Case, kind: SelectedList) -> None:
     """One list from the stored predictions, then from the raw image."""
     outputs, found = folder.outputs, stored_predictions(folder, case.index)
-    regressed = extractor.detector.decode(outputs[f"proposals_{case.index}"], found.box_deltas)
-    kept = kind.choose(regressed, found, case.frame)
+    kept = kind.choose(extractor, outputs[f"proposals_{case.index}"], found, case.frame)
     for part, tensor in (("ids", kept.rows), ("classes", kept.class_ids), ("scores", kept.class_scores)):
         report.compare(kind.name(part), tensor, outputs[kind.name(part)], EXACT)
     report.compare(kind.name("boxes"), kept.boxes, outputs[kind.name("boxes")], DECODED)
@@ -187,7 +188,8 @@ def check_padded_group(
     images = [(case.prepared.pixels.float() - extractor.mean)[None] for case in members]
     res4 = extractor.detector.backbone(zero_padded(images))
     for case, map_of_one in zip(members, res4.split(1), strict=True):
-        proposals = extractor.detector.propose(map_of_one, [(case.frame.input_size, case.frame.scale)])[0]
+        frame = case.frame.input_size, case.frame.scale
+        proposals = detector.proposals_of_map(extractor.detector, map_of_one, frame)
         name = f"maxnms_batch_proposals_img{case.index}"
         detector.check_boxes(report, {"boxes": proposals}, {"boxes": (name, folder.outputs[name])})
         for suffix, count in detector.settings_of(folder, rf"maxnms_boxes_(g{group}_img{case.index}_k(\d+))"):
@@ -200,9 +202,9 @@ def check_padded_group(
 
 def fields_of_map(extractor: RegionExtractor, res4: Tensor, frame: rules.Frame, kind: SelectedList) -> detector.Fields:
     """One list of boxes, with their features, from a map (1, C, h, w)."""
-    proposals = extractor.detector.propose(res4, [(frame.input_size, frame.scale)])[0]
+    proposals = detector.proposals_of_map(extractor.detector, res4, (frame.input_size, frame.scale))
     features = extractor.detector.roi_heads.features(res4, proposals)
     found = extractor.detector.roi_heads.box_predictor(features)
-    kept = kind.choose(extractor.detector.decode(proposals, found.box_deltas), found, frame)
+    kept = kind.choose(extractor, proposals, found, frame)
     labels = {"boxes": kept.boxes, "class_ids": kept.class_ids, "class_scores": kept.class_scores}
     return {**labels, "features": features[kept.rows]}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from extractors import load_extractor
 from extractors.base import Prepared
+from extractors.faster_rcnn import BottomUpDetector, Predictions
 from extractors.regions import RegionExtractor
-from extractors.selection import Frame
+from extractors.selection import Frame, Proposed, Selected, Selection, select
 from tests.golden.capture import arrays_of, captured, extract_last
 from tests.golden.compare import EXACT, FEATURES, MATCHED, Folder, Report
 
@@ -100,6 +101,26 @@ def proposals_of(folder: Folder, extractor: RegionExtractor, case: Case) -> tupl
     logits, deltas = folder.outputs[f"rpn_logits_{case.index}"], folder.outputs[f"rpn_deltas_{case.index}"]
     frame = case.frame
     return extractor.detector.proposal_generator.propose(logits, deltas, frame.input_size, frame.scale)
+
+
+def proposals_of_map(detector: BottomUpDetector, res4: Tensor, frame: tuple[tuple[int, int], float]) -> Tensor:
+    """Proposals (R, 4) of one image's map (1, C, h, w), whose input has a size and a scale."""
+    [boxes], [count] = detector.proposals(res4, [frame])
+    return boxes[:count]
+
+
+def selected_alone(
+    boxes: Tensor, found: Predictions, frame: Frame, rule: Selection, detector: BottomUpDetector | None = None
+) -> Selected:
+    """What a rule selects from one image's proposals (R, 4); a detector moves them, where the rule asks for it."""
+    found = Predictions(*(each[None] for each in found))
+
+    def regress(rows: Tensor, classes: Tensor) -> Tensor:
+        assert detector is not None
+        return detector.decode(boxes[None], found.box_deltas, rows, classes)
+
+    selected, [count] = select(Proposed(boxes[None], torch.tensor([len(boxes)]), found, [frame], regress), rule)
+    return Selected(*(each[0, :count] for each in selected))
 
 
 def check_pooling(folder: Folder, report: Report, extractor: RegionExtractor, index: str) -> None:

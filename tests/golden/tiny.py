@@ -23,9 +23,9 @@ from extractors.grid import GridExtractor
 from extractors.regions import RegionExtractor
 from extractors.resnet import ResNet, ResNetConfig
 from extractors.weights import randomise
-from tests.golden.bua_selection import FIELDS, SAMPLE_STEP
+from tests.golden.bua_selection import FIELDS, SAMPLE_STEP, confidences
 from tests.golden.butd_regions import GIVEN, SelectedList
-from tests.golden.detector import Case
+from tests.golden.detector import Case, proposals_of_map, selected_alone
 
 NARROW = ResNetConfig(depth=50, width_per_group=2, stem_channels=4, res2_channels=8)
 SIZES = 64, 96
@@ -93,7 +93,7 @@ def detector_weights(path: Path, conventions: Conventions, image: Tensor) -> Non
     randomise(detector, 1)
     detector.proposal_generator.rpn_head.anchor_deltas.weight *= 0.1
     res4 = detector.backbone(image.permute(2, 0, 1)[None].float() - 110)
-    [boxes] = detector.propose(res4, [((image.shape[0], image.shape[1]), 1.0)])
+    boxes = proposals_of_map(detector, res4, ((image.shape[0], image.shape[1]), 1.0))
     features = detector.roi_heads.features(res4, boxes)
     head = detector.roi_heads.box_predictor.cls_score
     head.weight *= 3 / head(features).std(dim=0).mean()
@@ -179,7 +179,7 @@ def butd_list(
     """One list of selected boxes; the class-agnostic one with the first four's features."""
     pooled = outputs["feature_pooled_0"]
     found = extractor.detector.roi_heads.box_predictor(pooled)
-    kept = kind.choose(extractor.detector.decode(outputs["proposals_0"], found.box_deltas), found, case.frame)
+    kept = kind.choose(extractor, outputs["proposals_0"], found, case.frame)
     arrays, parts = kept_fields(kept, found), {**kind.fields, "ids": f"{kind.prefix}_ids"}
     features = {kind.name("features"): pooled[kept.rows][:4]} if kind.prefix == "maxnms" else {}
     return {**{f"{part}_{kind.suffix}": arrays[field] for field, part in parts.items()}, **features}
@@ -224,15 +224,15 @@ def bua_heads_and_list(extractor: RegionExtractor, case: Case, outputs: Mapping[
     found = predictor(pooled)
     low, high, threshold = SETTING.values()
     rule = rules.Selection("10-100", int(low), int(high), threshold, 0.3)
-    kept = rules.by_confidence(outputs["proposals_0"], found, case.frame, rule)
+    kept = selected_alone(outputs["proposals_0"], found, case.frame, rule)
     boxes = outputs["proposals_0"] / case.frame.scale
-    rows, confidence = rules.ten_to_hundred(boxes, found.class_probs[:, :-1], rule)
+    confidence = confidences(boxes, found.class_probs[:, :-1], rule.nms_threshold)
     arrays, suffix = kept_fields(kept, found), f"0_min{low}_max{high}_t{threshold}"
     return {
         "cls_probs_0": found.class_probs.roll(1, dims=1),
         "attr_probs_0": predictor.logits(pooled)[2].softmax(dim=1),
         "max_conf_0": confidence,
-        "synthetic_ids_0": rows,
+        "synthetic_ids_0": kept.rows.clone(),
         "synthetic_max_conf_0": confidence.clone(),
         **{f"{part}_{suffix}": arrays[field] for field, part in {**FIELDS, "ids": "sel_ids"}.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from extractors import boxes as box_ops
 from extractors.faster_rcnn import BottomUpDetector, Predictions
 from extractors.images import ImageError
 from extractors.ragged import Areas, own_parts
-from extractors.selection import DEFAULTS, Frame, detectron2_inference
+from extractors.selection import DEFAULTS, Frame, Proposed, detectron2_inference
 from extractors.trunk import SHARED_STAGE, Colours
 from trainers.batch import Batch, Pixels, Regions, Text, stack_pixels
 from trainers.data.files import write_json
@@ -177,26 +178,22 @@ def detect(detector: BottomUpDetector, pixels: Pixels, originals: Sequence[tuple
     cells = detector.cells(detector.backbone(images, SHARED_STAGE, areas), areas)
     if areas is not None:
         areas.clear(cells)
-    proposals = detector.propose(cells, [(size, 1.0) for size in sizes], areas)
-    features = detector.roi_heads.features_of(own_parts(cells, areas), proposals)
-    said = [each.float().split(list(map(len, proposals))) for each in detector.roi_heads.predict(features)]
-    return [
-        _selected(detector, boxes, parts, Frame(size, original, 1.0))
-        for boxes, *parts, size, original in zip(proposals, *said, sizes, originals, strict=True)
-    ]
-
-
-def _selected(detector: BottomUpDetector, boxes: Tensor, parts: Sequence[Tensor], frame: Frame) -> dict[str, Any]:
-    """One image's boxes, of what the heads say of its proposals."""
-    found = Predictions(*parts)
-    kept = detectron2_inference(detector.decode(boxes, found.box_deltas), found, frame, DEFAULTS["detectron2"])
-    attributes = found.attribute_probs[kept.rows].argmax(dim=1)
-    return {
-        "boxes": kept.boxes.tolist(),
-        "scores": kept.class_scores.tolist(),
-        "classes": kept.class_ids.tolist(),
-        "attributes": attributes.tolist(),
+    boxes, counts = detector.proposals(cells, [(size, 1.0) for size in sizes], areas)
+    features = detector.roi_heads.features_of(own_parts(cells, areas), list(boxes))
+    said = detector.roi_heads.predict(features)
+    found = Predictions(*(each.float().unflatten(0, boxes.shape[:2]) for each in said))
+    frames = [Frame(size, original, 1.0) for size, original in zip(sizes, originals, strict=True)]
+    regress = partial(detector.decode, boxes, found.box_deltas)
+    kept, many = detectron2_inference(Proposed(boxes, counts, found, frames, regress), DEFAULTS["detectron2"])
+    fields = {
+        "boxes": kept.boxes,
+        "scores": kept.class_scores,
+        "classes": kept.class_ids,
+        "attributes": box_ops.taken(found.attribute_probs, kept.rows).argmax(dim=2),
     }
+    return [
+        {name: each[row, :count].tolist() for name, each in fields.items()} for row, count in enumerate(many.tolist())
+    ]
 
 
 def _detector(model: nn.Module) -> BottomUpDetector:

@@ -14,14 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from extractors.boxes import (
     SCALE_CLAMP,
     caffe_anchors,
-    class_survivors,
+    class_survivors_together,
     clip,
     decode,
     detectron2_anchors,
     first_true,
-    nms,
     nms_together,
-    nms_within_classes,
     nonempty,
     shifted_anchors,
 )
@@ -176,6 +174,17 @@ def as_tensors(boxes: list[Box], scores: list[float]) -> tuple[Tensor, Tensor]:
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores)
 
 
+def nms(boxes: Tensor, scores: Tensor, threshold: float, plus: int, limit: int = 1000) -> Tensor:
+    """Rows of one image's boxes that survive."""
+    [rows], [count] = nms_together(boxes[None], scores[None], [threshold], plus, limit)
+    return rows[:count]
+
+
+def class_survivors(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Of one image's boxes (N, 4) and scores (N, C), (N, C) bool."""
+    return class_survivors_together(boxes[None], scores[None], threshold, torch.tensor([len(boxes)]))[0]
+
+
 @pytest.mark.parametrize("plus", [0, 1])
 @pytest.mark.parametrize("threshold", [Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)])
 @pytest.mark.parametrize("seed", range(6))
@@ -236,7 +245,7 @@ def test_images_are_suppressed_one_by_one_whatever_stands_beside_them(plus: int)
     several = [as_tensors(random_boxes(count, count), random_scores(count, count)) for count in (40, 7, 0, 60)]
     boxes, scores = (list(each) for each in zip(*several, strict=True))
     padded = pad_sequence(boxes, batch_first=True), pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
-    rows, counts = nms_together(*padded, 0.5, plus, 9)
+    rows, counts = nms_together(*padded, [0.5], plus, 9)
     found = [mine[:count].tolist() for mine, count in zip(rows, counts, strict=True)]
     assert found == [nms(*each, 0.5, plus, 9).tolist() for each in several]
 
@@ -248,8 +257,47 @@ def test_a_score_of_minus_infinity_is_of_no_box(plus: int) -> None:
     assert nms(boxes, scores, 0.5, plus).tolist() == [1, 2]
 
 
-def test_no_boxes_of_any_class() -> None:
-    assert nms_within_classes(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5).shape == (0,)
+THRESHOLDS = (Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("short", [0, 10, 512])
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_each_image_is_suppressed_at_the_first_threshold_that_leaves_enough(
+    at_hand: bool, short: int, by_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extractors.boxes._at_hand", lambda boxes: at_hand)
+    monkeypatch.setattr("extractors.boxes.SHORT", short)
+    counts = (60, 7, 0, 60, 30)
+    boxes = [random_boxes(row, count) for row, count in enumerate(counts)]
+    scores = [random_scores(row, count) for row, count in enumerate(counts)]
+    rng = random.Random(0)
+    kinds = [[rng.randrange(3) if by_class else 0 for _ in range(count)] for count in counts]
+    left = [
+        [slow_nms_of_classes(boxes[row], scores[row], kinds[row], threshold) for threshold in THRESHOLDS]
+        for row in range(len(counts))
+    ]
+    padded = (
+        pad_sequence([as_tensors(*each)[0] for each in zip(boxes, scores, strict=True)], batch_first=True),
+        pad_sequence([torch.tensor(each) for each in scores], batch_first=True, padding_value=-torch.inf),
+    )
+    classes = pad_sequence([torch.tensor(each, dtype=torch.int64) for each in kinds], batch_first=True)
+    stops = set()
+    for limit in range(1, 61, 3):
+        rows, many = nms_together(*padded, list(map(float, THRESHOLDS)), 0, limit, classes if by_class else None)
+        for each, mine, count in zip(left, rows, many.tolist(), strict=True):
+            at = next((at for at, kept in enumerate(each) if len(kept) >= limit), len(THRESHOLDS) - 1)
+            stops.add(at)
+            assert mine[:count].tolist() == each[at][:limit]
+    assert stops == {0, 1, 2}
+
+
+def slow_nms_of_classes(boxes: list[Box], scores: list[float], kinds: list[int], threshold: Fraction) -> list[int]:
+    kept = []
+    for kind in set(kinds):
+        mine = [row for row, each in enumerate(kinds) if each == kind]
+        kept += [mine[at] for at in slow_nms([boxes[row] for row in mine], [scores[row] for row in mine], threshold, 0)]
+    return sorted(kept, key=lambda row: (-scores[row], row))
 
 
 def test_the_first_true_columns_come_in_order() -> None:

@@ -130,12 +130,16 @@ def test_attributes_are_told_from_the_embedding_of_the_best_class_even_where_tha
 @BOTH
 def test_boxes_are_decoded_by_the_weights_of_their_convention(rules: Conventions) -> None:
     proposals, deltas = torch.tensor([[0.0, 0, 9, 19], [4, 4, 30, 20]]), noise(2, 24)
-    found = detector(rules).decode(proposals, deltas)
-    assert found.shape == (2, 6, 4)
     weights = (1, 1, 1, 1) if rules is CAFFE else (10, 10, 5, 5)
-    for column in range(6):
-        mine = deltas[:, 4 * column : 4 * column + 4]
-        torch.testing.assert_close(found[:, column], box_ops.decode(mine, proposals, weights, rules.plus))
+    rows, classes = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]]), torch.tensor([[5, 0, 2, 5], [0, 3, 3, 5]])
+    together = torch.stack([proposals, proposals.flip(0)]), torch.stack([deltas, deltas.flip(0) / 2])
+    found = detector(rules).decode(*together, rows, classes)
+    assert found.shape == (2, 4, 4)
+    for image, (boxes, moves) in enumerate(zip(*together, strict=True)):
+        for place, (row, column) in enumerate(zip(rows[image], classes[image], strict=True)):
+            mine = moves[row, 4 * column : 4 * column + 4][None]
+            moved = box_ops.decode(mine, boxes[row][None], weights, rules.plus)
+            torch.testing.assert_close(found[image, place], moved[0])
 
 
 def test_features_do_not_depend_on_how_many_boxes_run_at_once() -> None:

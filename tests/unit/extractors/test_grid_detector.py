@@ -192,7 +192,8 @@ def test_the_heads_say_classes_deltas_and_the_attributes_of_the_best_real_class(
 @torch.inference_mode()
 def test_boxes_move_as_detectron2_moves_them() -> None:
     detector, proposals, deltas = small_detector(), torch.tensor([[4.0, 4, 30, 20]]), noise(1, 6400)
-    found = detector.decode(proposals, deltas)
+    every = torch.arange(1600)[None]
+    found = detector.decode(proposals[None], deltas[None], torch.zeros_like(every), every)
     assert found.shape == (1, 1600, 4)
     assert torch.equal(found.flatten(1), box_ops.decode(deltas, proposals, (10, 10, 5, 5), 0))
 
@@ -210,7 +211,8 @@ def test_a_record_is_what_the_stages_give() -> None:
     assert (np.diff(record.class_scores) <= 0).all() and record.boxes.max() <= 96
     whole = made.detector.roi_heads.features(cells, torch.tensor([[0.0, 0, 96, 64]]))
     np.testing.assert_allclose(record.whole_image, whole[0].numpy(), rtol=1e-4, atol=1e-5)
-    proposals = made.detector.propose(cells, [((64, 96), 1.0)])[0]
+    [boxes], [count] = made.detector.proposals(cells, [((64, 96), 1.0)])
+    proposals = boxes[:count]
     assert 12 < len(proposals) <= 1000
     features = made.detector.roi_heads.features(cells, proposals).numpy()
     for row in record.features:

@@ -17,14 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from extractors import GridConfig, ImageError, RegionConfig, make_extractor
 from extractors.base import float32_multiplied
-from extractors.boxes import class_survivors, nms_together, nms_within_classes
+from extractors.boxes import class_survivors_together, nms_together
 from extractors.configs import ConvConfig
 from extractors.faster_rcnn import Predictions
 from extractors.fused import convolve
 from extractors.ragged import padded_count
 from extractors.resnet import ConvNorm
 from extractors.roi_pool import roi_pool
-from extractors.selection import Frame, Selection, by_confidence_together
+from extractors.selection import DEFAULTS, RULES, Frame, Proposed, select
 from extractors.suppression import _rounds
 from extractors.trunk import TrunkExtractor, on_device
 from pipeline.config import EngineConfig, ExtractJob
@@ -128,17 +128,19 @@ def test_boxes_are_suppressed_as_on_a_cpu(plus: int) -> None:
         pad_sequence(each[0], batch_first=True),
         pad_sequence(each[1], batch_first=True, padding_value=-torch.inf),
     )
-    wanted, few = nms_together(*together, 0.5, plus, 50)
-    found, counts = nms_together(*(part.cuda() for part in together), 0.5, plus, 50)
-    assert torch.equal(counts.cpu(), few)
-    for mine, other, count in zip(found, wanted, few, strict=True):
-        assert torch.equal(mine[:count].cpu(), other[:count])
-    one = boxes[0], scores[0], classes[0]
-    kept = nms_within_classes(*(part.cuda() for part in one), 0.5)
-    assert torch.equal(kept.cpu(), nms_within_classes(*one, 0.5))
-    many = torch.rand(300, 200, generator=torch.Generator().manual_seed(2)).round(decimals=2)
-    alive = class_survivors(boxes[0, :300].cuda(), many.cuda(), 0.3)
-    assert torch.equal(alive.cpu(), class_survivors(boxes[0, :300], many, 0.3))
+    for thresholds, limit, kinds in (([0.5], 50, None), ([0.3, 0.5, 0.7], 90, None), ([0.3, 0.5, 0.7], 200, classes)):
+        if kinds is not None and plus:
+            continue
+        wanted, few = nms_together(*together, thresholds, plus, limit, kinds)
+        there = None if kinds is None else kinds.cuda()
+        found, counts = nms_together(*(part.cuda() for part in together), thresholds, plus, limit, there)
+        assert torch.equal(counts.cpu(), few)
+        for mine, other, count in zip(found, wanted, few, strict=True):
+            assert torch.equal(mine[:count].cpu(), other[:count])
+    many = torch.rand(3, 300, 200, generator=torch.Generator().manual_seed(2)).round(decimals=2)
+    rest = 0.3, torch.tensor([300, 20, 0])
+    alive = class_survivors_together(boxes[:, :300].cuda(), many.cuda(), rest[0], rest[1].cuda())
+    assert torch.equal(alive.cpu(), class_survivors_together(boxes[:, :300], many, *rest))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -183,20 +185,44 @@ def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:
         )
 
 
-def test_boxes_are_selected_as_on_a_cpu() -> None:
-    boxes, counts = random_lists(3, 300)[0], torch.tensor([300, 200, 5])
+@pytest.mark.parametrize("longest", [8192, 1000])
+@pytest.mark.parametrize("name", RULES)
+def test_boxes_are_selected_as_on_a_cpu(name: str, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every rule; and where there is room for all candidates, nothing waits."""
+    for module in ("selection", "boxes"):
+        monkeypatch.setattr(f"extractors.{module}.LONGEST", longest)
     generator = torch.Generator().manual_seed(3)
-    found = Predictions(torch.rand(3, 300, 41, generator=generator), torch.zeros(3, 300, 160), torch.zeros(3, 300, 2))
-    there = Predictions(*(each.cuda() for each in found))
+    regressed, counts = random_lists(3 * 300, 41)[0].view(3, 300, 41, 4) * 40, torch.tensor([300, 200, 5])
+    logits = torch.randn(3, 300, 42, generator=generator) * 3
+    logits[:, 150:] = logits[:, :150]
+    probs = (logits.softmax(2) * 64).floor() / 64  # ties
     frames = [Frame((600, 800), (300, 400), scale) for scale in (2.0, 1.3, 0.7)]
-    for threshold in (0.5, 0.9, 0.999):
-        rule = Selection("10-100", 10, 100, threshold, 0.3)
-        wanted, kept = by_confidence_together(boxes, found, frames, rule, counts)
-        mine, on_gpu = by_confidence_together(boxes.cuda(), there, frames, rule, counts.cuda())
-        assert torch.equal(on_gpu.cpu(), kept)
-        for row, count in enumerate(kept):
-            pairs = zip(mine, wanted, strict=True)
-            assert all(torch.equal(each[row, :count].cpu(), other[row, :count]) for each, other in pairs)
+    nothing = torch.zeros(3, 300, 0)
+
+    def proposed(device: str) -> Proposed:
+        moved, images = regressed.to(device), torch.arange(3, device=device)[:, None]
+        found = Predictions(probs.to(device), nothing.to(device), nothing.to(device))
+
+        def regress(rows: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+            return moved[images, rows, classes]
+
+        return Proposed(moved[:, :, 0].contiguous(), counts.to(device), found, frames, regress)
+
+    here, there = proposed("cpu"), proposed("cuda")
+    for most in (5, 36, 400):
+        for score in (0.2, 0.5, 0.999):
+            rule = replace(DEFAULTS[name], min_boxes=5, max_boxes=most, score_threshold=score)
+            wanted, kept = select(here, rule)
+            select(there, rule)  # kernels are compiled
+            torch.cuda.set_sync_debug_mode("error" if longest == 8192 else "default")
+            try:
+                mine, on_gpu = select(there, rule)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert torch.equal(on_gpu.cpu(), kept)
+            for row, count in enumerate(kept):
+                pairs = zip(mine, wanted, strict=True)
+                assert all(torch.equal(each[row, :count].cpu(), other[row, :count]) for each, other in pairs)
 
 
 @pytest.mark.parametrize("rule", ["10-100", "class-aware", "class-agnostic", "detectron2"])

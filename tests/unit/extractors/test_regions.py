@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from extractors import ConfigError, ImageError, RegionConfig, load_extractor, make_extractor
+from extractors.faster_rcnn import Predictions
 from extractors.regions import RegionExtractor
 from storage import RegionRecord, Spec
 from tests.unit.extractors.pictures import noisy_photo
@@ -191,6 +193,48 @@ def test_stored_half_precision_is_the_rounded_single_precision() -> None:
     np.testing.assert_array_equal(half.boxes, single.boxes)
 
 
+@pytest.mark.parametrize("said", ["class_probs", "attribute_probs"])
+@pytest.mark.parametrize("rule", ["10-100", "class-aware", "class-agnostic", "given"])
+def test_scores_that_are_not_finite_are_an_error_of_their_image_only(
+    tmp_path: Path, rule: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write_boxes(tmp_path, dict.fromkeys("abc", OWN))
+    made = make(**own) if rule == "given" else make(selection=rule)
+    batch = [made.prepare(key, noisy_photo(seed=seed)) for seed, key in enumerate("abc")]
+    wanted = made.extract(batch)
+    made.batched = True
+    predict = made.detector.roi_heads.predict
+
+    def overflown(features: Tensor) -> Predictions:
+        found = predict(features)
+        each = len(features) // 3
+        getattr(found, said)[each + 1] = torch.nan  # the second proposal of the second image
+        getattr(found, said)[each - 1] = torch.nan  # the whole first image, whose scores nobody asks for
+        return found
+
+    monkeypatch.setattr(made.detector.roi_heads, "predict", overflown)
+    first, error, last = made.extract(batch)
+    assert isinstance(error, ImageError)
+    assert (error.reason, error.stage, str(error)) == ("not_representable", "model", "a score is not finite")
+    for found, before in ((first, wanted[0]), (last, wanted[2])):
+        assert isinstance(found, RegionRecord) and isinstance(before, RegionRecord)
+        assert len(found.boxes) == len(before.boxes)
+
+
+@pytest.mark.parametrize("rule", ["10-100", "class-aware", "class-agnostic", "detectron2"])
+def test_what_is_kept_is_told_without_asking_for_a_value(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that has none; what settles stands for the kernel."""
+    monkeypatch.setattr("extractors.suppression.settled", lambda over, alive: alive)
+    made = make(selection=rule, class_probs=True)
+    batch = [made.prepare(str(at), noisy_photo(*size)) for at, size in enumerate(SIZES[:3])]
+    boxes, counts = torch.empty(3, 41, 4, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    parts = tuple(torch.empty(3 * 41, width, device="meta") for width in (128, 1601, 6400, 400))
+    kept = made._kept_together(batch, boxes, counts, parts)
+    assert {each.device.type for each in kept if each is not None} == {"meta"}
+    most = len(kept.boxes) // 3
+    assert most == min(made.rule.max_boxes, len(kept.class_ids) // 3) and kept.features.shape == (3 * most + 3, 128)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "bfloat16-heads"])
 def test_other_dtypes_run_and_are_marked(dtype: str) -> None:
     narrow = make(dtype=dtype)
@@ -209,7 +253,7 @@ def test_low_precision_heads_find_the_same_boxes() -> None:
     for each in (exact, found):
         batch = [each.prepare("a", noisy_photo())]
         with torch.inference_mode():
-            proposals.append(each._boxes(batch, *each.res4(each.stack(batch)))[0])
+            proposals.append(each._boxes(batch, *each.res4(each.stack(batch)), None)[0])
     assert torch.equal(proposals[0][0], proposals[1][0])
     assert found.detector.roi_heads.res5[0].conv1.weight.dtype == torch.bfloat16
     assert {each.dtype for each in found.detector.backbone.parameters()} == {torch.float32}
