@@ -292,6 +292,21 @@ def test_each_image_is_suppressed_at_the_first_threshold_that_leaves_enough(
     assert stops == {0, 1, 2}
 
 
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_the_first_threshold_that_leaves_enough_counts_although_a_later_one_leaves_fewer(
+    at_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A box that no longer falls may suppress two others."""
+    monkeypatch.setattr("extractors.boxes._at_hand", lambda boxes: at_hand)
+    boxes = [(0, 5, 100, 15), (0, 0, 100, 10), (0, 0, 55, 10), (45, 0, 100, 10)]
+    scores = [0.9, 0.8, 0.7, 0.6]
+    assert [slow_nms(boxes, scores, threshold, 0) for threshold in THRESHOLDS] == [[0, 2, 3], [0, 1], [0, 1, 2, 3]]
+    thresholds, alone = list(map(float, THRESHOLDS)), [each[None] for each in as_tensors(boxes, scores)]
+    for limit, wanted in ((2, [0, 2]), (3, [0, 2, 3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3])):
+        [rows], [count] = nms_together(alone[0], alone[1], thresholds, 0, limit)
+        assert rows[:count].tolist() == wanted
+
+
 def slow_nms_of_classes(boxes: list[Box], scores: list[float], kinds: list[int], threshold: Fraction) -> list[int]:
     kept = []
     for kind in set(kinds):

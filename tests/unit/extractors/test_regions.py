@@ -198,18 +198,22 @@ def test_stored_half_precision_is_the_rounded_single_precision() -> None:
 def test_scores_that_are_not_finite_are_an_error_of_their_image_only(
     tmp_path: Path, rule: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = write_boxes(tmp_path, dict.fromkeys("abc", OWN))
+    own = write_boxes(tmp_path, {key: [[0, 0, 2, 2]] for key in "abc"})
     made = make(**own) if rule == "given" else make(selection=rule)
-    batch = [made.prepare(key, noisy_photo(seed=seed)) for seed, key in enumerate("abc")]
+    images = [noisy_photo(), noisy_photo(seed=1), np.zeros((2, 2, 3), np.uint8)]
+    batch = [made.prepare(key, image) for key, image in zip("abc", images, strict=True)]
     wanted = made.extract(batch)
     made.batched = True
+    monkeypatch.setattr(made, "groups", lambda images: [list(range(len(images)))])
     predict = made.detector.roi_heads.predict
 
     def overflown(features: Tensor) -> Predictions:
         found = predict(features)
         each = len(features) // 3
-        getattr(found, said)[each + 1] = torch.nan  # the second proposal of the second image
+        getattr(found, said)[each] = torch.nan  # a box of the second image
         getattr(found, said)[each - 1] = torch.nan  # the whole first image, whose scores nobody asks for
+        if rule != "given":
+            getattr(found, said)[-2] = torch.nan  # behind the third image's proposals, of which there are fewer
         return found
 
     monkeypatch.setattr(made.detector.roi_heads, "predict", overflown)

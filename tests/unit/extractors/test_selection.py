@@ -204,6 +204,20 @@ def test_equal_scores_of_different_classes_go_by_row() -> None:
     assert pairs_of(selected) == [(0, 1), (1, 0)]
 
 
+@pytest.mark.parametrize("classes", [20, 500])
+@pytest.mark.parametrize("likely", range(1, 20))
+def test_as_many_classes_of_a_proposal_as_can_be_above_a_threshold_are_kept_by_class(likely: int, classes: int) -> None:
+    share = torch.tensor(1 / likely)
+    probs = torch.zeros(5, classes + 1)
+    generator = torch.Generator().manual_seed(likely)
+    ids = torch.stack([torch.randperm(classes, generator=generator)[:likely] for _ in probs])
+    probs.scatter_(1, ids, float(share))
+    boxes = torch.tensor([[9.0 * row, 0, 9 * row + 8, 8] for row in range(5)])[:, None].expand(-1, classes, -1)
+    threshold = float(share.nextafter(torch.tensor(0.0)))
+    selected = alone(boxes, said(probs), Selection("class-aware", 0, 200, threshold, 0.5))
+    assert pairs_of(selected) == [(row, each) for row in range(5) for each in sorted(ids[row].tolist())]
+
+
 def test_no_score_above_the_threshold_gives_no_boxes() -> None:
     rule = replace(DEFAULTS["class-aware"], score_threshold=1.0)
     selected = alone(random_boxes(0, PROPOSALS, CLASSES), predictions(0), rule)
