@@ -148,7 +148,7 @@ def main() -> None:
     networks = [measure_network(model) for model in args.networks]
     errors = table(["network", "error by AMX: mean, largest", "by oneDNN"], networks)
     tables = f"{table(head, rows)}\n\n{errors}\n"
-    report = f"# float32 convolutions by AMX\n\n{about}\n\n{tables}"
+    report = f"# float32 convolutions by AMX, {time.strftime('%Y-%m-%d')}\n\n{about}\n\n{tables}"
     print(report)
     facts = {"layers": [dict(zip(head, each, strict=True)) for each in rows], "networks": networks}
     write_results(args.out, "amx", report, facts)
