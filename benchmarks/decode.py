@@ -7,7 +7,7 @@ of them, decoders in turn. "equal": how many images have the very pixels of `ext
 "cut": how many of the same files, cut at 90 % of their bytes, are refused; a decoder that paints the rest grey cannot
 be used where nothing may be half-decoded. "scaled" is Pillow's draft mode for a target of 600/1000: 1/2, 1/4 or 1/8 of
 the size, where that is still as large as the target; its difference to the exact pixels is taken after the resize.
-Decoders that are not installed are left out and named. Writes decode_<hardware>_<date>.md and .json.
+Decoders that are not there are left out and named; nvJPEG needs a GPU. Writes decode_<hardware>_<date>.md and .json.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ def by_torchvision(data: bytes) -> np.ndarray:
     return pixels
 
 
+def by_nvjpeg(data: bytes) -> np.ndarray:
+    if not torch.cuda.is_available():
+        raise ImportError
+    io_ = importlib.import_module("torchvision.io")
+    found = io_.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), io_.ImageReadMode.RGB, "cuda")
+    pixels: np.ndarray = found.permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
 def by_opencv(data: bytes) -> np.ndarray:
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if found is None:
@@ -71,6 +80,7 @@ def by_draft(data: bytes) -> np.ndarray:
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
     "Pillow": by_pillow,
     "torchvision": by_torchvision,
+    "torchvision, by nvJPEG": by_nvjpeg,
     "OpenCV": by_opencv,
     "simplejpeg": by_simplejpeg,
     "Pillow, scaled (draft)": by_draft,
@@ -104,7 +114,7 @@ def measure_decoders(data: list[bytes], rounds: int) -> list[dict[str, Any]]:
             run(data[0])
             there[name] = run
         except ImportError:
-            print(f"{name} is not installed and left out")
+            print(f"{name} is not there and left out")
     took = milliseconds({name: _over(run, data) for name, run in there.items()}, len(data), rounds)
     exact = [by_pillow(each) for each in data]
     rows = []
@@ -188,7 +198,7 @@ def report(rows: list[dict[str, Any]], stages: dict[str, float], data: list[byte
     ]
     found = [table(header, cells), table(["stage", "CPU ms an image"], [[k, f"{v:.2f}"] for k, v in stages.items()])]
     lacking = [name for name in DECODERS if name not in [row["decoder"] for row in rows]]
-    left_out = f" Not installed: {', '.join(lacking)}." if lacking else ""
+    left_out = f" Not there: {', '.join(lacking)}." if lacking else ""
     about = f"{hardware()}. {len(data)} JPEGs of {pixels:.2f} megapixels on average.{left_out} "
     about += asked() if "simplejpeg" in lacking else asked("simplejpeg")
     title = f"# Decoding, {time.strftime('%Y-%m-%d')}"
