@@ -344,6 +344,8 @@ def main() -> None:
         parser.error("tf32 is a GPU's")
     if set(args.dtypes) == {"bfloat16-heads"} and set(args.models) != {"butd-r101"}:
         parser.error("bfloat16-heads is for butd-r101 alone")
+    if args.steps and args.device != "cpu":
+        parser.error("--steps are those of a CPU")
     args.peaks = {
         dtype: peak_flops(dtype, torch.device(args.device)) for dtype in dict.fromkeys(["float32", *args.dtypes])
     }

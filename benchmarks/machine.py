@@ -72,7 +72,7 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def asked(*beside: str) -> str:
-    """For a report: the command it is the result of, but for where results go.
+    """For a report: how busy the machine was before, and the command it is the result of, but for where results go.
 
     Args:
         beside: packages that it needs and the project does not.

@@ -198,11 +198,11 @@ def _best_within_classes(ranked: Tensor, kinds: Tensor, threshold: float, limit:
     return kept
 
 
-def _greedy_inclusive(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.ndarray:
+def _greedy_inclusive(boxes: np.ndarray, threshold: np.float32, limit: int) -> np.ndarray:
     """Rows of sorted boxes that survive; only a kept box's overlaps are computed, and the search stops at `limit`."""
     kept: list[int] = []
     open_rows = np.arange(len(boxes))
-    while len(open_rows) and (limit is None or len(kept) < limit):
+    while len(open_rows) and len(kept) < limit:
         best, open_rows = open_rows[0], open_rows[1:]
         kept.append(int(best))
         open_rows = open_rows[_iou_inclusive(boxes[best], boxes[open_rows]) < threshold]

@@ -32,7 +32,7 @@ from extractors.winograd import PhasedStage, mean_of_phases, split_phases
 
 STRIDE = 16
 POOL = 14
-ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds memory to about 0.1 GB of activations
+ROIS_AT_ONCE = 25  # what measured fastest on a CPU; also bounds activations to about 0.1 GB
 ROIS_AT_ONCE_ON_GPU = 1300  # four images' worth: enough to fill it, in about 4 GB of activations
 HEADS_ONLY = "-heads"  # ends a --dtype that is of the box head alone
 PRE_NMS, PROPOSAL_NMS = 6000, 0.7
@@ -346,7 +346,8 @@ class RoIHeads(Heads):
             return mean_of_phases(self.phased(split_phases(rois)), len(rois))
         x = rois.to(next(self.res5.parameters()).dtype, memory_format=torch.channels_last)
         x = self.res5(x)
-        at_once = 1 if x.device.type == "cpu" else len(x)  # where all of it would be written in float32 first
+        by_itself = x.device.type == "cpu" and x.dtype != torch.float32  # else all is written in float32 first
+        at_once = 1 if by_itself else len(x)
         return torch.cat([part.mean(dim=(2, 3), dtype=torch.float32) for part in x.split(at_once)])
 
 

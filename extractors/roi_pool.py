@@ -14,6 +14,9 @@ from torch import Tensor
 
 from extractors.kernels import has_gradient, kernels_for
 
+FEWEST = 16  # boxes that tables are worth making for
+TABLES = 256 << 20  # bytes that they may take: three times those of an image of 600/1000
+
 
 def roi_pool(cells: Tensor, boxes: Tensor, side: int, scale: float, at_once: int) -> Iterator[Tensor]:
     """The largest value in each of `side` x `side` parts of every box.
@@ -30,30 +33,37 @@ def roi_pool(cells: Tensor, boxes: Tensor, side: int, scale: float, at_once: int
         (R, C, side, side) of the next `at_once` boxes, channels_last: on a GPU in the number type of the cells, else
         float32.
     """
-    if cells.device.type == "cpu" and not has_gradient(cells):
-        yield from _by_tables(cells[0].permute(1, 2, 0), boxes, side, scale, at_once)
+    if cells.device.type == "cpu" and len(boxes) >= FEWEST and not has_gradient(cells):
+        yield from _by_tables(cells, boxes, side, scale, at_once)
     elif kernels_for(cells) and cells.stride(1) == 1:
         from extractors.roi_pool_kernel import pool  # Triton is no package of every machine
 
         for part in boxes.split(at_once):
             yield pool(cells, part, side, scale)
     else:
-        from torchvision.ops import roi_pool  # here, as it takes seconds to import
+        yield from _by_torchvision(cells, boxes, side, scale, at_once)
 
-        kind = torch.float32 if cells.device.type == "cpu" else cells.dtype
-        for part in boxes.split(at_once):
-            yield roi_pool(cells.float(), [part], side, scale).to(kind, memory_format=torch.channels_last)
+
+def _by_torchvision(cells: Tensor, boxes: Tensor, side: int, scale: float, at_once: int) -> Iterator[Tensor]:
+    from torchvision.ops import roi_pool  # here, as it takes seconds to import
+
+    kind = torch.float32 if cells.device.type == "cpu" else cells.dtype
+    for part in boxes.split(at_once):
+        yield roi_pool(cells.float(), [part], side, scale).to(kind, memory_format=torch.channels_last)
 
 
 def _by_tables(cells: Tensor, boxes: Tensor, side: int, scale: float, at_once: int) -> Iterator[Tensor]:
     """A part of any size is the largest of four rectangles within it whose sides are powers of two; of those, tables
     hold the largest values at every cell."""
-    height, width, channels = cells.shape
+    channels, height, width = cells.shape[1:]
     top, bottom = _edges(boxes[:, 1], boxes[:, 3], side, scale, height)
     left, right = _edges(boxes[:, 0], boxes[:, 2], side, scale, width)
     down, across = _power(bottom - top), _power(right - left)
     deepest = max(down.flatten().tolist(), default=0), max(across.flatten().tolist(), default=0)
-    largest = _largest(cells, *deepest)
+    if (deepest[0] + 1) * (deepest[1] + 1) * cells.numel() * 4 > TABLES:
+        yield from _by_torchvision(cells, boxes, side, scale, at_once)
+        return
+    largest = _largest(cells[0].permute(1, 2, 0), *deepest)
     table = (down[:, :, None] * (deepest[1] + 1) + across[:, None, :]) * height
     empty = (bottom <= top)[:, :, None] | (right <= left)[:, None, :]
     corners = product((top, bottom - 2**down), (left, right - 2**across))

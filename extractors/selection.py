@@ -1,7 +1,9 @@
 """Which of a detector's boxes are kept: the published rules, one function each.
 
 All but the one for given boxes take the proposals of a batch and give `Selected`, in the order the official code gives.
-A GPU is not waited for: what there is, is counted on it, and every image has room for as much as there can be.
+A GPU is not waited for: what there is, is counted on it, and every image has room for as much as there can be. Where
+that were more candidates than `LONGEST`, as of the grid networks' 1,000 proposals above 0.05, they are counted first,
+and it is waited for.
 Shapes: B images, R proposals, K classes, N kept. Boxes come out in pixels of the original image.
 """
 

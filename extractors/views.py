@@ -78,7 +78,8 @@ class Views:
         """Run images of any sizes; one result a view and image, in order.
 
         Raises:
-            torch.OutOfMemoryError: the device has no room for so many at once.
+            torch.OutOfMemoryError: the device has no room for so many at once; a CPU, cuBLAS and cuDNN say so by a
+                RuntimeError or MemoryError.
         """
         results: list[Results] = [{} for _ in batch]
         for family in self._families:

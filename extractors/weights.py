@@ -29,7 +29,7 @@ from storage.errors import TriptychError, did_you_mean
 from storage.interop.unpickling import PlainUnpickler, first_line
 
 Tensors = dict[str, Tensor]
-NORM_EPS = 1e-5  # of every norm; checkpoints before detectron2's third version hold variances less by it
+NORM_EPS = 1e-5  # of every norm: a variance that is not above what it makes up for has no root
 
 
 class WeightsError(TriptychError):
@@ -244,7 +244,7 @@ def fill(module: nn.Module, checkpoint: Checkpoint, what: str) -> str:
             )
         if not bool(found[name].isfinite().all()):
             raise WeightsError(f"{checkpoint.description}: {name} holds values that are no numbers; get the file anew.")
-        if name.endswith("running_var") and bool((found[name] <= -NORM_EPS).any()):
+        if name.endswith("running_var") and bool((found[name] + NORM_EPS <= 0).any()):
             raise WeightsError(
                 f"{checkpoint.description}: {name} holds variances below zero, {float(found[name].min()):g} the least; "
                 "get the file anew."

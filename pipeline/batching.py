@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -25,6 +26,66 @@ class Memory(NamedTuple):
     all: int
 
 
+class DeviceMemory:
+    """Of a GPU, for this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = torch.cuda.memory_allocated(device)
+        self.forget()
+
+    def now(self) -> Memory:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        most = torch.cuda.max_memory_allocated(self._device)
+        return Memory(self._before, most, free + torch.cuda.memory_reserved(self._device))
+
+    def forget(self) -> None:
+        """The most held so far: of a job before, or of what did not fit."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+
+class Turns:
+    """Batches run beside one another, and one may wait until it is alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = self._waiting = 0
+        self._alone = False
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """While others run, once nobody is alone or waits for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._running += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside `beside`: while nobody else runs, or is alone."""
+        self._leave()
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._alone and not self._running)
+            self._waiting -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._running += 1
+                self._changed.notify_all()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+
 class BatchSize:
     """How many images the network takes at once; network threads tell it what fitted.
 
@@ -34,34 +95,34 @@ class BatchSize:
         memory: of the device, looked at after each full batch; None on a CPU.
     """
 
-    def __init__(self, wanted: int | Literal["auto"], memory: Callable[[], Memory] | None) -> None:
+    def __init__(self, wanted: int | Literal["auto"], memory: DeviceMemory | None) -> None:
         self._lock = threading.Lock()
         self._memory = memory if wanted == "auto" else None
-        self._most, self._blamed = 1, False  # images that fitted, and whether one alone has been too large
+        self._grows = self._memory is not None
         self.now = 1 if wanted == "auto" else wanted
 
     def fitted(self, images: int) -> None:
         """A batch of so many ran."""
         with self._lock:
-            self._most = max(self._most, images)
-            if self._blamed:
-                self.now = max(self.now, images)
-            if self._memory is None or images < self.now or self.now >= LARGEST:
+            if self._memory is None or not self._grows or images < self.now or self.now >= LARGEST:
                 return
-            memory = self._memory()
+            memory = self._memory.now()
             if memory.before + 2 * (memory.most - memory.before) <= ROOM * memory.all:
                 self.now = min(LARGEST, 2 * images)
 
     def overflowed(self, images: int) -> None:
-        """A batch of so many did not fit: no more than half as many from now on. One image, which alone has no room,
-        says nothing of others, nor do the batches that it was in: as many as have fitted are tried again."""
+        """A batch of so many did not fit: no more than half as many from now on."""
         with self._lock:
-            self._blamed = images == 1
-            if self._blamed:
-                self.now = max(self.now, self._most)
-            else:
-                self.now = max(1, min(self.now, images // 2))
-                self._memory = None
+            self.now = max(1, min(self.now, images // 2))
+            self._grows = False
+
+    def one_alone(self, before: int) -> None:
+        """A batch that began with size `before` had an image that has no room alone: it says nothing of others."""
+        with self._lock:
+            self.now = max(self.now, before)
+            self._grows = self._memory is not None
+            if self._memory is not None:
+                self._memory.forget()
 
     @property
     def ahead(self) -> int:
@@ -74,18 +135,9 @@ def largest(wanted: int | Literal["auto"], on_gpu: bool) -> int:
     return (LARGEST if on_gpu else 1) if wanted == "auto" else wanted
 
 
-def device_memory(device: torch.device) -> Callable[[], Memory] | None:
+def device_memory(device: torch.device) -> DeviceMemory | None:
     """What `BatchSize` asks of a device."""
-    if device.type != "cuda":
-        return None
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)  # of a job before
-
-    def now() -> Memory:
-        free, _ = torch.cuda.mem_get_info(device)
-        return Memory(before, torch.cuda.max_memory_allocated(device), free + torch.cuda.memory_reserved(device))
-
-    return now
+    return DeviceMemory(device) if device.type == "cuda" else None
 
 
 def like_sized(waiting: Sequence[T], count: int, size_of: Callable[[T], Size | None]) -> tuple[list[T], list[T]]:

@@ -168,13 +168,19 @@ def _send(content: Any, pipe: IO[bytes]) -> None:
 
 
 def _packed(loaded: Loaded, memory: mmap.mmap) -> tuple[bytes, list[int]]:
-    """A loaded image without its pixels, which go to the shared memory, and their sizes in bytes, in order."""
+    """A loaded image without its pixels, which go to the shared memory, and their sizes in bytes, in order.
+
+    Raises:
+        ImageError: they are more than it holds.
+    """
     sizes: list[int] = []
     begin = 0
 
     def put(buffer: pickle.PickleBuffer) -> None:
         nonlocal begin
         raw = buffer.raw()
+        if begin + raw.nbytes > len(memory):
+            raise ImageError("out_of_memory", f"resized, it has more than {len(memory) >> 20} MiB of pixels", "prepare")
         memory[begin : begin + raw.nbytes] = raw
         sizes.append(raw.nbytes)
         begin += raw.nbytes
@@ -223,6 +229,8 @@ def serve(shared: int) -> None:
             return
         try:
             answer: tuple[Any, list[int]] = _packed(load_image(source, views, ref, settings), memory)
+        except ImageError as error:
+            answer = _packed(Loaded(ref, error, {}), memory)
         except Exception as error:  # a mistake, which is for whoever asked, and not this image's
             answer = _portable(error), []
         _send(answer, answers)

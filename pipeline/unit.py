@@ -30,7 +30,7 @@ import torch
 from extractors import ImageError, decode
 from extractors.launching import take_stream
 from extractors.views import Ready, Results, Views
-from pipeline.batching import BatchSize, device_memory, in_order
+from pipeline.batching import BatchSize, Turns, device_memory, in_order
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.feeding import Batch, Done, Feeder, Flow, Image, Loaded, Outcomes
 from pipeline.plan import Unit
@@ -41,7 +41,9 @@ from storage.secrets import shown
 from storage.writer import UnitWriter
 
 BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
-NO_ROOM = ("DefaultCPUAllocator", "ALLOC_FAILED", "out of memory")  # torch on a CPU, cuBLAS and cuDNN, and CUDA itself
+NO_ROOM = (  # as torch on a CPU, C++, cuBLAS, cuDNN and CUDA itself say it
+    "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED", "ALLOCATION_FAILED", "out of memory",
+)  # fmt: skip
 UNITS_AT_ONCE = 3  # of a worker: one is written and committed, one's images are run, one's are loaded
 UNITS_AT_ONCE_ON_GPU = 8  # some have few images that still wait for their like
 OnImages = Callable[[int, int], None]  # told of newly finished images, and how many of them failed
@@ -109,6 +111,7 @@ class Worker:
         self._networks = batches_at_once(on_gpu, min(self._cores, images_in_memory()))
         torch.set_num_threads(1)
         self._size = BatchSize(self.settings.batch_size, device_memory(self.views.device))
+        self._turns = Turns()
         self._models = ThreadPoolExecutor(
             self._networks, thread_name_prefix="network", initializer=_begin_thread, initargs=(self.views.device,)
         )
@@ -184,7 +187,8 @@ class Worker:
         """Runs in a network thread: a record or an error row a view and image, and the seconds it took."""
         start = time.perf_counter()
         good = [each.loaded.ready for each in batch if not isinstance(each.loaded.ready, ImageError)]
-        results = iter(self._forward(good) if good else [])
+        with self._turns.beside():
+            results = iter(self._forward(good) if good else [])
 
         def result(ready: Ready | ImageError) -> Results:
             return self._same(ready) if isinstance(ready, ImageError) else next(results)
@@ -199,21 +203,45 @@ class Worker:
         return dict.fromkeys(self.stores, error)
 
     def _forward(self, batch: list[Ready]) -> list[Results]:
-        """Run the networks; a batch that does not fit in the device's memory is halved until it does."""
+        """Run the networks; a batch that does not fit in the device's memory is halved until it does.
+
+        An image that does not fit alone is tried once more while nothing else runs. If it then has no room either, the
+        batches that it was in say nothing of others.
+        """
+        before = self._size.now
+        results, alone = self._halved(batch)
+        if alone:
+            self._size.one_alone(before)
+        return results
+
+    def _halved(self, batch: list[Ready]) -> tuple[list[Results], bool]:
+        """Results, and whether an image had no room alone."""
+        error = self._tried(batch)
+        if not isinstance(error, Exception):
+            return error, False
+        if len(batch) == 1:
+            with self._turns.alone():
+                error = self._tried(batch)
+            if not isinstance(error, Exception):
+                return error, False
+            message = f"there is no memory for it: {error}".splitlines()[0]
+            return [self._same(ImageError("out_of_memory", message, "model"))], True
+        self._size.overflowed(len(batch))
+        middle = len(batch) // 2
+        (first, one), (second, other) = self._halved(batch[:middle]), self._halved(batch[middle:])
+        return first + second, one or other
+
+    def _tried(self, batch: list[Ready]) -> list[Results] | Exception:
+        """What the networks make of a batch, or why there is no memory for it."""
         try:
             results = self.views.extract(batch)
-            self._size.fitted(len(batch))
-            return results
         except (RuntimeError, MemoryError) as error:
             if not has_no_room(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # what it did has room only once nobody holds it
-            self._size.overflowed(len(batch))
-            if len(batch) == 1:
-                message = f"the device has no room for it: {error}".splitlines()[0]
-                return [self._same(ImageError("out_of_memory", message, "model"))]
-        middle = len(batch) // 2
-        return self._forward(batch[:middle]) + self._forward(batch[middle:])
+            return error.with_traceback(None)
+        self._size.fitted(len(batch))
+        return results
 
 
 def has_no_room(error: BaseException) -> bool:
@@ -255,6 +283,8 @@ def load_image(source: Source, views: Views, ref: ImageRef, settings: EngineConf
             ready: Ready | ImageError = views.prepare(ref.key, decode(data, settings.max_pixels))
     except ImageError as error:
         ready = error
+    except MemoryError as error:
+        ready = ImageError("out_of_memory", f"there is no memory to resize it: {error}", "prepare")
     return Loaded(ref, ready, timed.seconds)
 
 

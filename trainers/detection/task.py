@@ -185,12 +185,13 @@ def detect(detector: BottomUpDetector, pixels: Pixels, originals: Sequence[tuple
     frames = [Frame(size, original, 1.0) for size, original in zip(sizes, originals, strict=True)]
     regress = partial(detector.decode, boxes, found.box_deltas)
     kept, many = detectron2_inference(Proposed(boxes, counts, found, frames, regress), DEFAULTS["detectron2"])
-    fields = {
+    found_there = {
         "boxes": kept.boxes,
         "scores": kept.class_scores,
         "classes": kept.class_ids,
         "attributes": box_ops.taken(found.attribute_probs, kept.rows).argmax(dim=2),
     }
+    fields = {name: each.cpu() for name, each in found_there.items()}
     return [
         {name: each[row, :count].tolist() for name, each in fields.items()} for row, count in enumerate(many.tolist())
     ]

@@ -197,7 +197,6 @@ def test_what_was_packed_goes_with_its_weights(packings: list[Tensor]) -> None:
 
 
 @needs_amx
-@needs_amx
 def test_one_weight_with_other_groups_is_packed_for_each() -> None:
     two, four = layer(64, 64, 3, groups=2), layer(64, 64, 3, groups=2)
     weight = nn.Parameter(two.weight[:, :16].detach().clone(), requires_grad=False)

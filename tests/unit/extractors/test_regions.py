@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,27 @@ def test_scores_that_are_not_finite_are_an_error_of_their_image_only(
     assert isinstance(error, ImageError)
     assert (error.reason, error.stage, str(error)) == ("not_representable", "model", "a score is not finite")
     for found, before in ((first, wanted[0]), (last, wanted[2])):
+        assert isinstance(found, RegionRecord) and isinstance(before, RegionRecord)
+        assert len(found.boxes) == len(before.boxes)
+
+
+@pytest.mark.parametrize("rule", ["10-100", "class-agnostic"])
+def test_features_behind_an_images_proposals_are_nobodys(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(selection=rule)
+    images = [noisy_photo(), np.zeros((2, 2, 3), np.uint8)]
+    batch = [made.prepare(key, image) for key, image in zip("ab", images, strict=True)]
+    wanted = made.extract(batch)
+    made.batched = True
+    monkeypatch.setattr(made, "groups", lambda images: [list(range(len(images)))])
+    features_of = made.detector.roi_heads.features_of
+
+    def overflown(maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        found = features_of(maps, boxes)
+        found[len(boxes[0]) + len(wanted[1].boxes) : -1] = 1e6  # type: ignore[union-attr] # above the largest float16
+        return found
+
+    monkeypatch.setattr(made.detector.roi_heads, "features_of", overflown)
+    for found, before in zip(made.extract(batch), wanted, strict=True):
         assert isinstance(found, RegionRecord) and isinstance(before, RegionRecord)
         assert len(found.boxes) == len(before.boxes)
 

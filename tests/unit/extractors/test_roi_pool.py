@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import roi_pool as official
 
+from extractors import roi_pool as module
 from extractors.roi_pool import roi_pool
+
+
+@pytest.fixture(autouse=True)
+def any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tables, however few boxes there are."""
+    monkeypatch.setattr(module, "FEWEST", 0)
+
 
 ODD = [  # in input pixels, of a map of 11 x 9 cells
     [0.0, 0, 144, 176],  # all of it
@@ -43,6 +51,19 @@ coordinate = st.floats(-100, 1100, width=32)
 def test_any_boxes_on_any_map(corners: list[tuple[float, ...]], size: tuple[int, int], side: int) -> None:
     cells, boxes = cells_of(*size), torch.tensor(corners)
     assert torch.equal(torch.cat([*roi_pool(cells, boxes, side, 1 / 16, 7)]), official(cells, [boxes], side, 1 / 16))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_few_boxes_and_tables_too_large_are_torchvisions(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        monkeypatch.setattr(module, "TABLES", 11 * 9 * 5 * 4)  # bytes: the map itself
+    else:
+        monkeypatch.setattr(module, "FEWEST", len(ODD) + 1)
+    monkeypatch.setattr(module, "_largest", None)
+    cells, boxes = cells_of(11, 9), torch.tensor(ODD)
+    parts = list(roi_pool(cells, boxes, 2, 1 / 16, 2))
+    assert [len(each) for each in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat(parts), official(cells, [boxes], 2, 1 / 16))
 
 
 def test_part_of_a_padded_map_in_bfloat16() -> None:

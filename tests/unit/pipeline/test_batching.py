@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors.ragged import fits, groups
-from pipeline.batching import LARGEST, LOOK_AHEAD, BatchSize, Memory, device_memory, in_order, largest, like_sized
+from pipeline.batching import (
+    LARGEST,
+    LOOK_AHEAD,
+    BatchSize,
+    DeviceMemory,
+    Memory,
+    Turns,
+    device_memory,
+    in_order,
+    largest,
+    like_sized,
+)
 
 SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
 
@@ -43,33 +58,49 @@ def test_what_is_ready_is_not_held_back() -> None:
     assert next(coming) == [(2, "c")]
 
 
-def test_auto_doubles_while_twice_as_many_have_room() -> None:
-    used = Memory(1000, 1000, 100_000)
-    size = BatchSize("auto", lambda: used)
+class Device(DeviceMemory):
+    """With so many bytes, of which an image takes some."""
+
+    def __init__(self, everything: int = 100, an_image: int = 0) -> None:
+        self.all, self.an_image, self.most = everything, an_image, 0
+
+    def ran(self, images: int) -> None:
+        self.most = max(self.most, images * self.an_image)
+
+    def now(self) -> Memory:
+        return Memory(0, self.most, self.all)
+
+    def forget(self) -> None:
+        self.most = 0
+
+
+def grown(size: BatchSize, device: Device, rounds: int = 10) -> list[int]:
+    """Sizes, batch after full batch."""
     seen = []
-    for _ in range(10):
+    for _ in range(rounds):
         seen.append(size.now)
-        used = Memory(1000, 1000 + 4000 * size.now, 100_000)  # 4000 an image: 19 of them fill 80 %
+        device.ran(size.now)
         size.fitted(size.now)
-    assert seen == [1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
+    return seen
+
+
+def test_auto_doubles_while_twice_as_many_have_room() -> None:
+    device = Device(100_000, 4000)  # 19 images fill 80 %
+    assert grown(BatchSize("auto", device), device) == [1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
 
 
 def test_auto_ends_at_the_largest_and_a_part_of_a_batch_proves_nothing() -> None:
-    size = BatchSize("auto", lambda: Memory(0, 0, 1))
+    size = BatchSize("auto", device := Device())
     size.fitted(1)
     assert size.now == 2
     size.fitted(1)
     assert size.now == 2
-    for _ in range(10):
-        size.fitted(size.now)
-    assert size.now == LARGEST
+    assert grown(size, device)[-1] == LARGEST
 
 
 def test_what_did_not_fit_is_not_tried_again() -> None:
-    size = BatchSize("auto", lambda: Memory(0, 0, 1))
-    for _ in range(4):
-        size.fitted(size.now)
-    assert size.now == 16
+    size = BatchSize("auto", device := Device())
+    assert grown(size, device, 5)[-1] == 16
     size.overflowed(16)
     size.fitted(8)
     assert size.now == 8 and size.ahead == 8 * LOOK_AHEAD
@@ -77,43 +108,78 @@ def test_what_did_not_fit_is_not_tried_again() -> None:
     assert size.now == 1 and size.ahead == 1
 
 
-def test_an_image_that_is_too_large_alone_says_nothing_of_others() -> None:
-    size = BatchSize(32, None)
-    for images in (32, 16, 8, 4, 2, 1):  # it is the first one of its batch, so that no batch has fitted before
-        size.overflowed(images)
-    for images in (1, 2, 4, 8, 16):
-        size.fitted(images)
-    assert size.now == 16
-    for images in (16, 8, 4, 2, 1):
-        size.overflowed(images)
-    assert size.now == 16, "as many as have fitted"
-    size.overflowed(16)
-    size.fitted(16)  # of a batch that began before
-    assert size.now == 8
-
-
-def test_a_first_image_that_is_too_large_does_not_end_growth() -> None:
-    size = BatchSize("auto", lambda: Memory(0, 0, 1))
-    size.overflowed(1)
-    size.fitted(1)
-    assert size.now == 2
+@pytest.mark.parametrize("before", [0, 3])  # batches
+def test_an_image_that_is_too_large_alone_says_nothing_of_others(before: int) -> None:
+    size = BatchSize("auto", device := Device(100_000, 1500))
+    grown(size, device, before)
+    began = size.now
+    device.most = 99_000  # what it filled before it failed
+    for power in range(began.bit_length() - 1, 0, -1):
+        size.overflowed(2**power)
+    size.one_alone(began)
+    assert grown(size, device)[:2] == [began, 2 * began] and size.now == LARGEST
+    fixed = BatchSize(32, None)
+    for images in (32, 16, 8, 4, 2):
+        fixed.overflowed(images)
+    fixed.one_alone(32)
+    assert fixed.now == 32
+    fixed.overflowed(32)
+    fixed.fitted(32)  # of a batch that began before
+    assert fixed.now == 16
 
 
 def test_a_batch_that_does_not_fit_while_another_one_is_told_of() -> None:
     """The device is asked while nobody else changes what is known."""
-    size = BatchSize("auto", lambda: asked())
 
-    def asked() -> Memory:
-        other = threading.Thread(target=size.overflowed, args=(2,))
-        other.start()
-        other.join(0.2)
-        others.append(other)
-        return Memory(0, 0, 1)
+    class Asked(Device):
+        def now(self) -> Memory:
+            self.other = threading.Thread(target=size.overflowed, args=(2,))
+            self.other.start()
+            self.other.join(0.2)
+            return super().now()
 
-    others: list[threading.Thread] = []
+    device = Asked()
+    size = BatchSize("auto", device)
     size.fitted(1)
-    others[0].join()
+    device.other.join()
     assert size.now == 1
+
+
+def test_who_wants_to_be_alone_gets_it_and_others_wait() -> None:
+    """Two that want it, each within its batch, beside one that ends and one that comes."""
+    turns, running, seen = Turns(), Counter[str](), []
+    ends, both = threading.Event(), threading.Barrier(3)
+
+    def wanting(name: str) -> None:
+        with turns.beside():
+            both.wait()
+            with turns.alone():
+                running[name] += 1
+                seen.append((name, running.total(), ends.is_set()))
+                time.sleep(0.05)
+                running[name] -= 1
+
+    def ending() -> None:
+        with turns.beside():
+            running["ending"] += 1
+            both.wait()
+            ends.wait(10)
+            running["ending"] -= 1
+
+    def coming() -> None:
+        with turns.beside():
+            seen.append(("coming", running.total(), True))
+
+    with ThreadPoolExecutor(4) as threads:
+        first = [threads.submit(wanting, "a"), threads.submit(wanting, "b"), threads.submit(ending)]
+        time.sleep(0.1)
+        last = threads.submit(coming)
+        time.sleep(0.1)
+        assert seen == []
+        ends.set()
+        for each in (*first, last):
+            each.result(10)
+    assert sorted(seen) == [("a", 1, True), ("b", 1, True), ("coming", 0, True)] and seen[-1][0] == "coming"
 
 
 def test_a_cpu_takes_one_and_a_number_is_a_number() -> None:
@@ -122,7 +188,7 @@ def test_a_cpu_takes_one_and_a_number_is_a_number() -> None:
     size.fitted(1)
     assert size.now == 1 == largest("auto", on_gpu=False)
     assert largest("auto", on_gpu=True) == LARGEST and largest(5, on_gpu=False) == 5
-    assert BatchSize(5, lambda: Memory(0, 0, 1)).now == 5
+    assert BatchSize(5, Device()).now == 5
 
 
 def test_what_would_pad_too_much_waits_for_its_like() -> None:

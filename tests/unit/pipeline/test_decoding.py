@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from extractors import ConfigError, GridConfig, ImageError, RegionConfig
 from extractors.base import Extractor, Prepared
 from extractors.views import Views, make_views
 from pipeline.config import EngineConfig
-from pipeline.decoding import DECODES, ProcessLoader, _Process, refuse_here
+from pipeline.decoding import DECODES, ProcessLoader, _packed, _Process, refuse_here
 from pipeline.feeding import Loaded
 from pipeline.sources import ImageRef, SourceConfig, open_source
 from pipeline.unit import load_image
@@ -119,6 +121,18 @@ def test_a_mistake_is_raised_as_where_this_process_decodes(folder: Path) -> None
     finally:
         loader.close()
     assert "in prepare" in found.value.__notes__[0]
+
+
+def test_an_image_that_memory_has_no_room_for_is_an_error_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, views = open_source(SourceConfig(str(folder))), make_views({"grid": GridConfig(model="r50", **SMALL)})  # type: ignore[arg-type]
+    ref = source.list().refs[0]
+    loaded = load_image(source, views, ref, EngineConfig(""))
+    with mmap.mmap(-1, 4096) as small, pytest.raises(ImageError, match="more than 0 MiB of pixels") as found:
+        _packed(loaded, small)
+    assert found.value.reason == "out_of_memory"
+    monkeypatch.setattr(views, "prepare", Mock(side_effect=MemoryError("Unable to allocate 9 GiB")))
+    ready = load_image(source, views, ref, EngineConfig("")).ready
+    assert isinstance(ready, ImageError) and (ready.reason, ready.stage) == ("out_of_memory", "prepare")
 
 
 OWN = """

@@ -211,6 +211,8 @@ def test_an_image_that_does_not_fit_alone_is_an_error_row(tmp_path: Path) -> Non
         MemoryError("there is no memory for an output of 20 MiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("std::bad_alloc"),
     ],
 )
 def test_memory_that_runs_out_in_any_way_costs_one_image(tmp_path: Path, error: Exception) -> None:
@@ -223,6 +225,39 @@ def test_memory_that_runs_out_in_any_way_costs_one_image(tmp_path: Path, error: 
     report, _ = run(tmp_path, ["a", "large", "b"], Full(), batch_size=3)
     [row] = open_store(tmp_path / "s").errors()
     assert (row.key, row.reason, report.records) == ("large", "out_of_memory", 2)
+
+
+def test_an_image_is_tried_again_while_nothing_else_runs(tmp_path: Path) -> None:
+    """What runs beside it may hold all the memory."""
+    together, lock = threading.Barrier(2), threading.Lock()
+    running: set[str] = set()
+
+    class Crowded(FakeExtractor):
+        def extract(self, batch: list[Prepared]) -> list[Any]:
+            key = batch[0].key
+            with lock:
+                running.add(key)
+                first = key not in tried
+                tried.add(key)
+            if first:
+                together.wait(10)
+            time.sleep(0.02)
+            with lock:
+                crowded = len(running) > 1
+            if first:
+                together.wait(10)
+            with lock:
+                running.discard(key)
+            if crowded and key == "a":
+                raise torch.OutOfMemoryError("no room")
+            return super().extract(batch)
+
+    tried: set[str] = set()
+    worker = worker_of(Crowded(), StoreWriter(tmp_path / "s", SPEC))
+    assert worker._networks >= 2, "images run side by side"
+    report = worker.run(Unit(tuple(ImageRef(key, key) for key in "ab")))
+    worker.close()
+    assert (report.records, report.reasons.total()) == (2, 0)
 
 
 def test_any_other_mistake_still_ends_the_job(tmp_path: Path) -> None:
