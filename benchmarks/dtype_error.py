@@ -4,11 +4,11 @@
 
 Protocol. Photographs of ../shared/data/photos, or the four of workflows/photos, at 600/1000; weights are random (seed
 0), full width, scaled so that activations stay near 1 at any depth: trained weights, which have other distributions,
-will differ. `scenes-grid` is trained: the small detector that comes along, on SCENES generated scenes of a seed that it
+will differ. `scenes-grid` is trained: the small detector that comes along, on 100 generated scenes of a seed that it
 has not seen. Features are kept in float32. For each model and type: largest and mean absolute difference over the
 largest float32 value, lowest and mean cosine of rows (a grid cell, a region). Regions are matched by place: a box of
 float32 has moved if the other type keeps none within a pixel of it, and is gone if it keeps none with an overlap (IoU)
-of SAME; features of those that have not moved are compared, and whether they are still of the same class.
+of 0.7; features of those that have not moved are compared, and whether they are still of the same class.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def report(rows: Sequence[dict[str, Any]], count: int) -> str:
         "of another class",
     ]
     title = f"# Number types that networks compute in, {time.strftime('%Y-%m-%d')}"
-    command = asked()
-    return "\n\n".join([title, f"{hardware()}, {count} photographs. {command}", table(header, cells)]) + "\n"
+    seen = f"{count} photographs" + f"; {SHIPPED}: {SCENES} scenes" * (SHIPPED in [row["model"] for row in rows])
+    return "\n\n".join([title, f"{hardware()}, {seen}. {asked()}", table(header, cells)]) + "\n"
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def _record(
     if isinstance(features, ImageError):
         return features
     if not finite:
-        return ImageError("not_representable", "a score is not finite", "model")
+        return ImageError("not_representable", "a score, or what moves a box, is not finite", "model")
     named = dict(zip(_Kept._fields[3:], fields, strict=False))  # without class_probs where they are not asked for
     mine = features[: len(fields[0])]
     return RegionRecord(image.key, image.image_size, features=mine, whole_image=features[-1], **named)
@@ -208,7 +208,8 @@ def _record(
 
 def _finite(found: Predictions) -> Tensor:
     """(..., R) bool, of R boxes: a sum is not finite where a part of it is not."""
-    return (found.class_probs.sum(dim=-1) + found.attribute_probs.sum(dim=-1)).isfinite()
+    parts = (found.class_probs, found.box_deltas, found.attribute_probs)
+    return torch.stack([each.sum(dim=-1) for each in parts]).sum(dim=0).isfinite()
 
 
 def _frame(image: Prepared) -> rules.Frame:

@@ -194,7 +194,7 @@ def test_stored_half_precision_is_the_rounded_single_precision() -> None:
     np.testing.assert_array_equal(half.boxes, single.boxes)
 
 
-@pytest.mark.parametrize("said", ["class_probs", "attribute_probs"])
+@pytest.mark.parametrize("said", ["class_probs", "box_deltas", "attribute_probs"])
 @pytest.mark.parametrize("rule", ["10-100", "class-aware", "class-agnostic", "given"])
 def test_scores_that_are_not_finite_are_an_error_of_their_image_only(
     tmp_path: Path, rule: str, said: str, monkeypatch: pytest.MonkeyPatch
@@ -220,7 +220,8 @@ def test_scores_that_are_not_finite_are_an_error_of_their_image_only(
     monkeypatch.setattr(made.detector.roi_heads, "predict", overflown)
     first, error, last = made.extract(batch)
     assert isinstance(error, ImageError)
-    assert (error.reason, error.stage, str(error)) == ("not_representable", "model", "a score is not finite")
+    assert (error.reason, error.stage) == ("not_representable", "model")
+    assert str(error) == "a score, or what moves a box, is not finite"
     for found, before in ((first, wanted[0]), (last, wanted[2])):
         assert isinstance(found, RegionRecord) and isinstance(before, RegionRecord)
         assert len(found.boxes) == len(before.boxes)
