@@ -218,7 +218,7 @@ def steps(model: str, args: argparse.Namespace, files: Sequence[Path]) -> list[d
         possible["bfloat16"] = "bfloat16" in args.dtypes
         ways = [way for way in STEPS if possible[way]]
         rows += [
-            Row(model, way, "bfloat16" if way == STEPS[-1] else "float32", step_runner(first, way, cores))
+            Row(model, way, "bfloat16" if way == "bfloat16" else "float32", step_runner(first, way, cores))
             for way in ways
         ]
     for row in rows:
@@ -270,8 +270,8 @@ def head_runner(extractor: RegionExtractor, way: str, cores: int) -> Callable[[S
     kept = heads.phased
 
     def run_so(images: Sequence[Prepared]) -> object:
-        heads.phased = kept if way != HEAD_STEPS[0] else None
-        with mock.patch.object(roi_pool, "has_gradient", lambda x: way != HEAD_STEPS[2]):  # else torchvision's
+        heads.phased = kept if HEAD_STEPS.index(way) > 0 else None
+        with mock.patch.object(roi_pool, "has_gradient", lambda x: HEAD_STEPS.index(way) < 2):  # else torchvision's
             return run(images)
 
     return run_so

@@ -76,9 +76,14 @@ def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, fl
     return torch.stack([new_x - half_w, new_y - half_h, new_x + half_w, new_y + half_h], dim=-1).flatten(1)
 
 
-def clip(boxes: Tensor, height: float, width: float, plus: int = 0) -> Tensor:
-    """Boxes (..., 4) cut to the image: [0, size] or, in Caffe's convention, [0, size - 1]."""
-    return torch.minimum(boxes.clamp(min=0), corners(boxes, width - plus, height - plus))
+def clip(boxes: Tensor, height: float, width: float) -> Tensor:
+    """Boxes (..., 4) of one image cut to [0, size]."""
+    return clip_to(boxes, corners(boxes, width, height))
+
+
+def clip_to(boxes: Tensor, ends: Tensor) -> Tensor:
+    """Boxes (..., 4) cut to what begins at 0; its ends, as x, y, x, y, are of what broadcasts."""
+    return torch.minimum(boxes.clamp(min=0), ends)
 
 
 def corners(boxes: Tensor, x: float, y: float) -> Tensor:

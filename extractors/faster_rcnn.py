@@ -209,7 +209,7 @@ class ProposalGenerator(nn.Module):
             anchors, moves = box_ops.taken(anchors, rows), box_ops.taken(moves, rows)
         moved = box_ops.decode(moves.flatten(0, 1), anchors.flatten(0, 1), (1.0, 1.0, 1.0, 1.0), rules.plus)
         limits = to_device(self._limits(frames), logits.device)
-        boxes = torch.minimum(moved.view_as(anchors).clamp(min=0), limits[..., :4])
+        boxes = box_ops.clip_to(moved.view_as(anchors), limits[..., :4])
         good = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
         if rules.min_side:
             good &= (boxes[..., 2:] - boxes[..., :2] + rules.plus > limits[..., 4:]).all(dim=2)

@@ -70,39 +70,34 @@ class RegionExtractor(TrunkExtractor):
         cells = self.detector.cells(res4, areas)
         if areas is not None:
             areas.clear(cells)  # the RPN's convolution is 3x3
-        given = None if self.table is None else self._given(batch)
-        boxes, counts = self._boxes(batch, cells, areas, given)
-        heads = self.detector.roi_heads
-        features = heads.features_of(own_parts(cells, areas)[: len(batch)], boxes)
-        found = (features, *heads.predict(features))
-        if given is None:
-            kept = self._kept_together(batch, torch.stack(boxes), counts, found)
+        frames = [_frame(image) for image in batch]
+        wholes = torch.stack([rules.whole_image_box(frame.input_size, self.conventions) for frame in frames])
+        wholes = to_device(wholes, self.device)
+        if self.table is None:
+            sizes = [(each.input_size, each.scale) for each in frames]
+            proposals, counts = self.detector.proposals(cells, sizes, areas)
+            boxes = torch.cat([proposals, wholes], dim=1)
+            kept = self._kept_together(batch, boxes, counts, self._said(cells, areas, list(boxes)))
             return self._leaving(batch, kept, [len(kept.boxes) // len(batch)] * len(batch))
-        parts = zip(*(each.split([len(mine) for mine in boxes]) for each in found), strict=True)
-        each_image = [self._kept(*each) for each in zip(batch, given, boxes, parts, strict=True)]
+        given = self._given(batch)
+        inputs = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
+        own = [torch.cat(each) for each in zip(inputs, wholes, strict=True)]
+        parts = zip(*(each.split([len(mine) for mine in own]) for each in self._said(cells, areas, own)), strict=True)
+        each_image = [self._kept(*each) for each in zip(batch, given, own, parts, strict=True)]
         fields = zip(*each_image, strict=True)
         kept = _Kept._make(None if field[0] is None else torch.cat(field) for field in fields)
         return self._leaving(batch, kept, [len(mine) for mine in given])
+
+    def _said(self, cells: Tensor, areas: Areas | None, boxes: list[Tensor]) -> tuple[Tensor, ...]:
+        """Features of each image's boxes (R + 1, 4) in input pixels, end to end, and what the heads predict of them."""
+        heads = self.detector.roi_heads
+        features = heads.features_of(own_parts(cells, areas)[: len(boxes)], boxes)
+        return features, *heads.predict(features)
 
     def _given(self, batch: list[Prepared]) -> list[Tensor]:
         """Each image's boxes that the user gave, (N, 4) in original pixels, on the device."""
         boxes = [image.boxes for image in batch if image.boxes is not None]
         return list(to_device(torch.cat(boxes), self.device).split([len(mine) for mine in boxes]))
-
-    def _boxes(
-        self, batch: list[Prepared], cells: Tensor, areas: Areas | None, given: list[Tensor] | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Each image's boxes (R + 1, 4) in input pixels, proposals or given ones, and the whole image last; and how
-        many of the R there are, (B,): behind proposals others may stand."""
-        frames = [_frame(image) for image in batch]
-        wholes = torch.stack([rules.whole_image_box(frame.input_size, self.conventions) for frame in frames])
-        wholes = to_device(wholes, self.device)
-        if given is None:
-            sizes = [(each.input_size, each.scale) for each in frames]
-            found, counts = self.detector.proposals(cells, sizes, areas)
-            return list(torch.cat([found, wholes], dim=1)), counts
-        own = [self._input_boxes(*each) for each in zip(given, frames, strict=True)]
-        return [torch.cat(each) for each in zip(own, wholes, strict=True)], torch.tensor([len(mine) for mine in given])
 
     def _kept_together(self, batch: list[Prepared], boxes: Tensor, counts: Tensor, parts: tuple[Tensor, ...]) -> _Kept:
         """From what is known of all images' boxes; the whole image, last, is not among those to select from."""

@@ -250,9 +250,9 @@ def _suppressed(
     """The best candidates that suppression leaves, at the first threshold that leaves `most`, or at the last."""
     rows, classes, scores = candidates
     frames = to_device(_frames(proposed.frames), scores.device)
-    boxes = _cut(proposed.regress(rows, classes), frames[0])
+    boxes = box_ops.clip_to(proposed.regress(rows, classes), frames[0])
     kept, counts = box_ops.nms_together(boxes, scores, thresholds, 0, most, classes if by_class else None)
-    boxes = _cut(box_ops.taken(boxes, kept) * frames[1], frames[2])
+    boxes = box_ops.clip_to(box_ops.taken(boxes, kept) * frames[1], frames[2])
     # A box that is empty in original pixels goes: those that stay come first.
     good = box_ops.nonempty(boxes) & within(counts, kept.shape[1])
     order = (~good).to(torch.uint8).argsort(dim=1, stable=True)
@@ -268,7 +268,3 @@ def _frames(frames: Sequence[Frame]) -> Tensor:
         pairs = ((width, height), (raw_width / width, raw_height / height), (raw_width, raw_height))
         found.append([[*pair, *pair] for pair in pairs])
     return torch.tensor(found, dtype=torch.float32).transpose(0, 1)[:, :, None]
-
-
-def _cut(boxes: Tensor, sizes: Tensor) -> Tensor:
-    return torch.minimum(boxes.clamp(min=0), sizes)

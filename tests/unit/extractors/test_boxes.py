@@ -119,8 +119,8 @@ def test_each_class_moves_the_box_by_its_own_deltas() -> None:
 @pytest.mark.parametrize(("plus", "cut"), [(0, [0, 0, 50, 40]), (1, [0, 0, 49, 39])])
 def test_boxes_are_cut_to_the_image(plus: int, cut: list[float]) -> None:
     boxes = torch.tensor([[[-3.0, -4, 100, 200]], [[10, 20, 30, 35]]])
-    assert clip(boxes, 40, 50, plus).tolist() == [[cut], [[10, 20, 30, 35]]]
-    assert clip(torch.tensor([60.0, 45, 70, 50]), 40, 50, plus).tolist() == [cut[2], cut[3], cut[2], cut[3]]
+    assert clip(boxes, 40 - plus, 50 - plus).tolist() == [[cut], [[10, 20, 30, 35]]]
+    assert clip(torch.tensor([60.0, 45, 70, 50]), 40 - plus, 50 - plus).tolist() == [cut[2], cut[3], cut[2], cut[3]]
 
 
 def test_a_box_needs_width_and_height() -> None:

@@ -58,7 +58,7 @@ def slow_proposals(network: BottomUpDetector, logits: Tensor, deltas: Tensor) ->
                 start = cell[anchor] + torch.tensor([16.0 * column, 16 * row, 16 * column, 16 * row])
                 moves = deltas[0, 4 * anchor : 4 * anchor + 4, row, column]
                 box = box_ops.decode(moves[None], start[None], (1, 1, 1, 1), rules.plus)
-                box = box_ops.clip(box, *SIZE, rules.plus)[0].tolist()
+                box = box_ops.clip(box, SIZE[0] - rules.plus, SIZE[1] - rules.plus)[0].tolist()
                 sides = (box[2] - box[0] + rules.plus, box[3] - box[1] + rules.plus)
                 small = rules is CAFFE and min(sides) <= 16 * SCALE
                 if box[2] > box[0] and box[3] > box[1] and not small:
