@@ -158,6 +158,7 @@ class Feeder:
                 self._take()
                 while self._may_begin():
                     self._begin()
+                    self._take()  # what was loaded while there was no place for it
                 self._load_more()
         except BaseException as error:  # or units would wait for ever
             reason = error

@@ -17,12 +17,13 @@ from pipeline.sources import ImageRef
 
 
 class Networks:
-    """Loads at once; runs what it is given one by one, once it may. Images whose names begin with "w" are wide."""
+    """Loads at once, but L only when told; runs what it is given one by one, once it may. Images named w are wide."""
 
     def __init__(self, batch: int, at_once: int = 1) -> None:
         self.begun: list[str] = []  # each batch's names
         self.ran: list[str] = []
         self.size = BatchSize(batch, None)
+        self.late: Future[None] = Future()
         self.may = threading.Event()
         self.may.set()
         self._thread = ThreadPoolExecutor(1)
@@ -31,7 +32,11 @@ class Networks:
     def load(self, ref: ImageRef) -> Future[Loaded]:
         future: Future[Loaded] = Future()
         pixels = torch.zeros(3, 2, 9 if ref.key.startswith("w") else 2)
-        future.set_result(Loaded(ref, {"grid": Prepared(ref.key, (2, 2), pixels, 1.0)}, {}))
+        loaded = Loaded(ref, {"grid": Prepared(ref.key, (2, 2), pixels, 1.0)}, {})
+        if ref.key == "L":
+            self.late.add_done_callback(lambda _: future.set_result(loaded))
+        else:
+            future.set_result(loaded)
         return future
 
     def run(self, images: list[Image]) -> Future[Batch]:
@@ -90,6 +95,19 @@ def test_what_is_left_over_waits_for_its_like_while_the_networks_have_work(netwo
     assert networks.begun == ["abcd"]
     networks.may.set()
     until(lambda: networks.begun == ["abcd", "e"])
+
+
+def test_what_was_ready_before_the_one_ahead_of_it_begins_with_it() -> None:
+    """One that is alone in its batch; nothing more happens that could tell of it."""
+    networks = Networks(batch=1, at_once=2)
+    networks.may.clear()
+    networks.unit("Lb")
+    time.sleep(0.05)
+    assert networks.begun == []
+    networks.late.set_result(None)
+    until(lambda: networks.begun == ["L", "b"])
+    networks.may.set()
+    networks.close()
 
 
 def test_networks_do_not_wait_for_who_writes_but_never_run_far_ahead_of_it(networks: Networks) -> None:
