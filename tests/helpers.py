@@ -1,8 +1,10 @@
-"""What integration tests share: small photographs, jobs on narrow networks, and the comparison of two stores."""
+"""What tests share: small photographs, jobs on narrow networks, and the comparison of two stores."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,14 @@ from PIL import Image
 from storage import open_store
 
 TINY = ["--weights", "random:0", "--width-divisor", "32", "--shorter", "64", "--longer", "100", "--device", "cpu"]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what other threads or processes bring about, half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.001)
 
 
 def write_photos(folder: Path, count: int, seed: int = 0) -> list[str]:

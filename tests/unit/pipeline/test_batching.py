@@ -25,6 +25,7 @@ from pipeline.batching import (
     largest,
     like_sized,
 )
+from tests.helpers import until
 
 SIZES = st.one_of(st.none(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
 
@@ -172,7 +173,7 @@ def test_who_wants_to_be_alone_gets_it_and_others_wait() -> None:
 
     with ThreadPoolExecutor(4) as threads:
         first = [threads.submit(wanting, "a"), threads.submit(wanting, "b"), threads.submit(ending)]
-        time.sleep(0.1)
+        until(lambda: turns._waiting == 2)
         last = threads.submit(coming)
         time.sleep(0.1)
         assert seen == []

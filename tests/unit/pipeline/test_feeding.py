@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import pytest
@@ -14,6 +14,7 @@ from extractors import Prepared
 from pipeline.batching import BatchSize
 from pipeline.feeding import UNTOLD, Batch, Done, Feeder, Flow, Image, Loaded, most_begun
 from pipeline.sources import ImageRef
+from tests.helpers import until
 
 
 class Networks:
@@ -55,14 +56,6 @@ class Networks:
     def close(self) -> None:
         self.feeder.close()
         self._thread.shutdown()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(5000):
-        if holds():
-            return
-        time.sleep(0.001)
-    raise AssertionError("it never came")
 
 
 def numbers(flow: Flow) -> list[int]:

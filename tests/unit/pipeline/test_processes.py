@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.processes import LOST, side_by_side
+from tests.helpers import until
 
 
 def _noted(item: int, folder: Path) -> int:
-    """Twice the item; when it began stands in a file. An odd one takes its process with it."""
+    """Twice the item, once two have begun; when it began stands in a file. An odd one takes its process with it."""
     (folder / str(item)).write_text(f"{time.monotonic()} {os.getpid()}")
     if item % 2:
         os._exit(1)
-    time.sleep(0.1)
+    until(lambda: len(list(folder.iterdir())) > 1)
     return 2 * item
 
 

@@ -39,7 +39,7 @@ def test_bytes_and_errors_come_as_they_are() -> None:
 
 def test_a_read_that_hangs_once_is_tried_again() -> None:
     source = Source(hanging=1)
-    assert read_within(source.read, "a", 0.05) == b"a"
+    assert read_within(source.read, "a", 0.5) == b"a"
     assert source.asked == ["a", "a"]
     source.release.set()
     assert read_within(source.read, "a", 5) == b"a"  # and the late answer of the first is nobody's

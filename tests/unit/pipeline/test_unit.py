@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from extractors import GridConfig, ImageError, Prepared, load_extractor, make_ex
 from extractors.trunk import Stacked, TrunkExtractor
 from extractors.views import Views
 from pipeline.config import EngineConfig
-from pipeline.feeding import Loaded
+from pipeline.feeding import Flow, Loaded
 from pipeline.plan import Unit
 from pipeline.sources import ImageRef
 from pipeline.unit import UnitReport, Worker
@@ -136,14 +137,22 @@ class TwoUnits:
         self.store = StoreWriter(tmp_path / "s", self.extractor.spec)
         self.worker = worker_of(self.extractor, self.store, batch_size=4)
         self.worker.load = self.load
+        self.added = [threading.Event(), threading.Event()]
+        add, events = self.worker._feeder.add, iter(self.added)
+
+        def told(refs: Sequence[ImageRef]) -> Flow:
+            flow = add(refs)
+            next(events).set()
+            return flow
+
+        self.worker._feeder.add = told  # type: ignore[method-assign]
         self.first, self.second = (
             Unit(tuple(ImageRef(key, key) for key in keys)) for keys in (["a", "b", "w1", "c", "d", "last"], second)
         )
 
     def load(self, ref: ImageRef) -> Loaded:
         if ref.key == "last":
-            while len(self.worker._feeder._units) < 2:
-                time.sleep(0.001)
+            assert self.added[1].wait(30)
         if ref.key == "boom":
             raise ValueError("no image has this name")
         return Loaded(ref, {"grid": self.extractor.prepare(ref.key, np.zeros((2, 2, 3), np.uint8))}, {})
@@ -151,8 +160,7 @@ class TwoUnits:
     def run(self) -> list[Future[UnitReport]]:
         with ThreadPoolExecutor(2) as threads:
             first = threads.submit(self.worker.run, self.first)
-            while not self.worker._feeder._units:
-                time.sleep(0.001)
+            assert self.added[0].wait(30)
             found = [first, threads.submit(self.worker.run, self.second)]
         self.worker.close()
         return found
@@ -348,7 +356,7 @@ class Hanging(FakeSource):
 
 
 def test_an_image_whose_reading_hangs_is_an_error_row(tmp_path: Path) -> None:
-    worker = worker_of(FakeExtractor(), StoreWriter(tmp_path / "s", SPEC), Hanging(), read_timeout=0.05)
+    worker = worker_of(FakeExtractor(), StoreWriter(tmp_path / "s", SPEC), Hanging(), read_timeout=0.5)
     report = worker.run(Unit(tuple(ImageRef(key, key) for key in ("a", "slow", "b"))))
     worker.close()
     assert sorted(open_store(tmp_path / "s")) == ["a", "b"]

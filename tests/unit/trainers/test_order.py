@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
 
 from extractors import ConfigError
+from tests.helpers import until
 from tests.unit.trainers.toy import Toy
 from trainers.loading import load
 from trainers.order import Cut, Order
@@ -62,10 +62,10 @@ def test_threads_are_ahead_but_not_far() -> None:
     coming = iter([[Cut(0, (number,)), Cut(0, (number + 1,))] for number in range(0, 60, 2)])
     found = []
     for parts in load(task, coming, workers=3):
+        taken = len(found) + 2
         found += [number for part in parts for number in part.cut.numbers]
-        time.sleep(0.005)
-        assert len(found) < task.made or task.made == 60
-        assert task.made <= len(found) + 2 * 3 + 1
+        until(lambda taken=taken: task.made >= min(taken + 1, 60))  # type: ignore[misc]
+        assert task.made <= taken + 2 * 3 + 1
     assert found == list(range(60))
     assert len(task.threads) == 3 and all(name.startswith("loading") for name in task.threads)
 
@@ -74,8 +74,7 @@ def test_one_list_of_many_parts_is_always_ahead() -> None:
     task = Watched()
     coming = load(task, iter([[Cut(0, (number,)) for number in range(20)]] * 3), workers=1)
     next(coming)
-    time.sleep(0.1)
-    assert task.made == 40
+    until(lambda: task.made == 40)
     coming.close()  # type: ignore[attr-defined]
 
 
@@ -106,10 +105,8 @@ def test_what_was_used_is_given_back_by_the_threads_not_by_the_loop() -> None:
     coming = load(task, iter([[Cut(0, (number,))] for number in range(12)]), workers=2)
     for number in range(10):
         parts = next(coming)
-        time.sleep(0.01)
-        assert len(task.freed) >= number - 2, "no more than two are kept"
-    assert parts is not None
-    assert len(task.freed) >= 7 and all(name.startswith("loading") for name in task.freed)
+        until(lambda number=number: len(task.freed) >= number - 2)  # type: ignore[misc]  # no more than two are kept
+    assert parts is not None and all(name.startswith("loading") for name in task.freed)
     coming.close()
 
 

@@ -19,7 +19,7 @@ REGIONS, HDF5, NARROW, ARCHIVE, GRID, PATCHES, PIXELS = range(7)
 
 def got(page: TestClient, what: str, **query: Any) -> dict[str, Any]:
     """The answer, once all of it is there."""
-    for _ in range(100):
+    for _ in range(1000):
         answer = page.get(f"/api/{what}", params=query)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
