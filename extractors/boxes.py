@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.suppression import LONGEST, bound_of, survivors, survivors_of_orders
+from extractors.suppression import bound_of, first_true, survivors, survivors_of_orders, taken
 
-SHORT = 512  # boxes whose overlaps a CPU rather computes all at once than class by class
+SHORT = 512  # boxes whose overlaps are rather computed all at once than class by class
 SCALE_CLAMP = math.log(1000.0 / 16)  # detectron2 `modeling/box_regression.py`: no box grows past 62.5 times its anchor
 
 
@@ -118,7 +118,7 @@ def nms_together(
         thresholds: of several, the first counts that leaves `limit` boxes, or else the last: an image by itself.
         classes: (B, N) int64, where boxes suppress within their class only; without `plus`. True suppression a class:
             shifting the classes apart, as torchvision's `batched_nms` may, rounds coordinates to 1/8 pixel at 1600
-            classes. Of more than `LONGEST` boxes a GPU is waited for.
+            classes.
 
     Returns:
         rows (B, M) int64 and how many of them are survivors (B,) int64; behind these are any rows.
@@ -126,7 +126,7 @@ def nms_together(
     orders = scores.argsort(dim=1, descending=True, stable=True)
     ranked, alive = taken(boxes, orders), taken(scores, orders) > -torch.inf
     kinds = None if classes is None else taken(classes, orders)
-    if _at_hand(boxes) or (kinds is not None and boxes.shape[1] > LONGEST):
+    if _at_hand(boxes):
         kept = []
         for row, (order, good) in enumerate(zip(orders, alive, strict=True)):
             kind = None if kinds is None else kinds[row, good]
@@ -144,22 +144,6 @@ def nms_together(
 def _at_hand(boxes: Tensor) -> bool:
     """Whether values can be asked for without waiting: a CPU's, which then has nothing to do for what is no box."""
     return boxes.device.type == "cpu"
-
-
-def taken(values: Tensor, rows: Tensor) -> Tensor:
-    """Of each image's (B, N, ...) the rows (B, M) of it: (B, M, ...)."""
-    wide = rows.reshape(*rows.shape, *[1] * (values.dim() - 2))
-    return values.gather(1, wide.expand(*rows.shape, *values.shape[2:]))
-
-
-def first_true(found: Tensor, most: int) -> Tensor:
-    """Where in each row of (P, N) bool it is true, in order: (P, `most` or N) int64, with zeros behind. Rows have no
-    more than `most`. Unlike `nonzero` it does not wait for a GPU."""
-    lists, count = found.shape
-    most = min(most, count)
-    places = torch.where(found, found.cumsum(dim=1) - 1, most)  # the last place is for what is false
-    columns = torch.arange(count, device=found.device).expand_as(found)
-    return torch.zeros(lists, most + 1, dtype=torch.int64, device=found.device).scatter_(1, places, columns)[:, :most]
 
 
 def _kept(ranked: Tensor, kinds: Tensor | None, thresholds: Sequence[float], plus: int, limit: int) -> Tensor:
@@ -192,7 +176,7 @@ def _best_within_classes(ranked: Tensor, kinds: Tensor, threshold: float, limit:
     while len(kept) < limit and count < len(ranked):
         count = 4 * max(limit, count)
         best, kind = ranked[:count], kinds[:count]
-        if len(best) <= (SHORT if _at_hand(best) else LONGEST):
+        if len(best) <= SHORT:
             everyone = torch.ones_like(kind, dtype=torch.bool)
             alive = survivors(best[None], everyone[None], bound, 0, limit, kind[None])[0]
         else:

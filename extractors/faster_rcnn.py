@@ -28,6 +28,7 @@ from extractors.launching import to_device
 from extractors.ragged import Areas
 from extractors.resnet import ResNet, ResNetConfig, fold, make_stage
 from extractors.roi_pool import roi_pool
+from extractors.suppression import taken
 from extractors.winograd import PhasedStage, mean_of_phases, split_phases
 
 STRIDE = 16
@@ -179,7 +180,7 @@ class ProposalGenerator(nn.Module):
         pixels, scores (B, R), and how many there are (B,); behind these are any boxes."""
         plus, most = self.config.conventions.plus, self.counts[1]
         rows, counts = box_ops.nms_together(boxes, scores, [PROPOSAL_NMS], plus, most)
-        return box_ops.taken(boxes, rows), box_ops.taken(scores, rows), counts
+        return taken(boxes, rows), taken(scores, rows), counts
 
     def candidates(
         self, logits: Tensor, deltas: Tensor, frames: Sequence[InputFrame], inside: Tensor | None = None
@@ -206,7 +207,7 @@ class ProposalGenerator(nn.Module):
             scores = scores.where(inside.flatten(1)[..., None].expand(-1, -1, len(cell)).flatten(1), -torch.inf)
         if not rules.plus:  # detectron2 cuts to the best 6000 first, Caffe after it dropped the small ones
             scores, rows = _best(scores, ranked)
-            anchors, moves = box_ops.taken(anchors, rows), box_ops.taken(moves, rows)
+            anchors, moves = taken(anchors, rows), taken(moves, rows)
         moved = box_ops.decode(moves.flatten(0, 1), anchors.flatten(0, 1), (1.0, 1.0, 1.0, 1.0), rules.plus)
         limits = to_device(self._limits(frames), logits.device)
         boxes = box_ops.clip_to(moved.view_as(anchors), limits[..., :4])
@@ -217,7 +218,7 @@ class ProposalGenerator(nn.Module):
         scores = scores.where(good, -torch.inf)
         if rules.plus:
             scores, rows = _best(scores, ranked)
-            boxes = box_ops.taken(boxes, rows)
+            boxes = taken(boxes, rows)
         return boxes, scores
 
     def _limits(self, frames: Sequence[InputFrame]) -> Tensor:
@@ -430,7 +431,7 @@ class BottomUpDetector(nn.Module):
             (B, N, 4).
         """
         rules, images = self.config.conventions, torch.arange(len(rows), device=rows.device)[:, None]
-        mine, start = deltas.unflatten(2, (-1, 4))[images, rows, classes], box_ops.taken(proposals, rows)
+        mine, start = deltas.unflatten(2, (-1, 4))[images, rows, classes], taken(proposals, rows)
         moved = box_ops.decode(mine.flatten(0, 1), start.flatten(0, 1), rules.box_weights, rules.plus)
         return moved.view_as(mine)
 

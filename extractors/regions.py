@@ -14,7 +14,6 @@ from torch import Tensor
 
 from extractors import selection as rules
 from extractors.base import Extractor, Prepared, model_facts
-from extractors.boxes import taken
 from extractors.configs import DETECTRON2, ConfigError, RegionConfig
 from extractors.faster_rcnn import CAFFE, GRID_FEATS, DetectorConfig, Predictions
 from extractors.given_boxes import BoxTable, read_boxes
@@ -22,6 +21,7 @@ from extractors.images import ImageError
 from extractors.launching import to_device, to_host
 from extractors.networks import load_detector
 from extractors.ragged import Areas, own_parts
+from extractors.suppression import taken
 from extractors.trunk import Results, TrunkExtractor
 from storage.records import Record, RegionRecord
 from storage.spec import FeatureLayout, Spec

@@ -1,9 +1,7 @@
 """Which of a detector's boxes are kept: the published rules, one function each.
 
 All but the one for given boxes take the proposals of a batch and give `Selected`, in the order the official code gives.
-A GPU is not waited for: what there is, is counted on it, and every image has room for as much as there can be. Where
-that were more candidates than `LONGEST`, as of the grid networks' 1,000 proposals above 0.05, they are counted first,
-and it is waited for.
+A GPU is not waited for: what there is, is counted on it, and every image has room for as much as there can be.
 Shapes: B images, R proposals, K classes, N kept. Boxes come out in pixels of the original image.
 """
 
@@ -16,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from extractors import boxes as box_ops
 from extractors.faster_rcnn import Conventions, Predictions
 from extractors.launching import to_device
-from extractors.suppression import LONGEST
+from extractors.suppression import taken
 
 Regress = Callable[[Tensor, Tensor], Tensor]
 Candidates = tuple[Tensor, Tensor, Tensor]  # rows, classes and scores, all (B, N); a score of -inf is of none
@@ -134,9 +131,9 @@ def by_confidence(proposed: Proposed, rule: Selection) -> tuple[Selected, Tensor
     ranked = ranked_by.argsort(dim=1, descending=True, stable=True)
     between = (enough >= rule.min_boxes) & (enough <= rule.max_boxes)
     rows = torch.where(between[:, None], in_order, ranked)[:, : rule.max_boxes]
-    scores, classes = box_ops.taken(proposed.class_probs, rows).max(dim=2)
+    scores, classes = taken(proposed.class_probs, rows).max(dim=2)
     kept = torch.minimum(enough.clamp(rule.min_boxes, rule.max_boxes), proposed.counts)
-    return Selected(rows, box_ops.taken(boxes, rows), classes, scores), kept
+    return Selected(rows, taken(boxes, rows), classes, scores), kept
 
 
 def confidences(boxes: Tensor, class_probs: Tensor, threshold: float, counts: Tensor) -> Tensor:
@@ -224,24 +221,12 @@ def _confident(proposed: Proposed, threshold: float) -> Candidates:
     proposals, classes = probs.shape[1:]
     # The probabilities of a proposal sum to 1, but for their rounding.
     most = min(classes, int(1 / threshold) + 1) if threshold * classes > 1 else classes
-    if proposals * most > LONGEST:
-        return _listed(probs, (probs > threshold) & there)
     scores, ids = probs.topk(most, dim=2)
     ids, order = ids.sort(dim=2)
     scores = scores.gather(2, order)
     rows = torch.arange(proposals, device=ids.device)[:, None].expand_as(ids)
     scores = scores.where((scores > threshold) & there, -torch.inf)
     return rows.flatten(1), ids.flatten(1), scores.flatten(1)
-
-
-def _listed(probs: Tensor, confident: Tensor) -> Candidates:
-    """As `_confident`, where there could be too many to make room for: those that are true in (B, R, K). For them a GPU
-    is waited for."""
-    images, rows, classes = confident.nonzero(as_tuple=True)
-    counts = confident.flatten(1).sum(dim=1).tolist()
-    padded = zip((rows, classes, probs[images, rows, classes]), (0, 0, -torch.inf), strict=True)
-    found = [pad_sequence(each.split(counts), batch_first=True, padding_value=none) for each, none in padded]
-    return found[0], found[1], found[2]
 
 
 def _suppressed(
@@ -252,13 +237,13 @@ def _suppressed(
     frames = to_device(_frames(proposed.frames), scores.device)
     boxes = box_ops.clip_to(proposed.regress(rows, classes), frames[0])
     kept, counts = box_ops.nms_together(boxes, scores, thresholds, 0, most, classes if by_class else None)
-    boxes = box_ops.clip_to(box_ops.taken(boxes, kept) * frames[1], frames[2])
+    boxes = box_ops.clip_to(taken(boxes, kept) * frames[1], frames[2])
     # A box that is empty in original pixels goes: those that stay come first.
     good = box_ops.nonempty(boxes) & within(counts, kept.shape[1])
     order = (~good).to(torch.uint8).argsort(dim=1, stable=True)
     kept = kept.gather(1, order)
     of_kept = (each.gather(1, kept) for each in (classes, scores))
-    return Selected(rows.gather(1, kept), box_ops.taken(boxes, order), *of_kept), good.sum(dim=1)
+    return Selected(rows.gather(1, kept), taken(boxes, order), *of_kept), good.sum(dim=1)
 
 
 def _frames(frames: Sequence[Frame]) -> Tensor:

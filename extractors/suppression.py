@@ -2,11 +2,16 @@
 
 Where Triton is, one program walks down each list and keeps what it knows in registers; else the lists settle round by
 round. Both do the float32 operations of `extractors/boxes.py`, one by one, so that ties end the same way everywhere.
+Longer lists than they can hold go part by part.
 
 Shapes in this file: P lists (images, or classes) of N boxes each, x1 y1 x2 y2, best first.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from operator import getitem
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +20,20 @@ from torch import Tensor
 from extractors.kernels import kernels_for
 
 LONGEST = 8192  # boxes of a list that one program can hold
-OVERLAPS_AT_ONCE = 9_000_000  # of the rounds, in a few float32 matrices of 36 MB; one list is never split
+OVERLAPS_AT_ONCE = 9_000_000  # of the rounds, in a few float32 matrices of 36 MB
+LONGEST_IN_ROUNDS = 3000  # whose overlaps are so many
+
+
+class Lists(NamedTuple):
+    """boxes (P, N, 4) float32; alive (P, N) bool, which of them are some; classes (P, N) int64, or None for one."""
+
+    boxes: Tensor
+    alive: Tensor
+    classes: Tensor | None
+
+    def each(self, take: Callable[[Tensor, Any], Tensor], of: Any) -> Lists:
+        kinds = self.classes
+        return Lists(take(self.boxes, of), take(self.alive, of), None if kinds is None else take(kinds, of))
 
 
 def survivors(
@@ -34,16 +52,39 @@ def survivors(
     Returns:
         (P, N) bool.
     """
-    limit = boxes.shape[1] if limit is None else limit
-    if kernels_for(boxes) and boxes.shape[1] <= LONGEST:
+    lists, count = Lists(boxes, alive, classes), boxes.shape[1]
+    limit = count if limit is None else limit
+    longest = LONGEST if kernels_for(boxes) else LONGEST_IN_ROUNDS
+    found = torch.zeros_like(alive)
+    for start in range(0, count, longest):
+        part = (slice(None), slice(start, start + longest))
+        now = lists.each(getitem, part)
+        if start:  # those found so far are better than any of these
+            best = lists._replace(alive=found).each(taken, first_true(found, limit))
+            now = now._replace(alive=now.alive & ~_suppresses(best, now, bound, plus).any(dim=1))
+        found[part] = _best(now, bound, plus, limit)
+        found &= found.cumsum(dim=1) <= limit
+    return found
+
+
+def _best(lists: Lists, bound: float, plus: int, limit: int) -> Tensor:
+    """As `survivors`, of lists that are not too long; of some there may be more than the limit."""
+    if kernels_for(lists.boxes):
         from extractors.suppression_kernel import walk  # Triton is no package of every machine
 
-        return walk(boxes, alive, classes, (bound, plus, limit))
-    at_once = max(1, OVERLAPS_AT_ONCE // max(1, boxes.shape[1] ** 2))
-    groups = [slice(start, start + at_once) for start in range(0, len(boxes), at_once)]
-    parts = [_rounds(boxes[at], alive[at], bound, plus, None if classes is None else classes[at]) for at in groups]
-    found = torch.cat(parts) if parts else torch.zeros_like(alive)
-    return found & (found.cumsum(dim=1) <= limit)
+        return walk(*lists, (bound, plus, limit))
+    at_once = max(1, OVERLAPS_AT_ONCE // lists.boxes.shape[1] ** 2)
+    groups = [lists.each(getitem, slice(start, start + at_once)) for start in range(0, len(lists.boxes), at_once)]
+    found = [settled(_suppresses(each, each, bound, plus), each.alive) for each in groups]
+    return torch.cat(found) if found else torch.zeros_like(lists.alive)
+
+
+def _suppresses(some: Lists, others: Lists, bound: float, plus: int) -> Tensor:
+    """Whether each one of some (P, N) would suppress each of the others (P, M), if it came first: (P, N, M) bool."""
+    over = overlaps(some.boxes, others.boxes, plus) > bound
+    if some.classes is not None and others.classes is not None:
+        over &= some.classes[:, :, None] == others.classes[:, None, :]
+    return over & some.alive[:, :, None]
 
 
 def survivors_of_orders(boxes: Tensor, orders: Tensor, alive: Tensor, bound: float, plus: int) -> Tensor:
@@ -78,25 +119,21 @@ def bound_of(threshold: float, inclusive: bool) -> float:
     return float(np.nextafter(near, np.float32(-1)) if below else near)
 
 
-def overlaps(boxes: Tensor, plus: int) -> Tensor:
-    """IoU of boxes (P, N, 4) with one another, (P, N, N) float32."""
-    x1, y1, x2, y2 = boxes.unbind(2)
-    overlap = _shared(x1, x2, plus).mul_(_shared(y1, y2, plus))
-    area = (x2 - x1 + plus) * (y2 - y1 + plus)
-    return overlap / (area[:, :, None] + area[:, None, :]).sub_(overlap)
+def overlaps(some: Tensor, others: Tensor, plus: int) -> Tensor:
+    """IoU of boxes (P, N, 4) with others (P, M, 4), (P, N, M) float32."""
+    overlap = _shared(some, others, 0, plus).mul_(_shared(some, others, 1, plus))
+    return overlap / (_area(some, plus)[:, :, None] + _area(others, plus)[:, None, :]).sub_(overlap)
 
 
-def _shared(low: Tensor, high: Tensor, plus: int) -> Tensor:
-    """Of intervals (P, N), what two share, (P, N, N); an axis at a time takes half the memory."""
-    ends, starts = torch.minimum(high[:, :, None], high[:, None]), torch.maximum(low[:, :, None], low[:, None])
+def _shared(some: Tensor, others: Tensor, axis: int, plus: int) -> Tensor:
+    """What boxes share of x, or y; an axis at a time takes half the memory."""
+    ends = torch.minimum(some[:, :, None, axis + 2], others[:, None, :, axis + 2])
+    starts = torch.maximum(some[:, :, None, axis], others[:, None, :, axis])
     return ends.sub_(starts).add_(plus).clamp_(min=0)
 
 
-def _rounds(boxes: Tensor, alive: Tensor, bound: float, plus: int, classes: Tensor | None) -> Tensor:
-    over = overlaps(boxes, plus) > bound
-    if classes is not None:
-        over &= classes[:, :, None] == classes[:, None, :]
-    return settled(over & alive[:, :, None], alive)
+def _area(boxes: Tensor, plus: int) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0] + plus) * (boxes[..., 3] - boxes[..., 1] + plus)
 
 
 def settled(over: Tensor, alive: Tensor) -> Tensor:
@@ -117,3 +154,19 @@ def settled(over: Tensor, alive: Tensor) -> Tensor:
         if torch.equal(after, now):
             return now
         now = after
+
+
+def taken(values: Tensor, rows: Tensor) -> Tensor:
+    """Of each image's (B, N, ...) the rows (B, M) of it: (B, M, ...)."""
+    wide = rows.reshape(*rows.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, wide.expand(*rows.shape, *values.shape[2:]))
+
+
+def first_true(found: Tensor, most: int) -> Tensor:
+    """Where in each row of (P, N) bool it is true, in order: (P, `most` or N) int64, with zeros behind. Rows have no
+    more than `most`. Unlike `nonzero` it does not wait for a GPU."""
+    lists, count = found.shape
+    most = min(most, count)
+    places = torch.where(found, found.cumsum(dim=1) - 1, most)  # the last place is for what is false
+    columns = torch.arange(count, device=found.device).expand_as(found)
+    return torch.zeros(lists, most + 1, dtype=torch.int64, device=found.device).scatter_(1, places, columns)[:, :most]

@@ -18,7 +18,6 @@ from extractors.boxes import (
     clip,
     decode,
     detectron2_anchors,
-    first_true,
     nms_together,
     nonempty,
     shifted_anchors,
@@ -313,13 +312,3 @@ def slow_nms_of_classes(boxes: list[Box], scores: list[float], kinds: list[int],
         mine = [row for row, each in enumerate(kinds) if each == kind]
         kept += [mine[at] for at in slow_nms([boxes[row] for row in mine], [scores[row] for row in mine], threshold, 0)]
     return sorted(kept, key=lambda row: (-scores[row], row))
-
-
-def test_the_first_true_columns_come_in_order() -> None:
-    found = torch.rand(20, 15, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 20)[:, None]
-    for most in (15, 40):
-        rows = first_true(found, most)
-        assert rows.shape == (20, 15)
-        for mine, row in zip(found, rows, strict=True):
-            assert row.tolist() == mine.nonzero()[:, 0].tolist() + [0] * int((~mine).sum())
-    assert first_true(found.logical_and(found.cumsum(1) <= 3), 3).shape == (20, 3)

@@ -188,9 +188,8 @@ def test_a_job_on_a_gpu_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("longest", [8192, 1000])
 @pytest.mark.parametrize("name", RULES)
 def test_boxes_are_selected_as_on_a_cpu(name: str, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By every rule; and where there is room for all candidates, nothing waits."""
-    for module in ("selection", "boxes"):
-        monkeypatch.setattr(f"extractors.{module}.LONGEST", longest)
+    """By every rule, without waiting; also where candidates are suppressed part by part."""
+    monkeypatch.setattr("extractors.suppression.LONGEST", longest)
     generator = torch.Generator().manual_seed(3)
     regressed, counts = random_lists(3 * 300, 41)[0].view(3, 300, 41, 4) * 40, torch.tensor([300, 200, 5])
     logits = torch.randn(3, 300, 42, generator=generator) * 3
@@ -214,7 +213,7 @@ def test_boxes_are_selected_as_on_a_cpu(name: str, longest: int, monkeypatch: py
             rule = replace(DEFAULTS[name], min_boxes=5, max_boxes=most, score_threshold=score)
             wanted, kept = select(here, rule)
             select(there, rule)  # kernels are compiled
-            torch.cuda.set_sync_debug_mode("error" if longest == 8192 else "default")
+            torch.cuda.set_sync_debug_mode("error")
             try:
                 mine, on_gpu = select(there, rule)
             finally:

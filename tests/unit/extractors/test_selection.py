@@ -326,14 +326,13 @@ def test_images_are_selected_from_as_a_plain_loop_does_of_each(
     longest: int,
     seed: int,
 ) -> None:
-    """Also where there are too many candidates to make room for. Behind an image's proposals stand others alike."""
+    """Also where they are suppressed part by part. Behind an image's proposals stand others alike."""
     rule = Selection(name, most // 2, most, score_threshold, nms_threshold)
     regressed, probs = tied(len(counts), max(counts) + behind, classes, seed)
     frames = [FRAMES[(seed + row) % len(FRAMES)] for row in range(len(counts))]
     proposed = Proposed(regressed[:, :, 0], torch.tensor(counts), said(probs), frames, moved_to(regressed))
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("selection", "boxes"):
-            patched.setattr(f"extractors.{module}.LONGEST", longest)
+        patched.setattr("extractors.suppression.LONGEST_IN_ROUNDS", longest)
         selected, kept = select(proposed, rule)
     for row, (count, frame) in enumerate(zip(counts, frames, strict=True)):
         mine = Selected(*(each[row, : kept[row]] for each in selected))
@@ -357,8 +356,8 @@ def test_no_rule_asks_for_a_value(name: str, threshold: float, monkeypatch: pyte
     settles stands for the kernel."""
     monkeypatch.setattr("extractors.boxes._at_hand", lambda boxes: boxes.device.type == "cpu")
     monkeypatch.setattr("extractors.suppression.settled", lambda over, alive: alive)
-    boxes = torch.empty(3, 200, 4, device="meta")
-    found = said(torch.empty(3, 200, 1601, device="meta"))
+    boxes = torch.empty(3, 1000, 4, device="meta")
+    found = said(torch.empty(3, 1000, 1601, device="meta"))
     counts = torch.empty(3, dtype=torch.int64, device="meta")
     regress = moved_to_nowhere
     rule = replace(DEFAULTS[name], score_threshold=threshold)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from extractors.suppression import OVERLAPS_AT_ONCE, bound_of, settled, survivors
+from extractors.suppression import OVERLAPS_AT_ONCE, bound_of, first_true, settled, survivors
 from tests.unit.extractors.test_boxes import overlap
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -67,6 +67,22 @@ def test_lists_settle_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(survivors(boxes, alive, 0.5, 0), whole)
 
 
+@pytest.mark.parametrize("limit", [1, 5, 12, 1000])
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("longest", [1, 7, 30, 89])
+def test_long_lists_settle_part_by_part(
+    longest: int, by_class: bool, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extractors.suppression.LONGEST_IN_ROUNDS", longest)
+    boxes, alive, classes = random_lists(3, 90)
+    alive[1] = False
+    kinds = classes if by_class else None
+    found = survivors(boxes, alive, bound_of(0.25, inclusive=False), 0, limit, kinds)
+    for at in range(3):
+        kind = None if kinds is None else kinds[at]
+        assert found[at].tolist() == walked(boxes[at], alive[at], kind, (QUARTER, 0, limit))
+
+
 def test_a_chain_settles_from_its_front() -> None:
     """Each box suppresses the next one alone, so every second one stays."""
     over = torch.diag(torch.ones(8, dtype=torch.bool), 1)[None]
@@ -79,3 +95,13 @@ def test_a_bound_is_the_threshold_as_both_rules_read_it(threshold: float) -> Non
     for ratio in (near, near.nextafter(torch.tensor(0.0)), near.nextafter(torch.tensor(1.0))):
         assert (float(ratio) > bound_of(threshold, inclusive=False)) == (float(ratio) > threshold)
         assert (float(ratio) > bound_of(threshold, inclusive=True)) == bool(ratio >= near)
+
+
+def test_the_first_true_columns_come_in_order() -> None:
+    found = torch.rand(20, 15, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 20)[:, None]
+    for most in (15, 40):
+        rows = first_true(found, most)
+        assert rows.shape == (20, 15)
+        for mine, row in zip(found, rows, strict=True):
+            assert row.tolist() == mine.nonzero()[:, 0].tolist() + [0] * int((~mine).sum())
+    assert first_true(found.logical_and(found.cumsum(1) <= 3), 3).shape == (20, 3)
