@@ -4,11 +4,13 @@
 
 Protocol. The sizes of --photos at 600/1000, or 640 x 480 for all, again and again, --images of them in units of --unit,
 go through the feeder of the local engine as on a GPU, LARGEST images a batch. Images take their time to be loaded, as
-LOADERS threads would, --load milliseconds each; the device has one batch at a time, --nanoseconds for each pixel of it
-with its padding, as an H200 needs for X-152 in bfloat16, whatever its shape; a unit takes --commit seconds to be
-committed, one after the other. "Busy" is the device's share of the time from when a fifth of the images are done to
-when nine tenths are. Pixels are those of padded and filled batches over those of the images in them, and shapes their
-different ones, each of which a GPU's library plans anew.
+LOADERS threads would, --load milliseconds each. As in the engine, each batch has a thread of a few, which lays it out
+for --lay milliseconds, waits for the device, and makes records for --records; one thread gives the device its batches,
+for --launch milliseconds each and --shape more where a batch's shape is new, which a GPU's library plans; the device
+has one batch at a time, --nanoseconds for each pixel of it with its padding, as an H200 needs for X-152 in bfloat16. A
+unit takes --commit seconds to be committed, one after the other. "Busy" is the device's share of the time from when a
+fifth of the images are done to when nine tenths are. Pixels are those of padded and filled batches over those of the
+images in them, and shapes their different ones. Left out is that threads keep one another from running, and disks.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class StandIn:
 
     def __init__(self, sizes: list[Size], args: argparse.Namespace) -> None:
         self._sizes, self._args = sizes, args
-        self._loaders, self._device = ThreadPoolExecutor(LOADERS), ThreadPoolExecutor(1)
+        self._loaders, self._networks = ThreadPoolExecutor(LOADERS), ThreadPoolExecutor(batches_at_once(True, 1))
+        self._launcher, self._device = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._known: set[tuple[int, int, int]] = set()
         self.batches: list[tuple[float, float, list[Size]]] = []  # begin and end in seconds, sizes
 
     def load(self, ref: ImageRef) -> Future[Loaded]:
@@ -66,21 +70,32 @@ class StandIn:
         return self._loaders.submit(wait)
 
     def run(self, images: list[Image]) -> Future[Batch]:
-        sizes = [image.loaded.size or (0, 0) for image in images]
-
         def wait() -> Batch:
             began = time.perf_counter()
-            count, (height, width) = padded_count(len(sizes)), common_size(sizes)
-            time.sleep(count * height * width * self._args.nanoseconds / 1e9)
-            self.batches.append((began, time.perf_counter(), sizes))
+            time.sleep(self._args.lay / 1e3)
+            self._launcher.submit(self._launched, [image.loaded.size or (0, 0) for image in images]).result().result()
+            time.sleep(self._args.records / 1e3)
             done = [Done(image.number, {}, {}, image.unit) for image in images]
             return Batch(done, time.perf_counter() - began)
 
-        return self._device.submit(wait)
+        return self._networks.submit(wait)
+
+    def _launched(self, sizes: list[Size]) -> Future[None]:
+        """In the thread that gives the device its work."""
+        shape = padded_count(len(sizes)), *common_size(sizes)
+        time.sleep((self._args.launch + (0 if shape in self._known else self._args.shape)) / 1e3)
+        self._known.add(shape)
+
+        def work() -> None:
+            began = time.perf_counter()
+            time.sleep(shape[0] * shape[1] * shape[2] * self._args.nanoseconds / 1e9)
+            self.batches.append((began, time.perf_counter(), sizes))
+
+        return self._device.submit(work)
 
     def close(self) -> None:
-        self._loaders.shutdown()
-        self._device.shutdown()
+        for threads in (self._loaders, self._networks, self._launcher, self._device):
+            threads.shutdown()
 
 
 def go(sizes: list[Size], stand_in: StandIn, args: argparse.Namespace) -> None:
@@ -136,6 +151,10 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=6000)
     parser.add_argument("--unit", type=positive, default=129, help="images: so many of X-152's grids are one")
     parser.add_argument("--load", type=float, default=10.0, help="milliseconds an image, of each loader")
+    parser.add_argument("--lay", type=float, default=20.0, help="milliseconds a batch to lay it out")
+    parser.add_argument("--launch", type=float, default=10.0, help="milliseconds to give it to the device")
+    parser.add_argument("--shape", type=float, default=60.0, help="milliseconds more where its shape is new")
+    parser.add_argument("--records", type=float, default=20.0, help="milliseconds to make records of it")
     parser.add_argument("--nanoseconds", type=float, default=2.5, help="a pixel")
     parser.add_argument("--commit", type=float, default=0.1, help="seconds a unit")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -151,8 +170,9 @@ def main() -> None:
     report = (
         f"# Batches, and how busy they keep a device that only takes its time, {time.strftime('%Y-%m-%d')}\n\n"
         f"{hardware()}, {args.images:,} images in units of {args.unit}, {args.load:g} ms to load one in {LOADERS} "
-        f"threads, {args.nanoseconds:g} ns a pixel, {args.commit:g} s to commit a unit. "
-        f"{asked()}\n\n"
+        f"threads, {args.lay:g} ms to lay a batch out, {args.launch:g} to launch it and {args.shape:g} more for a new "
+        f"shape, {args.nanoseconds:g} ns a pixel, {args.records:g} ms for a batch's records, {args.commit:g} s to "
+        f"commit a unit. {asked()}\n\n"
         + table(["sizes", "images a batch", "pixels", "shapes", "busy", "images/s", "megapixels/s"], cells)
         + "\n"
     )

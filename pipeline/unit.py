@@ -5,8 +5,9 @@ and the calling thread writes. One bad image becomes an error row and the others
 once: the images of the second one's unit are loaded, and run, while the first one writes and commits.
 
 On a CPU every image gets one thread, and as many images run at once as there are cores: a network's sums then come out
-the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has three
-threads: while one of them waits for results or makes records of them, the next one's batch is laid out, and run.
+the same to the last bit on any number of cores, and no core waits for another in the middle of a layer. A GPU has four
+threads: while one of them waits for results and one makes records, the others' batches are laid out, and given to it.
+Where a batch's shape is new, that takes longer than the batch before it runs: two have to be ahead.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from storage import ErrorRow, Spec, StoreWriter
 from storage.secrets import shown
 from storage.writer import UnitWriter
 
-BATCHES_ON_GPU = 3  # under way at once, a thread each: what one waits for, the others' work fills
+BATCHES_ON_GPU = 4  # under way at once, a thread each: what one waits for, the others' work fills
 NO_ROOM = (  # as torch on a CPU, C++, cuBLAS, cuDNN and CUDA itself say it
     "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED", "ALLOCATION_FAILED", "out of memory",
 )  # fmt: skip

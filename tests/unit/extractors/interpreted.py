@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from unittest.mock import patch
 
 import torch
 from torchvision.ops import roi_pool
@@ -36,6 +37,14 @@ def suppression() -> None:
                     boxes, alive.t().contiguous().t(), kinds, (0.5, plus, limit)
                 )  # a sort of columns lays it so
                 assert torch.equal(turned, wanted), (lists, count, plus)
+
+
+def suppression_in_parts() -> None:
+    boxes, alive, classes = random_lists(3, 90)
+    for limit, kinds in ((7, classes), (1000, None)):
+        wanted = survivors(boxes, alive, 0.25, 0, limit, kinds)
+        with patch.multiple("extractors.suppression", kernels_for=lambda boxes: True, LONGEST=40):
+            assert torch.equal(survivors(boxes, alive, 0.25, 0, limit, kinds), wanted), limit
 
 
 def suppression_in_orders() -> None:
@@ -96,6 +105,7 @@ def resizing() -> None:
 
 KERNELS = {
     "suppression": suppression,
+    "parts": suppression_in_parts,
     "orders": suppression_in_orders,
     "pooling": pooling,
     "clearing": clearing,

@@ -25,6 +25,6 @@ def wrong() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kernel", ["suppression", "orders", "pooling", "clearing", "resizing"])
+@pytest.mark.parametrize("kernel", ["suppression", "parts", "orders", "pooling", "clearing", "resizing"])
 def test_a_kernel_gives_the_same(kernel: str, wrong: dict[str, str]) -> None:
     assert wrong[kernel] == ""
