@@ -25,7 +25,7 @@ from extractors.ragged import padded_count
 from extractors.resnet import ConvNorm
 from extractors.roi_pool import roi_pool
 from extractors.selection import DEFAULTS, RULES, Frame, Proposed, select
-from extractors.suppression import _rounds
+from extractors.suppression import survivors
 from extractors.trunk import TrunkExtractor, on_device
 from pipeline.config import EngineConfig, ExtractJob
 from pipeline.job import JobStart, run_job
@@ -85,7 +85,7 @@ def test_the_kernel_leaves_what_settles(lists: int, count: int, plus: int) -> No
         few = slice(0, 2 if count > 1000 else None)
         mine = None if kinds is None else kinds[few].cuda()
         found = walk(boxes[few].cuda(), alive[few].cuda(), mine, (0.5, plus, count))
-        wanted = _rounds(boxes[few], alive[few], 0.5, plus, None if kinds is None else kinds[few])
+        wanted = survivors(boxes[few], alive[few], 0.5, plus, None, None if kinds is None else kinds[few])
         assert torch.equal(found.cpu(), wanted)
 
 
