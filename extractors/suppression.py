@@ -9,6 +9,7 @@ Shapes in this file: P lists (images, or classes) of N boxes each, x1 y1 x2 y2, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from operator import getitem
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from extractors.kernels import kernels_for
 
 LONGEST = 8192  # boxes of a list that one program can hold
 OVERLAPS_AT_ONCE = 9_000_000  # of the rounds, in a few float32 matrices of 36 MB
-LONGEST_IN_ROUNDS = 3000  # whose overlaps are so many
+LONGEST_IN_ROUNDS = math.isqrt(OVERLAPS_AT_ONCE)
 
 
 class Lists(NamedTuple):
@@ -55,28 +56,30 @@ def survivors(
     lists, count = Lists(boxes, alive, classes), boxes.shape[1]
     limit = count if limit is None else limit
     longest = LONGEST if kernels_for(boxes) else LONGEST_IN_ROUNDS
-    found = torch.zeros_like(alive)
-    for start in range(0, count, longest):
-        part = (slice(None), slice(start, start + longest))
-        now = lists.each(getitem, part)
-        if start:  # those found so far are better than any of these
-            best = lists._replace(alive=found).each(taken, first_true(found, limit))
-            now = now._replace(alive=now.alive & ~_suppresses(best, now, bound, plus).any(dim=1))
-        found[part] = _best(now, bound, plus, limit)
-        found &= found.cumsum(dim=1) <= limit
+    found = _best(lists.each(getitem, np.s_[:, :longest]), bound, plus, limit)
+    for start in range(longest, count, longest):  # those found so far are better than any of these
+        best = lists._replace(alive=found).each(taken, first_true(found, limit))
+        now = lists.each(getitem, np.s_[:, start : start + longest])
+        now = now._replace(alive=now.alive & ~_suppresses(best, now, bound, plus).any(dim=1))
+        found = _no_more_than(limit, torch.cat([found, _best(now, bound, plus, limit)], dim=1))
     return found
 
 
 def _best(lists: Lists, bound: float, plus: int, limit: int) -> Tensor:
-    """As `survivors`, of lists that are not too long; of some there may be more than the limit."""
+    """As `survivors`, of lists that are not too long."""
     if kernels_for(lists.boxes):
         from extractors.suppression_kernel import walk  # Triton is no package of every machine
 
         return walk(*lists, (bound, plus, limit))
-    at_once = max(1, OVERLAPS_AT_ONCE // lists.boxes.shape[1] ** 2)
+    at_once = max(1, OVERLAPS_AT_ONCE // max(1, lists.boxes.shape[1] ** 2))
     groups = [lists.each(getitem, slice(start, start + at_once)) for start in range(0, len(lists.boxes), at_once)]
     found = [settled(_suppresses(each, each, bound, plus), each.alive) for each in groups]
-    return torch.cat(found) if found else torch.zeros_like(lists.alive)
+    return _no_more_than(limit, torch.cat(found)) if found else torch.zeros_like(lists.alive)
+
+
+def _no_more_than(limit: int, found: Tensor) -> Tensor:
+    """Of what is true in each row (P, N), the first."""
+    return found & (found.cumsum(dim=1) <= limit)
 
 
 def _suppresses(some: Lists, others: Lists, bound: float, plus: int) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 
 from extractors import ImageError
 from pipeline.timed import read_within
+from tests.helpers import until
 
 
 class Source:
@@ -71,7 +72,4 @@ def test_the_reading_thread_ends_with_its_caller() -> None:
     caller = threading.Thread(target=lambda: read_within(Source().read, "a", 5))
     caller.start()
     caller.join()
-    deadline = time.monotonic() + 5
-    while readers() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert readers() <= before
+    until(lambda: readers() <= before)

@@ -25,6 +25,7 @@ from storage.compact import compact, fold
 from storage.order import Order, batches
 from storage.reading import BatchLoader, record_bytes
 from storage.spec import OPTIONAL
+from tests.helpers import until
 from tests.unit.storage.samples import (
     GRID,
     PATCHES,
@@ -442,10 +443,8 @@ def test_a_state_counts_what_was_taken_and_not_what_is_read_ahead(
     assert loader.state()["done"] == 0
     for taken in range(1, 9):
         next(coming)
-        deadline = time.monotonic() + 10
-        while len(filled) < taken + reading.THREADS and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert len(filled) == taken + reading.THREADS  # the threads are ahead
+        until(lambda taken=taken: len(filled) >= taken + reading.THREADS)  # type: ignore[misc]  # the threads are ahead
+        assert len(filled) == taken + reading.THREADS
         assert loader.state()["done"] == 3 * taken
     assert iter(loader) is not coming and loader.state()["done"] == 0
 
