@@ -2,15 +2,15 @@
 
     uv run python -m benchmarks.batching
 
-Protocol. The sizes of --photos at 600/1000, or 640 x 480 for all, again and again, --images of them in units of --unit,
-go through the feeder of the local engine as on a GPU, LARGEST images a batch. Images take their time to be loaded, as
-LOADERS threads would, --load milliseconds each. As in the engine, each batch has a thread of a few, which lays it out
-for --lay milliseconds, waits for the device, and makes records for --records; one thread gives the device its batches,
-for --launch milliseconds each and --shape more where a batch's shape is new, which a GPU's library plans; the device
-has one batch at a time, --nanoseconds for each pixel of it with its padding, as an H200 needs for X-152 in bfloat16. A
-unit takes --commit seconds to be committed, one after the other. "Busy" is the device's share of the time from when a
-fifth of the images are done to when nine tenths are. Pixels are those of padded and filled batches over those of the
-images in them, and shapes their different ones. Left out is that threads keep one another from running, and disks.
+Protocol. The sizes of --photos at 600/1000, or 640 x 480 for all, again and again, --images of them, go through the
+feeder of the local engine as on a GPU, LARGEST images a batch, in units as X-152's grids make. All that happens to them
+is a sleep, as long as the report says. As in the engine, images are loaded by threads; each batch has a thread of a
+few, which lays it out, waits for the device, and makes records; one thread gives the device its batches, longer where a
+batch's shape is new, which a GPU's library plans; the device has one batch at a time, and each pixel of it with its
+padding takes as long as an H200 needs for X-152 in bfloat16; units are committed one after the other. "Busy" is the
+device's share of the time from when a fifth of the images are done to when nine tenths are. Pixels are those of padded
+and filled batches over those of the images in them, and shapes their different ones. Left out is that threads keep one
+another from running, and disks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from pipeline.feeding import Batch, Done, Feeder, Image, Loaded
 from pipeline.sources import ImageRef
 from pipeline.unit import batches_at_once, units_at_once
 
-LOADERS = 16
+LOADERS = 16  # threads
+UNIT = 129  # images
+LOAD = 0.01  # seconds: an image, in each loader
+LAY_OUT, LAUNCH, NEW_SHAPE, RECORDS = 0.02, 0.01, 0.06, 0.02  # a batch
+PIXEL, COMMIT = 2.5e-9, 0.1  # a pixel, a unit
 
 
 def sizes_of(photos: Path, count: int, one_size: bool) -> list[Size]:
@@ -53,8 +57,8 @@ def sizes_of(photos: Path, count: int, one_size: bool) -> list[Size]:
 class StandIn:
     """A GPU, and what loads images for it: both sleep."""
 
-    def __init__(self, sizes: list[Size], args: argparse.Namespace) -> None:
-        self._sizes, self._args = sizes, args
+    def __init__(self, sizes: list[Size]) -> None:
+        self._sizes = sizes
         self._loaders, self._networks = ThreadPoolExecutor(LOADERS), ThreadPoolExecutor(batches_at_once(True, 1))
         self._launcher, self._device = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._known: set[tuple[int, int, int]] = set()
@@ -64,7 +68,7 @@ class StandIn:
         size = self._sizes[int(ref.key)]
 
         def wait() -> Loaded:
-            time.sleep(self._args.load / 1e3)
+            time.sleep(LOAD)
             return Loaded(ref, {"grid": Prepared(ref.key, size, torch.empty(0), 1.0, resized=size)}, {})
 
         return self._loaders.submit(wait)
@@ -72,9 +76,9 @@ class StandIn:
     def run(self, images: list[Image]) -> Future[Batch]:
         def wait() -> Batch:
             began = time.perf_counter()
-            time.sleep(self._args.lay / 1e3)
+            time.sleep(LAY_OUT)
             self._launcher.submit(self._launched, [image.loaded.size or (0, 0) for image in images]).result().result()
-            time.sleep(self._args.records / 1e3)
+            time.sleep(RECORDS)
             done = [Done(image.number, {}, {}, image.unit) for image in images]
             return Batch(done, time.perf_counter() - began)
 
@@ -83,12 +87,12 @@ class StandIn:
     def _launched(self, sizes: list[Size]) -> Future[None]:
         """In the thread that gives the device its work."""
         shape = padded_count(len(sizes)), *common_size(sizes)
-        time.sleep((self._args.launch + (0 if shape in self._known else self._args.shape)) / 1e3)
+        time.sleep(LAUNCH + (0 if shape in self._known else NEW_SHAPE))
         self._known.add(shape)
 
         def work() -> None:
             began = time.perf_counter()
-            time.sleep(shape[0] * shape[1] * shape[2] * self._args.nanoseconds / 1e9)
+            time.sleep(shape[0] * shape[1] * shape[2] * PIXEL)
             self.batches.append((began, time.perf_counter(), sizes))
 
         return self._device.submit(work)
@@ -98,7 +102,7 @@ class StandIn:
             threads.shutdown()
 
 
-def go(sizes: list[Size], stand_in: StandIn, args: argparse.Namespace) -> None:
+def go(sizes: list[Size], stand_in: StandIn) -> None:
     """Run units as the local engine does."""
     feeder = Feeder(stand_in.load, stand_in.run, BatchSize(LARGEST, None), LOADERS, batches_at_once(True, 1))
     committing = threading.Lock()
@@ -110,10 +114,10 @@ def go(sizes: list[Size], stand_in: StandIn, args: argparse.Namespace) -> None:
             continue
         feeder.leave(flow)
         with committing:
-            time.sleep(args.commit)
+            time.sleep(COMMIT)
 
     with ThreadPoolExecutor(units_at_once(True)) as threads:
-        list(threads.map(run, (refs[at : at + args.unit] for at in range(0, len(refs), args.unit))))
+        list(threads.map(run, (refs[at : at + UNIT] for at in range(0, len(refs), UNIT))))
     feeder.close()
     stand_in.close()
 
@@ -128,8 +132,8 @@ def steady(batches: list[tuple[float, float, list[Size]]], images: int) -> Itera
 
 def measure(one_size: bool, args: argparse.Namespace) -> dict[str, Any]:
     sizes = sizes_of(args.photos, args.images, one_size)
-    stand_in = StandIn(sizes, args)
-    go(sizes, stand_in, args)
+    stand_in = StandIn(sizes)
+    go(sizes, stand_in)
     kept = list(steady(stand_in.batches, len(sizes)))
     seconds, images = kept[-1][1] - kept[0][1], sum(len(each) for _, _, each in kept[1:])
     shapes = [(padded_count(len(each)), *common_size(each)) for _, _, each in stand_in.batches]
@@ -149,14 +153,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=jpegs, default=next(each for each in PHOTOS if each.is_dir()))
     parser.add_argument("--images", type=positive, default=6000)
-    parser.add_argument("--unit", type=positive, default=129, help="images: so many of X-152's grids are one")
-    parser.add_argument("--load", type=float, default=10.0, help="milliseconds an image, of each loader")
-    parser.add_argument("--lay", type=float, default=20.0, help="milliseconds a batch to lay it out")
-    parser.add_argument("--launch", type=float, default=10.0, help="milliseconds to give it to the device")
-    parser.add_argument("--shape", type=float, default=60.0, help="milliseconds more where its shape is new")
-    parser.add_argument("--records", type=float, default=20.0, help="milliseconds to make records of it")
-    parser.add_argument("--nanoseconds", type=float, default=2.5, help="a pixel")
-    parser.add_argument("--commit", type=float, default=0.1, help="seconds a unit")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     facts = [measure(one_size, args) for one_size in (True, False)]
@@ -169,9 +165,9 @@ def main() -> None:
     ]  # fmt: skip
     report = (
         f"# Batches, and how busy they keep a device that only takes its time, {time.strftime('%Y-%m-%d')}\n\n"
-        f"{hardware()}, {args.images:,} images in units of {args.unit}, {args.load:g} ms to load one in {LOADERS} "
-        f"threads, {args.lay:g} ms to lay a batch out, {args.launch:g} to launch it and {args.shape:g} more for a new "
-        f"shape, {args.nanoseconds:g} ns a pixel, {args.records:g} ms for a batch's records, {args.commit:g} s to "
+        f"{hardware()}, {args.images:,} images in units of {UNIT}, {1e3 * LOAD:g} ms to load one in {LOADERS} "
+        f"threads, {1e3 * LAY_OUT:g} ms to lay a batch out, {1e3 * LAUNCH:g} to launch it and {1e3 * NEW_SHAPE:g} more "
+        f"for a new shape, {1e9 * PIXEL:g} ns a pixel, {1e3 * RECORDS:g} ms for a batch's records, {COMMIT:g} s to "
         f"commit a unit. {asked()}\n\n"
         + table(["sizes", "images a batch", "pixels", "shapes", "busy", "images/s", "megapixels/s"], cells)
         + "\n"
