@@ -34,7 +34,7 @@ WORKERS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=positive, default=32)
-    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=1)
     parser.add_argument("--workers", nargs="+", choices=WORKERS, default=list(WORKERS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
