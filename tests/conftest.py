@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side: a waiting thread gives its core away
-os.environ.setdefault("RAY_worker_niceness", "0")  # by default its actors run only when no other test wants the core
 
 MEMORY, WANTED = Path("/dev/shm"), 8 << 30  # bytes
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= WANTED:  # stores are synced file by file: disks make that slow

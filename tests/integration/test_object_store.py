@@ -274,6 +274,8 @@ def test_other_processes_read_a_store_that_was_opened_and_read_here(start: str, 
     context = multiprocessing.get_context(start)
     with context.Pool(2) as pool:
         assert pool.map_async(checksums, [store, store]).get(60) == [mine, mine]
+        pool.close()  # a SIGTERM could be missed: Ray's handler of it is inherited, where Ray ran in this process
+        pool.join()
     if start == "fork":  # inherited, not pickled: its connections must not be used in the child
         result = context.Queue()
         child = context.Process(target=lambda: result.put(checksums(store)))
