@@ -25,6 +25,16 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def by_others(context: Any, function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """What other processes, one an item, make of items. They are not ended by SIGTERM, as the pool would: where Ray ran
+    in this process they inherit its handler, and wait on where it came just before they waited."""
+    with context.Pool(len(items)) as pool:
+        found: list[Any] = pool.map_async(function, items).get(60)
+        pool.close()
+        pool.join()
+    return found
+
+
 def write_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
     """Write `count` smooth random JPEGs of several sizes; returns their keys, sorted."""
     rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ from storage import SpecMismatchError, StoreError, StoreWriter, open_store, veri
 from storage.bucket import Bucket
 from storage.compact import compact, fold
 from storage.records import pack
-from tests.helpers import TINY, differences, s3_environment, write_photos
+from tests.helpers import TINY, by_others, differences, s3_environment, write_photos
 from tests.unit.storage.samples import (
     GRID,
     PATCHES,
@@ -272,10 +272,7 @@ def test_other_processes_read_a_store_that_was_opened_and_read_here(start: str, 
     mine = checksums(store)
     assert checksums(pickle.loads(pickle.dumps(store))) == mine
     context = multiprocessing.get_context(start)
-    with context.Pool(2) as pool:
-        assert pool.map_async(checksums, [store, store]).get(60) == [mine, mine]
-        pool.close()  # a SIGTERM could be missed: Ray's handler of it is inherited, where Ray ran in this process
-        pool.join()
+    assert by_others(context, checksums, [store, store]) == [mine, mine]
     if start == "fork":  # inherited, not pickled: its connections must not be used in the child
         result = context.Queue()
         child = context.Process(target=lambda: result.put(checksums(store)))

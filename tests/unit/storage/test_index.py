@@ -22,6 +22,7 @@ from storage.manifest import Entry, ShardFacts, write_entry
 from storage.places import open_place
 from storage.store import FeatureStore
 from storage.writer import unit_id
+from tests.helpers import by_others
 from tests.unit.storage import workers
 from tests.unit.storage.samples import (
     REGIONS,
@@ -475,7 +476,6 @@ def test_records_of_a_folded_store_come_in_batches_and_in_other_processes(path: 
     store = open_store(path)
     keys = ["e", "b", "", "é/图像"]
     assert store.batch(keys).keys == keys
-    with FORK.Pool(1) as pool:
-        [found] = pool.map(workers.checksums, [store])
+    [found] = by_others(FORK, workers.checksums, [store])
     assert found == workers.checksums(FeatureStore(path)) and set(found) == set(store)
     assert sorted(store.errors(), key=lambda row: row.key) == [error_row("a"), error_row("f")]

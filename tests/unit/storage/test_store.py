@@ -14,6 +14,7 @@ from storage import FeatureStore, Spec, StoreError, StoreWriter, open_store
 from storage.atomic import read_sealed, write_sealed
 from storage.codecs import cast
 from storage.records import pack
+from tests.helpers import by_others
 from tests.unit.storage.samples import (
     GRID,
     PATCHES,
@@ -241,8 +242,7 @@ def test_a_pickled_store_finds_the_same_records_and_carries_no_map(store: Featur
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_other_processes_read_the_same_bytes(store: FeatureStore, start: str) -> None:
     mine = checksums(store)  # shards are mapped now, before the fork
-    with multiprocessing.get_context(start).Pool(2) as pool:
-        assert pool.map(checksums, [store, store]) == [mine, mine]
+    assert by_others(multiprocessing.get_context(start), checksums, [store, store]) == [mine, mine]
 
 
 def test_refreshing_shows_what_others_committed(store: FeatureStore) -> None:
